@@ -1,0 +1,75 @@
+"""Every failure that the job can name, with the exit code that an orchestrator sees.
+
+    AppError                   1   a bug, unless a subclass says otherwise
+    ├── UsageError            64   the command line cannot be understood
+    ├── Unavailable           75   store or data out of reach; the same start may succeed later
+    ├── AccessDenied          77   the credentials or file permissions do not allow it
+    ├── ConfigError           78   a setting, or an input that it names, cannot be used
+    │   ├── NotFound          78   the named input does not exist
+    │   ├── Damaged           78   bytes are there, but they are not what was written
+    │   └── IncompatibleRun   78   the run in the store was made with other settings
+    ├── Fenced                79   another writer holds the run
+    └── Preempted            143   asked to stop, and stopped in order
+
+A message says what happened, names the variable or file, and says what to do.
+The three answers that a store can give to "where is it?" are never confused:
+`NotFound` (it is not there), `AccessDenied` (you may not know) and `Unavailable`
+(nobody answered).
+"""
+
+EXIT_OK = 0
+EXIT_INTERRUPTED = 130  # a second Ctrl-C: the shell's own number for it
+
+
+class AppError(Exception):
+    """Root of the tree. `exit_code` is the status that the process ends with."""
+
+    exit_code = 1
+
+
+class UsageError(AppError):
+    """The command line cannot be understood."""
+
+    exit_code = 64
+
+
+class Unavailable(AppError):
+    """A store or data source did not answer, or answered that it cannot serve now."""
+
+    exit_code = 75
+
+
+class AccessDenied(AppError):
+    """The credentials or the file permissions do not allow the operation."""
+
+    exit_code = 77
+
+
+class ConfigError(AppError):
+    """A setting, or an input that it names, cannot be used as it is."""
+
+    exit_code = 78
+
+
+class NotFound(ConfigError):
+    """The named object, file or dataset does not exist."""
+
+
+class Damaged(ConfigError):
+    """Stored bytes do not match their recorded size, hash or format."""
+
+
+class IncompatibleRun(ConfigError):
+    """The store holds a run of this name that was made with other settings."""
+
+
+class Fenced(AppError):
+    """Another process holds the run, or has taken it over."""
+
+    exit_code = 79
+
+
+class Preempted(AppError):
+    """SIGTERM or SIGINT asked the process to stop."""
+
+    exit_code = 143

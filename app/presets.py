@@ -1,0 +1,89 @@
+"""The shapes of the models that can be trained, as plain data.
+
+No torch here: the settings check SEQ_LEN against a context length, and `--help`
+answers, before anything heavy is imported.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A Llama-compatible decoder. Field names are those of a Hugging Face config.json."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int = 49_152
+    max_position_embeddings: int = 2_048
+    rope_theta: float = 10_000.0
+    rms_norm_eps: float = 1e-5
+    initializer_range: float = 1 / 24
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    def parameter_breakdown(self) -> dict[str, int]:
+        """Number of parameters by part; the output layer is tied and adds none.
+
+        K and V are smaller than Q: grouped-query attention gives them
+        `num_key_value_heads` heads only.
+        """
+        d, kv = self.hidden_size, self.num_key_value_heads * self.head_dim
+        layers = self.num_hidden_layers
+        return {
+            "embedding": self.vocab_size * d,
+            "q_proj": layers * d * d,
+            "k_proj": layers * d * kv,
+            "v_proj": layers * d * kv,
+            "o_proj": layers * d * d,
+            "gate_proj": layers * d * self.intermediate_size,
+            "up_proj": layers * d * self.intermediate_size,
+            "down_proj": layers * d * self.intermediate_size,
+            "norms": layers * 2 * d + d,
+        }
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(self.parameter_breakdown().values())
+
+
+# Shapes of the published SmolLM2 family (their config.json files); `tiny` is ours.
+PRESETS: dict[str, ModelConfig] = {
+    "smollm2-135m": ModelConfig(
+        hidden_size=576,
+        intermediate_size=1_536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+    ),
+    "smollm2-360m": ModelConfig(
+        hidden_size=960,
+        intermediate_size=2_560,
+        num_hidden_layers=32,
+        num_attention_heads=15,
+        num_key_value_heads=5,
+        initializer_range=0.02,
+    ),
+    "smollm2-1.7b": ModelConfig(
+        hidden_size=2_048,
+        intermediate_size=8_192,
+        num_hidden_layers=24,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        initializer_range=0.02,
+    ),
+    # 3.4 million parameters, nearly all of them the embedding: the vocabulary and the
+    # code path are those of its big sisters, a step takes about a second on two cores.
+    "tiny": ModelConfig(
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+    ),
+}

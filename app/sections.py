@@ -1,0 +1,296 @@
+"""The variables that configure the job: type, bounds, unit, one line of help.
+
+Each section is handed to the modules that need it, never the whole. `settings` fills
+them from flags, the environment and a file.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ENV_FILE = Path(".env")
+
+
+class Section(BaseSettings):
+    """A group of variables. An empty value counts as unset, so that compose can pass it on."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_ignore_empty=True, env_file=ENV_FILE
+    )
+
+
+def _unit(name: str) -> dict[str, Any]:
+    return {"unit": name}
+
+
+class RunSettings(Section):
+    run_name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="name of the run, and of its folder in the store; default: the model's name",
+    )
+    total_steps: int = Field(
+        5000,
+        ge=1,
+        le=100_000_000,
+        description="optimizer steps of the original run",
+        json_schema_extra=_unit("steps"),
+    )
+    additional_steps: int = Field(
+        0,
+        ge=0,
+        le=100_000_000,
+        description="extend a finished run by this many steps",
+        json_schema_extra=_unit("steps"),
+    )
+    extension_id: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$",
+        description="name of the extension: the same name is applied once, however often it starts",
+    )
+    seed: int = Field(1337, ge=0, lt=2**63, description="seed of the weights and of the data order")
+    trainer: Literal["lightning", "torch"] = Field(
+        "lightning", description="pytorch-lightning, or a plain PyTorch loop"
+    )
+
+
+class ModelSettings(Section):
+    model: Literal["auto", "smollm2-135m", "smollm2-360m", "smollm2-1.7b", "tiny"] = Field(
+        "auto", description="the model's shape; auto: 135m where there is a GPU, tiny where not"
+    )
+    seq_len: int | None = Field(
+        None,
+        ge=8,
+        le=131_072,
+        description="length of a training sequence; default: the model's context",
+        json_schema_extra=_unit("tokens"),
+    )
+    init_from: str | None = Field(
+        None,
+        description="start from the weights of a Hugging Face directory or hub id",
+    )
+
+
+class DataSettings(Section):
+    dataset: str = Field(
+        "builtin",
+        min_length=1,
+        description="builtin, a hub id, or a path, glob or URI of .txt, .jsonl or .parquet",
+    )
+    dataset_config: str | None = Field(None, description="configuration (subset) of a hub dataset")
+    dataset_split: str = Field("train", min_length=1, description="split of the dataset")
+    text_column: str = Field("text", min_length=1, description="column that holds the text")
+    tokenizer: str = Field(
+        "builtin", min_length=1, description="builtin, or a Hugging Face directory or hub id"
+    )
+    data_dir: Path = Field(
+        Path("/data"), description="folder for prepared tokens, caches and local logs"
+    )
+    val_every_steps: int = Field(
+        0,
+        ge=0,
+        description="validation loss every so many steps; 0: off",
+        json_schema_extra=_unit("steps"),
+    )
+    val_tokens: int = Field(
+        131_072,
+        ge=256,
+        description="size of the validation set",
+        json_schema_extra=_unit("tokens"),
+    )
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return path.absolute()
+
+
+class BatchSettings(Section):
+    batch_size: int = Field(
+        2,
+        ge=1,
+        le=65_536,
+        description="sequences per device and micro-step",
+        json_schema_extra=_unit("sequences"),
+    )
+    global_batch_size: int = Field(
+        16,
+        ge=1,
+        le=1_048_576,
+        description="sequences per optimizer step; gradient accumulation follows from it",
+        json_schema_extra=_unit("sequences"),
+    )
+
+
+class OptimizerSettings(Section):
+    learning_rate: float = Field(3e-4, gt=0, le=1, description="peak learning rate")
+    lr_schedule: Literal["cosine", "wsd", "constant"] = Field(
+        "cosine", description="after warm-up: cosine to the floor, stable then decay, or constant"
+    )
+    warmup_steps: int = Field(
+        100, ge=0, description="linear warm-up", json_schema_extra=_unit("steps")
+    )
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="floor, as a share of the peak")
+    extension_lr: Literal["hold", "stretch"] = Field(
+        "hold", description="in an extension: stay at the floor, or follow the longer schedule"
+    )
+    weight_decay: float = Field(0.1, ge=0, le=10, description="of matrices; norms have none")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first-moment decay")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second-moment decay")
+    adam_epsilon: float = Field(1e-8, gt=0, le=1, description="AdamW's denominator term")
+    grad_clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
+
+
+class ComputeSettings(Section):
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="auto: a GPU where there is one"
+    )
+    precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
+        "auto", description="auto: bf16-mixed on GPUs that have it, else 32-true"
+    )
+    compile: Literal["auto", "true", "false"] = Field(
+        "auto", description="torch.compile; auto: on CUDA"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass, to save memory"
+    )
+    num_workers: int | None = Field(
+        None, ge=0, le=256, description="data loading processes; default: 0 on CPU, 2 on a GPU"
+    )
+
+
+class CheckpointSettings(Section):
+    checkpoint_uri: str = Field(
+        "file:///checkpoints", description="file:///absolute/folder or s3://bucket/prefix"
+    )
+    checkpoint_every_steps: int = Field(
+        20, ge=1, description="steps between checkpoints", json_schema_extra=_unit("steps")
+    )
+    keep_top: int = Field(
+        5, ge=0, le=10_000, description="checkpoints kept by train loss; the newest is kept too"
+    )
+    grace_seconds: float = Field(
+        25,
+        gt=0,
+        le=86_400,
+        description="time between SIGTERM and SIGKILL",
+        json_schema_extra=_unit("seconds"),
+    )
+    lease_ttl: float = Field(
+        30,
+        ge=2,
+        le=3_600,
+        description="a silent holder of the run is dead after this long",
+        json_schema_extra=_unit("seconds"),
+    )
+    lease_wait: float = Field(
+        120,
+        ge=0,
+        le=86_400,
+        description="how long to wait for a live holder before exit 79",
+        json_schema_extra=_unit("seconds"),
+    )
+    give_up_seconds: float = Field(
+        1800,
+        ge=0,
+        le=604_800,
+        description="how long saving may fail before exit 75",
+        json_schema_extra=_unit("seconds"),
+    )
+
+    @field_validator("checkpoint_uri")
+    @classmethod
+    def _usable_uri(cls, uri: str) -> str:
+        try:
+            parts = urlsplit(uri)
+        except ValueError as error:
+            raise ValueError("not a URI") from error
+        if "@" in parts.netloc:
+            raise ValueError("credentials do not belong in a URI; set AWS_ACCESS_KEY_ID instead")
+        if parts.query or parts.fragment or ".." in parts.path.split("/"):
+            raise ValueError("'?', '#' and '..' have no meaning here")
+        if parts.scheme == "file":
+            if parts.netloc or not parts.path.startswith("/"):
+                raise ValueError("a file URI has three slashes: file:///absolute/folder")
+        elif parts.scheme == "s3":
+            if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", parts.netloc):
+                raise ValueError("an s3 URI names a bucket: s3://bucket/prefix")
+        else:
+            raise ValueError("it starts with file:/// or s3://")
+        return uri.rstrip("/") if parts.path.strip("/") else f"{parts.scheme}://{parts.netloc}/"
+
+
+class LogSettings(Section):
+    log_every_steps: int = Field(
+        1, ge=1, description="steps between log lines", json_schema_extra=_unit("steps")
+    )
+    log_format: Literal["text", "json"] = Field("text", description="one line per event, as …")
+    sample_every_steps: int = Field(
+        0,
+        ge=0,
+        description="steps between text samples in the log; 0: off",
+        json_schema_extra=_unit("steps"),
+    )
+    loggers: str = Field(
+        "tensorboard,csv", description="beside metrics.jsonl: any of tensorboard, csv; or none"
+    )
+    metrics_port: int = Field(
+        0, ge=0, le=65_535, description="serve Prometheus metrics on this port; 0: off"
+    )
+
+    @field_validator("loggers")
+    @classmethod
+    def _known_loggers(cls, value: str) -> str:
+        names = [name.strip() for name in value.split(",") if name.strip()]
+        if unknown := [name for name in names if name not in ("tensorboard", "csv", "none")]:
+            raise ValueError(f"{unknown[0]!r} is none of tensorboard, csv, none")
+        return ",".join(name for name in names if name != "none")
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "run": RunSettings,
+    "model": ModelSettings,
+    "data": DataSettings,
+    "batch": BatchSettings,
+    "optimizer": OptimizerSettings,
+    "compute": ComputeSettings,
+    "checkpoints": CheckpointSettings,
+    "logs": LogSettings,
+}
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One row of the table that the README and `config` show."""
+
+    name: str
+    section: str
+    info: FieldInfo
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name.lower()}"
+
+    @property
+    def unit(self) -> str:
+        extra = self.info.json_schema_extra
+        return str(extra.get("unit", "")) if isinstance(extra, dict) else ""
+
+
+def variables() -> Iterator[Variable]:
+    for section, model in SECTIONS.items():
+        for name, info in model.model_fields.items():
+            yield Variable(name.upper(), section, info)
+
+
+def redacted(text: str) -> str:
+    """`text` without the user:password part of URIs and without token-like words."""
+    text = re.sub(r"//[^/@\s]*@", "//***@", text)
+    return re.sub(r"\b(hf_|AKIA|ASIA)[A-Za-z0-9]{8,}", r"\1***", text)

@@ -1,0 +1,169 @@
+"""The sections filled: from flags, the environment, a file and the defaults.
+
+The environment is the only configuration. A command-line flag is the same name in
+lower case, and a `.env` file in the working directory is read too; the order of
+precedence is flag, environment, file, default. Nothing else in the project reads
+the environment, except boto3 (AWS_*) and the hub client (HF_*) for their own names.
+"""
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dotenv import dotenv_values
+from pydantic import ValidationError
+
+from app.errors import ConfigError
+from app.presets import PRESETS
+from app.sections import (
+    ENV_FILE,
+    SECTIONS,
+    BatchSettings,
+    CheckpointSettings,
+    ComputeSettings,
+    DataSettings,
+    LogSettings,
+    ModelSettings,
+    OptimizerSettings,
+    RunSettings,
+    Section,
+    Variable,
+    redacted,
+    variables,
+)
+
+Source = Literal["default", "environment", "file", "flag"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All sections, checked one by one and against each other."""
+
+    run: RunSettings = field(default_factory=RunSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
+    logs: LogSettings = field(default_factory=LogSettings)
+    sources: Mapping[str, Source] = field(default_factory=dict)
+
+    def value(self, variable: Variable) -> Any:
+        return getattr(getattr(self, variable.section), variable.name.lower())
+
+    def shown(self, variable: Variable) -> str:
+        """The value as `config` prints it, without a credential inside a URI."""
+        value = self.value(variable)
+        return "" if value is None else redacted(str(value))
+
+    def is_default(self, name: str) -> bool:
+        return self.sources.get(name, "default") == "default"
+
+
+def load_settings(flags: Mapping[str, str] | None = None) -> Settings:
+    """Settings from `flags` (lower-case names), the environment, `.env` and the defaults.
+
+    Raises ConfigError, with one line for each problem.
+    """
+    given = {name: value for name, value in (flags or {}).items() if value != ""}
+    sources = _sources(given)
+    problems = [
+        f"{name} is not a variable of this job; did you mean {nearest}?"
+        for name, nearest in misspelled([*os.environ, *_env_file()])
+    ]
+    sections: dict[str, Section] = {}
+    for name, section in SECTIONS.items():
+        known: dict[str, Any] = {
+            key: value for key, value in given.items() if key in section.model_fields
+        }
+        try:
+            sections[name] = section(**known)
+        except ValidationError as error:
+            problems += [_problem(detail, sources) for detail in error.errors()]
+    if not problems:
+        settings = Settings(**sections, sources=sources)  # type: ignore[arg-type]
+        problems = list(_impossible_combinations(settings))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return settings
+
+
+def misspelled(names: list[str]) -> Iterator[tuple[str, str]]:
+    """Pairs of (name, nearest variable) for names that almost are a variable of ours."""
+    known = [variable.name for variable in variables()]
+    for name in sorted(set(names)):
+        if name.upper() not in known:
+            nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.9)
+            if nearest:
+                yield name, nearest[0]
+
+
+def variable_table() -> str:
+    """The README's table of variables, in Markdown."""
+    rows = ["| variable | default | unit | what it does |", "|---|---|---|---|"]
+    for variable in variables():
+        default = variable.info.default
+        shown = {None: "", True: "true", False: "false"}.get(default, str(default))
+        if isinstance(default, (int, float)) and not isinstance(default, bool):
+            shown = f"{default:g}" if isinstance(default, float) else str(default)
+        choices = getattr(variable.info.annotation, "__args__", ())
+        named = " \\| ".join(choice for choice in choices if isinstance(choice, str))
+        text = variable.info.description or ""
+        rows.append(
+            f"| `{variable.name}` | {f'`{shown}`' if shown else ''} | {variable.unit} "
+            f"| {text}{f' ({named})' if named else ''} |"
+        )
+    return "\n".join(rows)
+
+
+def _env_file() -> dict[str, str | None]:
+    return dotenv_values(ENV_FILE) if ENV_FILE.is_file() else {}
+
+
+def _sources(flags: Mapping[str, str]) -> dict[str, Source]:
+    environment = {name.upper() for name, value in os.environ.items() if value}
+    file = {name.upper() for name, value in _env_file().items() if value}
+    sources: dict[str, Source] = {}
+    for variable in variables():
+        name = variable.name
+        if name.lower() in flags:
+            sources[name] = "flag"
+        elif name in environment:
+            sources[name] = "environment"
+        elif name in file:
+            sources[name] = "file"
+        else:
+            sources[name] = "default"
+    return sources
+
+
+_WHERE = {"flag": "a flag", "environment": "the environment", "file": str(ENV_FILE)}
+
+
+def _problem(detail: Any, sources: Mapping[str, Source]) -> str:
+    name = str(detail["loc"][0]).upper()
+    reason = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "allowed:")
+    where = _WHERE.get(sources.get(name, "default"), "its default")
+    return f"{name}={redacted(repr(detail['input']))} (from {where}) cannot be used: {reason}"
+
+
+def _impossible_combinations(settings: Settings) -> Iterator[str]:
+    batch, model, data = settings.batch, settings.model, settings.data
+    if batch.global_batch_size % batch.batch_size:
+        yield (
+            f"GLOBAL_BATCH_SIZE={batch.global_batch_size} is not a multiple of "
+            f"BATCH_SIZE={batch.batch_size}: set one so that it divides"
+        )
+    if model.seq_len and not model.init_from:
+        contexts = [PRESETS[model.model]] if model.model != "auto" else list(PRESETS.values())
+        longest = max(preset.max_position_embeddings for preset in contexts)
+        if model.seq_len > longest:
+            yield (
+                f"SEQ_LEN={model.seq_len} is above the context of MODEL={model.model}: "
+                f"at most {longest} tokens"
+            )
+    if data.dataset == "builtin" and not settings.is_default("DATASET_CONFIG"):
+        yield "DATASET_CONFIG has no meaning with DATASET=builtin: unset it or name a dataset"

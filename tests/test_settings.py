@@ -1,0 +1,147 @@
+"""Settings: sources, bounds, misspellings, combinations, and no secret in print."""
+
+from pathlib import Path
+
+import pytest
+
+from app.errors import ConfigError
+from app.sections import redacted, variables
+from app.settings import load_settings, variable_table
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+@pytest.fixture(autouse=True)
+def _empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for variable in variables():
+        monkeypatch.delenv(variable.name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def problems(**flags: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(flags)
+    assert caught.value.exit_code == 78
+    return str(caught.value)
+
+
+def test_defaults_are_those_of_the_original_project() -> None:
+    settings = load_settings()
+    assert (settings.run.total_steps, settings.run.seed) == (5000, 1337)
+    assert (settings.batch.batch_size, settings.batch.global_batch_size) == (2, 16)
+    optimizer = settings.optimizer
+    assert (optimizer.learning_rate, optimizer.weight_decay) == (3e-4, 0.1)
+    assert (optimizer.adam_beta1, optimizer.adam_beta2, optimizer.adam_epsilon) == (
+        0.9,
+        0.999,
+        1e-8,
+    )
+    assert (settings.checkpoints.checkpoint_every_steps, settings.checkpoints.keep_top) == (20, 5)
+
+
+def test_flag_beats_environment_beats_file_beats_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("SEED=1\nTOTAL_STEPS=1\nLOG_EVERY_STEPS=1\n")
+    monkeypatch.setenv("SEED", "2")
+    monkeypatch.setenv("TOTAL_STEPS", "2")
+    settings = load_settings({"seed": "3"})
+    assert (settings.run.seed, settings.run.total_steps) == (3, 2)
+    sources = settings.sources
+    assert [sources[n] for n in ("SEED", "TOTAL_STEPS", "LOG_EVERY_STEPS", "MODEL")] == [
+        "flag",
+        "environment",
+        "file",
+        "default",
+    ]
+
+
+def test_an_empty_value_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOTAL_STEPS", "")
+    settings = load_settings()
+    assert settings.run.total_steps == 5000
+    assert settings.sources["TOTAL_STEPS"] == "default"
+
+
+@pytest.mark.parametrize("name", ["TOTAL_STEP", "TOTAL_STPES", "BATCHSIZE", "LR_SCHEDULER"])
+def test_a_misspelled_name_is_reported_with_the_nearest_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "7")
+    nearest = {"TOTAL_STEP": "TOTAL_STEPS", "TOTAL_STPES": "TOTAL_STEPS", "BATCHSIZE": "BATCH_SIZE"}
+    assert f"did you mean {nearest.get(name, 'LR_SCHEDULE')}?" in problems()
+
+
+def test_foreign_names_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "MODE", "AWS_REGION", "HF_TOKEN", "KUBERNETES_PORT", "LOGNAME", "SHLVL"):
+        monkeypatch.setenv(name, "x")
+    load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TOTAL_STEPS", "0"),
+        ("TOTAL_STEPS", "many"),
+        ("LEARNING_RATE", "-1"),
+        ("LEARNING_RATE", "nan"),
+        ("MODEL", "huge"),
+        ("RUN_NAME", "../other"),
+        ("BATCH_SIZE", "0"),
+        ("PRECISION", "fp8"),
+        ("GRADIENT_CHECKPOINTING", "perhaps"),
+        ("LOGGERS", "wandb"),
+        ("CHECKPOINT_URI", "s3://"),
+        ("CHECKPOINT_URI", "/checkpoints"),
+        ("CHECKPOINT_URI", "file://checkpoints"),
+        ("CHECKPOINT_URI", "s3://bucket/../other"),
+        ("CHECKPOINT_URI", "gs://bucket/prefix"),
+    ],
+)
+def test_a_wrong_value_names_the_variable_the_value_and_where_it_came_from(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    text = problems()
+    assert text.startswith(f"{name}={value!r} (from the environment) cannot be used: ")
+    assert "\n" not in text
+
+
+def test_every_problem_gets_a_line_of_its_own() -> None:
+    assert len(problems(total_steps="0", seed="x", model="huge").splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ({"global_batch_size": "5"}, "GLOBAL_BATCH_SIZE=5 is not a multiple of BATCH_SIZE=2"),
+        ({"model": "tiny", "seq_len": "512"}, "SEQ_LEN=512 is above the context of MODEL=tiny"),
+        ({"seq_len": "4096"}, "at most 2048 tokens"),
+        ({"dataset_config": "x"}, "DATASET_CONFIG has no meaning with DATASET=builtin"),
+    ],
+)
+def test_an_impossible_combination_is_refused(flags: dict[str, str], reason: str) -> None:
+    assert reason in problems(**flags)
+
+
+def test_credentials_in_a_uri_are_refused_and_never_repeated() -> None:
+    text = problems(checkpoint_uri="s3://AKIAEXAMPLE:verysecret@bucket/x")
+    assert "credentials do not belong in a URI" in text
+    assert "verysecret" not in text
+
+
+def test_printed_values_hide_credentials() -> None:
+    settings = load_settings({"dataset": "https://me:verysecret@example.org/x.txt"})
+    shown = [settings.shown(variable) for variable in variables()]
+    assert not any("verysecret" in value for value in shown)
+    assert redacted("token hf_abcdefghijkl") == "token hf_***"
+
+
+def test_every_variable_has_help_and_a_unique_name() -> None:
+    rows = list(variables())
+    assert len({row.name for row in rows}) == len(rows)
+    assert all(row.info.description for row in rows)
+
+
+def test_the_table_in_the_readme_is_the_generated_one() -> None:
+    assert variable_table() in README.read_text("utf-8"), (
+        "README.md is stale: replace its table by the output of `python -m app config --markdown`"
+    )
