@@ -1,0 +1,160 @@
+"""SmolLM2 in plain PyTorch: a Llama-compatible decoder.
+
+Shapes: B sequences, T tokens, D hidden size, H query heads, K key/value heads,
+E head size (D = H·E), V vocabulary.
+
+The names of the parameters are those of `transformers`' LlamaForCausalLM, and so is
+the arithmetic, operation by operation: a checkpoint of ours is one of theirs.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from app.presets import ModelConfig
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight, in float32 (Zhang & Sennrich, 2019)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        x32 = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * x32.to(x.dtype)
+
+
+def rope_tables(
+    positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """cos and sin, each (T, E), of rotary position embeddings (Su et al., 2021).
+
+    The two halves of E form the rotated pairs, the Hugging Face layout. Computed in
+    float32 whatever `dtype` is, since bfloat16 cannot tell far positions apart.
+    """
+    exponent = torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim
+    angles = torch.outer(positions.float(), 1.0 / theta**exponent)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply rotary embeddings to x (B, heads, T, E)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention: H query heads share K key/value heads."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        d, kv = config.hidden_size, config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(d, d, bias=False)
+        self.k_proj = nn.Linear(d, kv, bias=False)
+        self.v_proj = nn.Linear(d, kv, bias=False)
+        self.o_proj = nn.Linear(d, d, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        heads = (batch, length, -1, self.head_dim)
+        q = rotate(self.q_proj(x).view(heads).transpose(1, 2), cos, sin)
+        k = rotate(self.k_proj(x).view(heads).transpose(1, 2), cos, sin)
+        v = self.v_proj(x).view(heads).transpose(1, 2)
+        out = F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU feed-forward block (Shazeer, 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d, hidden = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(d, hidden, bias=False)
+        self.up_proj = nn.Linear(d, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, d, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm residual block: attention, then MLP."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final norm: (B, T) token ids to (B, T, D)."""
+
+    def __init__(self, config: ModelConfig, gradient_checkpointing: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = gradient_checkpointing
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embed_tokens(input_ids)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        cos, sin = rope_tables(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        for layer in self.layers:
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(layer, x, cos, sin, use_reentrant=False)
+            else:
+                x = layer(x, cos, sin)
+        return self.norm(x)
+
+
+class SmolLM2(nn.Module):
+    """The language model: (B, T) token ids to (B, T, V) logits, output layer tied."""
+
+    def __init__(self, config: ModelConfig, *, gradient_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config, gradient_checkpointing)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return F.linear(self.model(input_ids), self.model.embed_tokens.weight)
+
+    @torch.no_grad()
+    def initialize(self, seed: int) -> None:
+        """Draw every matrix from N(0, initializer_range²), from `seed` alone.
+
+        On the CPU, one generator through the modules in order, so that every device
+        and every trainer starts from the same weights.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                module.weight.normal_(0.0, self.config.initializer_range, generator=generator)
+
+
+def flops_per_token(config: ModelConfig, seq_len: int) -> int:
+    """Floating-point operations of a training step per token, causal attention counted once.
+
+    6 per parameter (PaLM, appendix B; the tied output layer is in N once, and is the
+    only use of the embedding that multiplies), plus attention's two products:
+    12 · layers · D · T for a full square, half of it under the causal mask.
+    """
+    attention = 6 * config.num_hidden_layers * config.hidden_size * seq_len
+    return 6 * config.parameter_count + attention

@@ -1,0 +1,136 @@
+"""The model is LlamaForCausalLM, to the last bit that float64 can tell."""
+
+import dataclasses
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from app.model import SmolLM2, flops_per_token
+from app.presets import PRESETS, ModelConfig
+
+SMALL = dataclasses.replace(
+    PRESETS["smollm2-135m"],
+    vocab_size=311,
+    hidden_size=72,
+    intermediate_size=96,
+    num_hidden_layers=3,
+    rope_theta=12_345.0,
+)
+
+
+def reference_model(config: ModelConfig) -> LlamaForCausalLM:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            max_position_embeddings=config.max_position_embeddings,
+            rms_norm_eps=config.rms_norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            tie_word_embeddings=True,
+        )
+    )
+
+
+def test_the_135m_preset_has_exactly_134_515_008_parameters() -> None:
+    with torch.device("meta"):
+        model = SmolLM2(PRESETS["smollm2-135m"])
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    assert PRESETS["smollm2-135m"].parameter_count == 134_515_008
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_breakdown_counts_what_the_module_holds(name: str) -> None:
+    with torch.device("meta"):
+        model = SmolLM2(PRESETS[name])
+    assert sum(p.numel() for p in model.parameters()) == PRESETS[name].parameter_count
+
+
+def test_k_and_v_are_576_by_192() -> None:
+    with torch.device("meta"):
+        weights = SmolLM2(PRESETS["smollm2-135m"]).state_dict()
+    shapes = {
+        name: tuple(weights[f"model.layers.0.self_attn.{name}.weight"].shape)
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj")
+    }
+    assert shapes == {
+        "q_proj": (576, 576),
+        "k_proj": (192, 576),
+        "v_proj": (192, 576),
+        "o_proj": (576, 576),
+    }
+
+
+def test_parameter_names_are_those_of_transformers() -> None:
+    ours = set(SmolLM2(SMALL).state_dict())
+    theirs = set(reference_model(SMALL).state_dict()) - {"lm_head.weight"}
+    assert ours == theirs
+
+
+def test_logits_and_gradients_equal_transformers_in_float64() -> None:
+    torch.manual_seed(5)
+    ours = SmolLM2(SMALL).double()
+    ours.initialize(5)
+    theirs = reference_model(SMALL).double()
+    theirs.load_state_dict(ours.state_dict(), strict=False)
+    tokens = torch.randint(0, SMALL.vocab_size, (2, 65))
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+
+    our_logits, their_logits = ours(inputs), theirs(inputs).logits
+    assert (our_logits - their_logits).abs().max() < 1e-9
+
+    for logits in (our_logits, their_logits):
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+    gradients = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        reference = gradients[name].grad
+        assert parameter.grad is not None and reference is not None
+        assert (parameter.grad - reference).abs().max() < 1e-9, name
+
+
+def test_no_position_sees_a_later_token() -> None:
+    model = SmolLM2(SMALL)
+    model.initialize(1)
+    tokens = torch.arange(20)[None]
+    changed = tokens.clone()
+    changed[0, 10:] += 100
+    difference = (model(tokens) - model(changed)).abs().amax(-1)[0]
+    assert difference[:10].max() == 0
+    assert difference[10:].min() > 0
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    tokens = torch.randint(0, SMALL.vocab_size, (2, 33), generator=torch.Generator().manual_seed(2))
+    gradients = []
+    for checkpointing in (False, True):
+        model = SmolLM2(SMALL, gradient_checkpointing=checkpointing)
+        model.initialize(3)
+        model.train()
+        model(tokens).logsumexp(-1).mean().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters()})
+    for name, plain in gradients[0].items():
+        recomputed = gradients[1][name]
+        assert plain is not None and recomputed is not None
+        assert torch.equal(plain, recomputed), name
+
+
+def test_initial_weights_follow_from_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    first = SmolLM2(SMALL)
+    first.initialize(7)
+    torch.manual_seed(2)
+    second = SmolLM2(SMALL)
+    second.initialize(7)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
+    embedding = first.model.embed_tokens.weight
+    assert embedding.std().item() == pytest.approx(1 / 24, rel=0.03)
+
+
+def test_a_token_of_135m_costs_1_019_gflop_at_2048() -> None:
+    assert flops_per_token(PRESETS["smollm2-135m"], 2048) == pytest.approx(1.019e9, rel=1e-3)
