@@ -1,0 +1,61 @@
+"""The corpus of DATASET=builtin: Python's standard library, its source and its manual.
+
+It is in every image, so it needs no network and no download.
+"""
+
+import ast
+import hashlib
+import sysconfig
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from app.errors import NotFound
+
+BUILTIN = "builtin"
+
+# `encodings` is 1.4 MB of character tables; pydoc_data comes in as the manual's text below.
+_LEFT_OUT = frozenset(
+    {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
+)
+# Files of one platform only: with them an arm64 node could not carry on an amd64 node's run.
+_PLATFORM_ONLY = ("_sysconfigdata", "config-")
+
+
+def builtin_documents() -> Iterator[str]:
+    """The source files in order of their names, then the topics of Python's help().
+
+    Nothing is imported or executed. Raises NotFound if this Python has no library source.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    paths = [path for path in root.rglob("*.py") if _belongs(path.relative_to(root).parts)]
+    if not paths:
+        raise NotFound(f"DATASET=builtin: {root} holds no source files; name another dataset")
+    for path in sorted(paths, key=lambda path: path.relative_to(root).parts):
+        # A file in another encoding than UTF-8 says so in its first lines; few are left.
+        yield path.read_text("utf-8", errors="replace")
+    yield from _manual(root / "pydoc_data" / "topics.py")
+
+
+@cache
+def builtin_fingerprint() -> str:
+    """SHA-256 (hex) of the documents and of the borders between them."""
+    digest = hashlib.sha256()
+    for text in builtin_documents():
+        content = text.encode()
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()
+
+
+def _belongs(parts: tuple[str, ...]) -> bool:
+    return _LEFT_OUT.isdisjoint(parts) and not parts[0].startswith(_PLATFORM_ONLY)
+
+
+def _manual(path: Path) -> Iterator[str]:
+    """The values of `topics = {name: text, ...}`, in order of the names."""
+    if not path.is_file():
+        return
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.Assign):
+            topics: dict[str, str] = ast.literal_eval(node.value)
+            yield from (topics[name] for name in sorted(topics))

@@ -1,0 +1,96 @@
+"""Which sequence is shown when: arithmetic, with no state and nothing to fast-forward."""
+
+from dataclasses import dataclass
+
+_MASK = (1 << 64) - 1
+_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+_ROUNDS = 8
+
+
+def permute(index: int, n: int, key: int) -> int:
+    """Where a pseudo-random permutation of [0, n), chosen by `key`, puts `index`; in O(1).
+
+    A balanced Feistel network over the smallest even number of bits that holds n, walked
+    along its cycle until it is back inside [0, n) (Black and Rogaway 2002, "Ciphers with
+    Arbitrary Finite Domains"). The domain is smaller than 4 n, so that the walk takes fewer
+    than four steps on average. Raises IndexError outside [0, n).
+    """
+    if not 0 <= index < n:
+        raise IndexError(f"{index} is outside [0, {n})")
+    if n == 1:
+        return 0
+    half = ((n - 1).bit_length() + 1) // 2
+    mask = (1 << half) - 1
+    keys = [_mix(key + number * _GOLDEN_GAMMA) for number in range(1, _ROUNDS + 1)]
+    while True:
+        left, right = index >> half, index & mask
+        for round_key in keys:
+            left, right = right, left ^ (_mix(right ^ round_key) & mask)
+        index = left << half | right
+        if index < n:
+            return index
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """The order of a corpus of `n_sequences`, epoch after epoch.
+
+    In the first epoch the corpus is cut into windows of `window` sequences. They come in
+    order, shuffled inside (the last one may be smaller), so that training needs only the
+    beginning of the corpus. Every later epoch is a new shuffle of everything.
+
+    `n_sequences` is None while the corpus goes on behind what is tokenized: the run then
+    stays in the first epoch, and its order is the same as later with the number known.
+    """
+
+    n_sequences: int | None
+    seed: int
+    window: int = 8_192
+
+    def epoch_of(self, global_index: int) -> int:
+        return 0 if self.n_sequences is None else global_index // self.n_sequences
+
+    def sequence_at(self, global_index: int) -> int:
+        """The number of the sequence in the corpus that sample `global_index` shows."""
+        epoch = self.epoch_of(global_index)
+        if epoch and self.n_sequences:
+            position = global_index % self.n_sequences
+            return permute(position, self.n_sequences, _key(self.seed, epoch, 0))
+        number, position = divmod(global_index, self.window)
+        start = number * self.window
+        size = self.window
+        if self.n_sequences is not None:
+            size = min(size, self.n_sequences - start)
+        return start + permute(position, size, _key(self.seed, 0, number))
+
+
+def global_index(
+    step: int,
+    micro_step: int,
+    rank: int,
+    row: int,
+    *,
+    batch_size: int,
+    world_size: int,
+    global_batch_size: int,
+) -> int:
+    """The number of a sample since the start of the run.
+
+    A step shows the same `global_batch_size` samples however many processes share them.
+    """
+    return step * global_batch_size + (micro_step * world_size + rank) * batch_size + row
+
+
+def _key(seed: int, epoch: int, window: int) -> int:
+    key = seed
+    for part in (epoch, window):
+        key = _mix(key + _GOLDEN_GAMMA) ^ part
+    return key
+
+
+def _mix(value: int) -> int:
+    """The output function of SplitMix64 (Steele, Lea and Flood 2014; Vigna's splitmix64.c)."""
+    value &= _MASK
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
+    return value ^ (value >> 31)

@@ -1,0 +1,382 @@
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from app import prepare as module
+from app import shards as shards_module
+from app.errors import AccessDenied, ConfigError, Damaged, Unavailable
+from app.prepare import PreparedData, PrepareProgress, check_enough, held_out, prepare
+from app.sections import DataSettings
+from app.sources import Piece
+from app.tokenizer import TokenizerFiles, read_tokenizer
+
+ROWS = [f"document {i}: " + "some words to be counted " * (i % 7) for i in range(600)]
+SHARD = 3000
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing but `finally` reacts to it."""
+
+
+@pytest.fixture(scope="module")
+def tokenizer(small_tokenizer: Path) -> TokenizerFiles:
+    return read_tokenizer(small_tokenizer, "TOKENIZER=small")
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BATCH_CHARACTERS", 1000)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in ROWS))
+    return path
+
+
+def run(
+    corpus: Path,
+    data_dir: Path,
+    tokenizer: TokenizerFiles,
+    needed: int | None = None,
+    report: Callable[[PrepareProgress], None] = lambda _: None,
+    **more: Any,
+) -> PreparedData:
+    data = DataSettings(dataset=str(corpus), data_dir=data_dir, **more)
+    return prepare(data, tokenizer, needed, report, shard_tokens=SHARD)
+
+
+def files(data_dir: Path) -> dict[str, str]:
+    """Name and SHA-256 of all that was prepared."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (data_dir / "tokens").rglob("*")
+        if path.is_file() and path.name != ".lock" and not path.name.endswith(".partial")
+    }
+
+
+def decoded(data: PreparedData, tokenizer: TokenizerFiles) -> tuple[list[str], list[str]]:
+    """The documents of both splits; each ends with the end-of-text token."""
+    codec = Tokenizer.from_file(str(tokenizer.directory / "tokenizer.json"))
+    splits = []
+    for split in (data.train, data.validation):
+        assert split is not None
+        ids = split.read(0, split.n_tokens)
+        assert ids[-1] == tokenizer.eos_token_id
+        parts = np.split(ids, np.flatnonzero(ids == tokenizer.eos_token_id) + 1)[:-1]
+        splits.append([codec.decode(part[:-1].tolist()) for part in parts])
+    return splits[0], splits[1]
+
+
+def test_every_document_is_in_one_split_in_order_and_ends_with_the_end_token(
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
+) -> None:
+    data = run(corpus, tmp_path, tokenizer)
+    train, validation = decoded(data, tokenizer)
+    assert data.complete
+    assert train == [row for row in ROWS if not held_out(row)]
+    assert validation == [row for row in ROWS if held_out(row)]
+    assert 0 < len(validation) < 20
+
+
+def test_what_is_held_out_does_not_depend_on_validation_settings(
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
+) -> None:
+    run(corpus, tmp_path / "off", tokenizer)
+    run(corpus, tmp_path / "on", tokenizer, val_every_steps=5, val_tokens=1000)
+    assert files(tmp_path / "off") == files(tmp_path / "on")
+
+
+def test_parts_of_a_long_text_are_joined_and_a_held_out_part_leaves_a_border(
+    tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [
+        Piece("one ", ends_document=False),
+        Piece("two ", starts_document=False, ends_document=False),
+        Piece("HELD", starts_document=False, ends_document=False),
+        Piece("three", starts_document=False),
+        Piece(""),
+        Piece("HELD alone"),
+        Piece("four"),
+    ]
+    monkeypatch.setattr(module, "documents", lambda data, skip: iter(parts[skip:]))
+    monkeypatch.setattr(module, "held_out", lambda text: "HELD" in text)
+    (tmp_path / "a.txt").touch()
+    train, validation = decoded(run(tmp_path / "a.txt", tmp_path, tokenizer), tokenizer)
+    assert train == ["one two ", "three", "four"]
+    assert validation == ["HELD", "HELD alone"]
+
+
+def test_the_only_text_of_a_dataset_is_not_held_out(
+    tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "held_out", lambda text: True)
+    (tmp_path / "a.txt").write_text("hello")
+    data = run(tmp_path / "a.txt", tmp_path, tokenizer)
+    assert data.train.n_tokens > 0
+    assert data.validation is None
+
+
+def test_validation_stops_at_its_cap(
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(corpus, tmp_path / "whole", tokenizer)
+    monkeypatch.setattr(module, "MAX_VALIDATION_TOKENS", 200)
+    capped = run(corpus, tmp_path / "capped", tokenizer)
+    assert whole.validation and capped.validation
+    assert 0 < capped.validation.n_tokens <= 200 < whole.validation.n_tokens
+    assert capped.train.n_tokens == whole.train.n_tokens
+
+
+def test_a_second_start_reads_and_writes_nothing(
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(corpus, tmp_path, tokenizer)
+    monkeypatch.setattr(module, "documents", None)
+    monkeypatch.setattr("app.prepare.fcntl.flock", None)
+    second = run(corpus, tmp_path, tokenizer, needed=10**9)
+    assert second.fingerprint == first.fingerprint
+    assert second.train.n_tokens == first.train.n_tokens
+
+
+def test_going_on_later_only_appends(
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
+) -> None:
+    some = run(corpus, tmp_path, tokenizer, needed=SHARD + 1)
+    before = some.train.read(0, some.train.n_tokens)
+    assert not some.complete
+    assert SHARD < some.train.n_tokens < 3 * SHARD
+    more = run(corpus, tmp_path, tokenizer)
+    assert more.complete
+    assert more.train.read(0, len(before)).tolist() == before.tolist()
+    assert more.fingerprint == some.fingerprint
+    run(corpus, tmp_path / "at-once", tokenizer)
+    assert files(tmp_path / "at-once") == files(tmp_path)
+
+
+def test_a_run_that_validates_gets_its_validation_tokens_at_the_start(
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
+) -> None:
+    little = run(corpus, tmp_path / "a", tokenizer, needed=10)
+    enough = run(corpus, tmp_path / "b", tokenizer, needed=10, val_every_steps=1, val_tokens=300)
+    assert enough.validation
+    assert enough.validation.n_tokens >= 300
+    assert little.train.n_tokens < enough.train.n_tokens
+
+
+def test_the_fingerprint_is_that_of_source_and_tokenizer(
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
+) -> None:
+    first = run(corpus, tmp_path, tokenizer).fingerprint
+    assert run(corpus, tmp_path / "elsewhere", tokenizer, needed=5).fingerprint == first
+    corpus.write_text('{"text": "another"}\n')
+    assert run(corpus, tmp_path, tokenizer).fingerprint != first
+
+
+@pytest.mark.parametrize("write", range(8))
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_at_any_write_leaves_the_same_bytes_in_the_end(
+    corpus: Path,
+    tmp_path: Path,
+    tokenizer: TokenizerFiles,
+    write: int,
+    when: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(corpus, tmp_path / "straight", tokenizer)
+    durably, calls = shards_module._write_durably, 0
+
+    def kill(path: Path, data: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if when == "after" or calls <= write:
+            durably(path, data)
+        if calls == write + 1:
+            path.with_name(path.name + ".partial").write_bytes(b"half")
+            raise Killed
+
+    monkeypatch.setattr(shards_module, "_write_durably", kill)
+    with pytest.raises(Killed):
+        run(corpus, tmp_path / "killed", tokenizer)
+    monkeypatch.setattr(shards_module, "_write_durably", durably)
+    data = run(corpus, tmp_path / "killed", tokenizer)
+    assert data.complete
+    assert files(tmp_path / "killed") == files(tmp_path / "straight")
+
+
+def test_sigkill_in_another_process_leaves_the_same_bytes_in_the_end(
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
+) -> None:
+    program = f"""
+import os, signal
+from pathlib import Path
+from app import prepare, shards
+from app.sections import DataSettings
+from app.tokenizer import read_tokenizer
+
+seal = shards.ShardWriter.seal
+def kill(self, **more):
+    if self.index.pieces:
+        os.kill(os.getpid(), signal.SIGKILL)
+    seal(self, **more)
+shards.ShardWriter.seal = kill
+prepare._BATCH_CHARACTERS = 1000
+data = DataSettings(dataset={str(corpus)!r}, data_dir={str(tmp_path / "killed")!r})
+tokenizer = read_tokenizer(Path({str(tokenizer.directory)!r}), "")
+prepare.prepare(data, tokenizer, None, print, shard_tokens={SHARD})
+"""
+    killed = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parent.parent, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert len(files(tmp_path / "killed")) >= 2
+    run(corpus, tmp_path / "killed", tokenizer)
+    run(corpus, tmp_path / "straight", tokenizer)
+    assert files(tmp_path / "killed") == files(tmp_path / "straight")
+
+
+def test_a_second_process_waits_and_then_uses_the_work_of_the_first(
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(corpus, tmp_path / "first", tokenizer)
+    (finished,) = (tmp_path / "first" / "tokens").iterdir()
+    directory = tmp_path / "data" / "tokens" / finished.name
+    directory.mkdir(parents=True)
+    held = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    waits = 0
+
+    def first_process_goes_on(_: float) -> None:
+        nonlocal waits
+        waits += 1
+        if waits == 3:
+            for path in finished.iterdir():
+                if path.name != ".lock":
+                    (directory / path.name).write_bytes(path.read_bytes())
+            os.close(held)
+
+    monkeypatch.setattr("app.prepare.time.sleep", first_process_goes_on)
+    monkeypatch.setattr(module, "documents", None)
+    assert run(corpus, tmp_path / "data", tokenizer).complete
+    assert waits == 3
+
+
+def test_progress_is_reported_and_what_it_raises_ends_the_work(
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_REPORT_SECONDS", 0.0)
+    seen: list[PrepareProgress] = []
+
+    def report(progress: PrepareProgress) -> None:
+        seen.append(progress)
+        if progress.tokens > 2 * SHARD:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(corpus, tmp_path / "stopped", tokenizer, 10**6, report)
+    assert [p.tokens for p in seen] == sorted(p.tokens for p in seen)
+    assert 0 < seen[0].documents < seen[-1].documents < len(ROWS)
+    assert seen[0].tokens_total == 10**6
+    run(corpus, tmp_path / "stopped", tokenizer)
+    run(corpus, tmp_path / "straight", tokenizer)
+    assert files(tmp_path / "stopped") == files(tmp_path / "straight")
+
+
+def test_progress_is_not_reported_more_often_than_every_two_seconds(
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def half_a_second_later() -> float:
+        nonlocal now
+        now += 0.5
+        return now
+
+    monkeypatch.setattr("app.prepare.time.monotonic", half_a_second_later)
+    seen: list[PrepareProgress] = []
+    run(corpus, tmp_path, tokenizer, None, seen.append)
+    seconds = [progress.seconds for progress in seen]
+    assert seconds == [2.0 * number for number in range(1, len(seconds) + 1)]
+    assert len(seconds) > 3
+
+
+@pytest.mark.parametrize("content", ["", '{"text": ""}\n{"text": null}\n'])
+def test_a_dataset_without_text_is_refused_and_nothing_is_kept(
+    tmp_path: Path, tokenizer: TokenizerFiles, content: str
+) -> None:
+    path = tmp_path / "empty.jsonl"
+    path.write_text(content)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=f"^DATASET={path} has no text to train on"):
+            run(path, tmp_path, tokenizer)
+    assert not files(tmp_path)
+
+
+def test_a_corpus_of_less_than_one_sequence_is_refused(
+    tmp_path: Path, tokenizer: TokenizerFiles
+) -> None:
+    (tmp_path / "a.txt").write_text("hello there")
+    data = run(tmp_path / "a.txt", tmp_path, tokenizer)
+    n = data.train.n_tokens
+    check_enough(data, n - 1)
+    with pytest.raises(ConfigError, match=rf"only {n} tokens .* SEQ_LEN \+ 1 = {n + 1}: set a"):
+        check_enough(data, n)
+
+
+def test_a_damaged_cache_is_named(corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles) -> None:
+    run(corpus, tmp_path, tokenizer)
+    shard = next(tmp_path.rglob("train-00001.bin"))
+    shard.write_bytes(b"\0" * shard.stat().st_size)
+    with pytest.raises(Damaged, match=f"^{shard} was changed.*delete {shard.parent}"):
+        run(corpus, tmp_path, tokenizer)
+
+
+def test_a_full_disk_is_unavailable_and_the_work_goes_on_when_there_is_room(
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = 3
+
+    def fsync(_: int) -> None:
+        nonlocal room
+        room -= 1
+        if room < 0:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr("app.shards.os.fsync", fsync)
+        with pytest.raises(Unavailable, match=f"^DATA_DIR={tmp_path / 'full'} is full"):
+            run(corpus, tmp_path / "full", tokenizer)
+    run(corpus, tmp_path / "full", tokenizer)
+    run(corpus, tmp_path / "straight", tokenizer)
+    assert files(tmp_path / "full") == files(tmp_path / "straight")
+
+
+def test_a_data_dir_that_is_a_file_is_refused(
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        ConfigError, match=f"^DATA_DIR={tmp_path / 'file'} .* a file stands where a folder"
+    ):
+        run(corpus, tmp_path / "file", tokenizer)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_data_dir_that_may_not_be_written_is_access_denied(
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
+) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(AccessDenied, match=f"^DATA_DIR={tmp_path / 'locked'} cannot be used"):
+        run(corpus, tmp_path / "locked", tokenizer)

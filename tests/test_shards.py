@@ -1,0 +1,149 @@
+import copy
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import Damaged
+from app.shards import INDEX, ShardIndex, ShardWriter, Tokens, TokenShards, read_index
+
+EMPTY = ShardIndex(source="s", tokenizer="t")
+SIZES = (100, 1, 57)
+
+
+def tokens(start: int, length: int) -> Tokens:
+    return np.arange(start, start + length, dtype=np.uint16)
+
+
+def write(directory: Path) -> ShardIndex:
+    """Three shards of SIZES tokens that count upwards."""
+    writer = ShardWriter(directory, EMPTY)
+    start = 0
+    for number, size in enumerate(SIZES, start=1):
+        writer.append("train", tokens(start, size // 2))
+        writer.append("train", tokens(start + size // 2, size - size // 2))
+        writer.seal(pieces=number, documents=number)
+        start += size
+    return writer.index
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> TokenShards:
+    directory = tmp_path_factory.mktemp("shards")
+    return TokenShards(directory, write(directory).shards["train"])
+
+
+@given(data=st.data())
+def test_any_part_can_be_read_over_the_borders_of_shards(
+    shards: TokenShards, data: st.DataObject
+) -> None:
+    start = data.draw(st.integers(0, shards.n_tokens))
+    length = data.draw(st.integers(0, shards.n_tokens - start))
+    part = shards.read(start, length)
+    assert part.dtype == np.uint16
+    assert part.tolist() == list(range(start, start + length))
+
+
+@pytest.mark.parametrize(("start", "length"), [(-1, 2), (0, 159), (158, 1), (3, -1)])
+def test_reading_outside_is_refused(shards: TokenShards, start: int, length: int) -> None:
+    assert shards.n_tokens == 158
+    with pytest.raises(IndexError):
+        shards.read(start, length)
+
+
+def test_what_is_read_is_a_copy(shards: TokenShards) -> None:
+    shards.read(0, 5)[:] = 9
+    assert shards.read(0, 5).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_files_are_plain_little_endian_numbers(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert (tmp_path / "train-00001.bin").read_bytes() == bytes([100, 0])
+
+
+def test_a_loading_process_gets_the_paths_and_not_the_tokens(shards: TokenShards) -> None:
+    shards.read(0, 158)
+    sent = pickle.dumps(shards)
+    assert len(sent) < 1000
+    assert copy.deepcopy(shards).read(99, 3).tolist() == [99, 100, 101]
+
+
+def test_the_index_can_be_read_back(tmp_path: Path) -> None:
+    assert read_index(tmp_path, "s", "t") == EMPTY
+    written = write(tmp_path)
+    assert read_index(tmp_path, "s", "t") == written
+    assert (written.n_tokens("train"), written.n_tokens("validation")) == (158, 0)
+
+
+def test_only_what_was_sealed_counts(tmp_path: Path) -> None:
+    written = write(tmp_path)
+    writer = ShardWriter(tmp_path, written)
+    writer.append("train", tokens(0, 10))
+    writer.append("validation", tokens(0, 10))
+    assert (writer.n_tokens("train"), writer.n_pending("validation")) == (168, 10)
+    assert read_index(tmp_path, "s", "t") == written
+
+
+def test_a_shard_that_the_index_does_not_name_is_written_again(tmp_path: Path) -> None:
+    written = write(tmp_path)
+    (tmp_path / "train-00003.bin").write_bytes(b"from a process that was killed")
+    (tmp_path / "train-00003.bin.partial").write_bytes(b"too")
+    writer = ShardWriter(tmp_path, written)
+    writer.append("train", tokens(158, 2))
+    writer.seal(pieces=4, documents=4)
+    assert TokenShards(tmp_path, writer.index.shards["train"]).read(157, 3).tolist() == [
+        157,
+        158,
+        159,
+    ]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format_version": 1, "train": 3}'])
+def test_an_index_that_cannot_be_read_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / INDEX).write_text(content)
+    with pytest.raises(Damaged, match=f"{tmp_path / INDEX} is not readable: delete {tmp_path}"):
+        read_index(tmp_path, "s", "t")
+
+
+@pytest.mark.parametrize(
+    "change", [{"source": "x"}, {"tokenizer": "x"}, {"format_version": 99}], ids=str
+)
+def test_an_index_of_another_corpus_or_version_is_refused(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    write(tmp_path)
+    path = tmp_path / INDEX
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(Damaged, match=f"delete {tmp_path}"):
+        read_index(tmp_path, "s", "t")
+
+
+def test_a_changed_shard_is_found_when_it_is_opened(tmp_path: Path) -> None:
+    index = write(tmp_path)
+    path = tmp_path / "train-00002.bin"
+    data = bytearray(path.read_bytes())
+    data[7] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(
+        Damaged, match=rf"{path} was changed \(SHA-256 differs\): delete {tmp_path}"
+    ):
+        TokenShards(tmp_path, index.shards["train"])
+
+
+def test_a_shortened_shard_is_found_when_it_is_opened(tmp_path: Path) -> None:
+    index = write(tmp_path)
+    path = tmp_path / "train-00002.bin"
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(Damaged, match=f"{path} has 112 bytes, not 114: delete {tmp_path}"):
+        TokenShards(tmp_path, index.shards["train"])
+
+
+def test_a_missing_shard_is_found_when_it_is_opened(tmp_path: Path) -> None:
+    index = write(tmp_path)
+    (tmp_path / "train-00001.bin").unlink()
+    with pytest.raises(Damaged, match=r"train-00001.bin is missing: delete"):
+        TokenShards(tmp_path, index.shards["train"])
