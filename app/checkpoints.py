@@ -1,0 +1,341 @@
+"""Checkpoints in a store: committed whole, verified on load, pruned last.
+
+    checkpoints/step-0000000020-e000001/    step 20, written under lease epoch 1
+        …files…                             first
+        manifest.json                       sizes and SHA-256 of every file; makes it a checkpoint
+    LATEST                                  last; a hint for people, never trusted
+    quarantine/…                            damaged checkpoints, each with its reason.json
+
+A folder without a manifest is an upload that was cut short. Checkpoints order by
+(step, epoch); the newest whose every byte matches its manifest is the one to resume.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from app.errors import Damaged, IncompatibleRun, NotFound, Unavailable
+from app.stores import Data, Store
+
+MANIFEST_FORMAT = 1
+MANIFEST = "manifest.json"
+LATEST = "LATEST"
+FOLDER = "checkpoints"
+QUARANTINE = "quarantine"
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"step-(\d{10})-e(\d{6})")
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_READ_SIZE = 1 << 20
+
+
+class FileEntry(BaseModel):
+    """What a manifest records of one file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Manifest(BaseModel):
+    """manifest.json: its presence makes a folder a checkpoint."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    format_version: int = MANIFEST_FORMAT
+    step: int = Field(ge=0)
+    epoch: int = Field(ge=0)
+    train_loss: float | None
+    created_at: str
+    files: dict[str, FileEntry]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(entry.size for entry in self.files.values())
+
+
+@dataclass(frozen=True, order=True)
+class CheckpointName:
+    """Orders as checkpoints do: by step, then by the writer's epoch."""
+
+    step: int
+    epoch: int
+
+    @classmethod
+    def parse(cls, text: str) -> "CheckpointName | None":
+        match = _NAME.fullmatch(text)
+        return cls(int(match[1]), int(match[2])) if match else None
+
+    def __str__(self) -> str:
+        return f"step-{self.step:010d}-e{self.epoch:06d}"
+
+    def key(self, file: str = "") -> str:
+        return f"{FOLDER}/{self}/{file}"
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """A checkpoint as the listing shows it: file sizes, and whether a manifest is there."""
+
+    name: CheckpointName
+    sizes: Mapping[str, int]
+
+    @property
+    def committed(self) -> bool:
+        return MANIFEST in self.sizes
+
+
+def stored_checkpoints(store: Store) -> list[StoredCheckpoint]:
+    """Every checkpoint folder of the run, newest first, committed or not."""
+    folders: dict[CheckpointName, dict[str, int]] = {}
+    for info in store.list(f"{FOLDER}/"):
+        _, folder, *rest = info.key.split("/")
+        name = CheckpointName.parse(folder)
+        if name is not None and len(rest) == 1:
+            folders.setdefault(name, {})[rest[0]] = info.size
+    return [StoredCheckpoint(name, folders[name]) for name in sorted(folders, reverse=True)]
+
+
+def find_checkpoint(store: Store, text: str) -> CheckpointName:
+    """The committed checkpoint that `text` names: step-…-e…, a step number, or latest."""
+    committed = [stored.name for stored in stored_checkpoints(store) if stored.committed]
+    if not committed:
+        raise NotFound(f"{store.uri} holds no checkpoint yet")
+    if text == "latest":
+        return committed[0]
+    for name in committed:
+        if text in (str(name), str(name.step)):
+            return name
+    known = ", ".join(str(name.step) for name in committed)
+    raise NotFound(f"{store.uri} holds no checkpoint {text!r}; there are steps {known}")
+
+
+def read_manifest(store: Store, name: CheckpointName) -> Manifest:
+    """Raises NotFound, Damaged, or IncompatibleRun for a newer format."""
+    content, _ = store.get(name.key(MANIFEST))
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        raise Damaged(f"{name.key(MANIFEST)}: {error.errors()[0]['msg']}") from error
+    if manifest.format_version > MANIFEST_FORMAT:
+        raise IncompatibleRun(
+            f"{name.key(MANIFEST)} has format {manifest.format_version}, this version reads up "
+            f"to {MANIFEST_FORMAT}: use the newer image"
+        )
+    if (manifest.step, manifest.epoch) != (name.step, name.epoch):
+        raise Damaged(f"{name.key(MANIFEST)} describes step {manifest.step}-e{manifest.epoch}")
+    if unsafe := [file for file in manifest.files if not _FILE_NAME.fullmatch(file)]:
+        raise Damaged(f"{name.key(MANIFEST)} names an unusable file: {unsafe[0]!r}")
+    return manifest
+
+
+def read_latest(store: Store) -> str | None:
+    """What LATEST says; None before the first commit."""
+    try:
+        content, _ = store.get(LATEST)
+    except NotFound:
+        return None
+    return content.decode("utf-8", "replace").strip()
+
+
+def commit(
+    store: Store,
+    name: CheckpointName,
+    files: Mapping[str, Data],
+    train_loss: float | None,
+    check_lease: Callable[[], None],
+) -> Manifest:
+    """Write a checkpoint: data, then manifest, then pointer.
+
+    `check_lease` raises Fenced when the run is not ours any more; it is asked before
+    the manifest, which is the step that others can see. Raises Unavailable if the store
+    lists other sizes than were written.
+    """
+    entries = {
+        file: FileEntry(size=_size(data), sha256=_sha256(data)) for file, data in files.items()
+    }
+    for file, data in files.items():
+        store.put(name.key(file), data)
+    manifest = Manifest(
+        step=name.step,
+        epoch=name.epoch,
+        train_loss=train_loss,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        files=entries,
+    )
+    try:
+        _check_sizes(store, name, manifest)
+    except Damaged as error:
+        raise Unavailable(f"{store.uri} did not keep what was written: {error}") from error
+    check_lease()
+    store.put(name.key(MANIFEST), [manifest.model_dump_json(indent=1).encode()])
+    store.put(LATEST, [f"{name}\n".encode()])
+    return manifest
+
+
+def fetch(store: Store, name: CheckpointName, directory: Path, only: Sequence[str] = ()) -> Path:
+    """Verified files of a checkpoint in a local folder, which is returned.
+
+    A store on a volume returns its own folder; others download into `directory`.
+    `only` limits the files. Raises Damaged with the file and what is wrong with it.
+    """
+    manifest = read_manifest(store, name)
+    _check_sizes(store, name, manifest)
+    wanted = [file for file in manifest.files if not only or file in only]
+    if lacking := sorted(set(only) - set(wanted)):
+        raise Damaged(f"{name.key(MANIFEST)} does not list {lacking[0]}")
+
+    def fetch_one(file: str) -> Path:
+        try:
+            path = store.fetch(name.key(file), directory)
+        except NotFound as error:
+            raise Damaged(f"{name.key(file)} is missing") from error
+        _verify(path, manifest.files[file], name.key(file))
+        return path
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        paths = list(pool.map(fetch_one, wanted))
+    return paths[0].parent
+
+
+@dataclass(frozen=True)
+class ValidCheckpoint:
+    """The newest checkpoint that verifies, its local folder, and the damaged ones met before."""
+
+    name: CheckpointName
+    directory: Path
+    damaged: Sequence[tuple[CheckpointName, str]]
+
+
+def newest_valid(store: Store, directory: Path) -> ValidCheckpoint | None:
+    """Search from the newest checkpoint on, downloading into `directory` where needed.
+
+    None if the store holds no committed checkpoint at all. Raises Damaged when there
+    are checkpoints and none of them is valid.
+    """
+    damaged: list[tuple[CheckpointName, str]] = []
+    latest = read_latest(store)
+    for stored in stored_checkpoints(store):
+        if not stored.committed:
+            if str(stored.name) == latest:
+                damaged.append((stored.name, f"{stored.name.key(MANIFEST)} is missing"))
+            continue
+        target = directory / str(stored.name)
+        target.mkdir(parents=True, exist_ok=True)
+        try:
+            return ValidCheckpoint(stored.name, fetch(store, stored.name, target), damaged)
+        except Damaged as error:
+            damaged.append((stored.name, str(error)))
+    if damaged:
+        listing = "; ".join(f"{name}: {reason}" for name, reason in damaged)
+        raise Damaged(
+            f"no valid checkpoint is left in {store.uri} ({listing}). Nothing was changed: restore "
+            "one from a backup, or choose another RUN_NAME to start again"
+        )
+    return None
+
+
+def quarantine(store: Store, name: CheckpointName, reason: str) -> str:
+    """Move a damaged checkpoint aside, manifest first. Returns where it went."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    target = f"{QUARANTINE}/{name}-{stamp}"
+    keys = [info.key for info in store.list(name.key())]
+    for key in sorted(keys, key=lambda key: not key.endswith(f"/{MANIFEST}")):
+        store.move(key, f"{target}/{key.rsplit('/', 1)[1]}")
+    explanation = {"checkpoint": str(name), "reason": reason, "set_aside_at": stamp}
+    store.put(f"{target}/reason.json", [json.dumps(explanation, indent=1).encode()])
+    return target
+
+
+def remove_unfinished(store: Store) -> list[CheckpointName]:
+    """Delete uploads that were cut short. Only the holder of the lease may call this.
+
+    What LATEST names was whole once: without its manifest it is damaged, and stays.
+    """
+    latest = read_latest(store)
+    unfinished = [
+        stored
+        for stored in stored_checkpoints(store)
+        if not stored.committed and str(stored.name) != latest
+    ]
+    for stored in unfinished:
+        store.delete([stored.name.key(file) for file in stored.sizes])
+    return [stored.name for stored in unfinished]
+
+
+def prune(
+    store: Store,
+    keep_top: int,
+    protected: Sequence[CheckpointName],
+    check_lease: Callable[[], None],
+) -> list[CheckpointName]:
+    """Delete all but the best `keep_top` by train loss, the newest, and the `protected` ones.
+
+    The manifest goes first, so that a half-deleted folder is not taken for a checkpoint.
+    """
+    manifests = dict(_readable_manifests(store))
+    if not manifests:
+        return []
+    ranked = sorted(manifests, key=lambda name: (_loss(manifests[name]), -name.step))
+    keep = {*ranked[:keep_top], max(manifests), *protected}
+    doomed = sorted(set(manifests) - keep)
+    if doomed:
+        check_lease()
+    for name in doomed:
+        store.delete([name.key(MANIFEST)])
+        store.delete([info.key for info in store.list(name.key())])
+    return doomed
+
+
+def _readable_manifests(store: Store) -> Iterator[tuple[CheckpointName, Manifest]]:
+    for stored in stored_checkpoints(store):
+        if stored.committed:
+            try:
+                yield stored.name, read_manifest(store, stored.name)
+            except Damaged as error:
+                log.warning("checkpoint %s is left alone: %s", stored.name, error)
+
+
+def _loss(manifest: Manifest) -> float:
+    return float("inf") if manifest.train_loss is None else manifest.train_loss
+
+
+def _check_sizes(store: Store, name: CheckpointName, manifest: Manifest) -> None:
+    sizes = {info.key.rsplit("/", 1)[1]: info.size for info in store.list(name.key())}
+    for file, entry in manifest.files.items():
+        if file not in sizes:
+            raise Damaged(f"{name.key(file)} is missing")
+        if sizes[file] != entry.size:
+            raise Damaged(
+                f"{name.key(file)} has {sizes[file]} bytes, the manifest says {entry.size}"
+            )
+
+
+def _verify(path: Path, entry: FileEntry, key: str) -> None:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_READ_SIZE):
+            digest.update(chunk)
+    if digest.hexdigest() != entry.sha256:
+        raise Damaged(f"{key} does not match its SHA-256 in the manifest")
+
+
+def _size(data: Data) -> int:
+    return sum(len(buffer) for buffer in data)
+
+
+def _sha256(data: Data) -> str:
+    digest = hashlib.sha256()
+    for buffer in data:
+        digest.update(buffer)
+    return digest.hexdigest()

@@ -1,0 +1,92 @@
+"""Where and how the arithmetic runs: device, precision, compilation."""
+
+import platform
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from app.errors import ConfigError
+from app.presets import PRESETS, ModelConfig
+from app.sections import ComputeSettings
+
+# Dense bf16 peaks in FLOP/s, from NVIDIA's datasheets (without sparsity).
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "T4": 65e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """DEVICE, PRECISION, COMPILE and NUM_WORKERS with every `auto` decided."""
+
+    device: torch.device
+    precision: Literal["32-true", "bf16-mixed"]
+    compile: bool
+    num_workers: int
+    device_name: str
+    peak_flops: float | None
+
+    def autocast(self) -> torch.autocast:
+        """The context in which losses are computed."""
+        mixed = self.precision == "bf16-mixed"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed)
+
+
+def resolve_device(requested: str) -> torch.device:
+    """The device to use. Raises ConfigError if DEVICE names one that does not work here."""
+    if requested == "auto":
+        requested = "cuda" if torch.cuda.is_available() else "cpu"
+    if requested == "cuda" and not torch.cuda.is_available():
+        build = torch.version.cuda or "none: this torch is the CPU build"
+        raise ConfigError(
+            "DEVICE=cuda, but no CUDA device works here "
+            f"(CUDA of this torch: {build}): give the container a GPU, or set DEVICE=cpu"
+        )
+    if requested == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("DEVICE=mps, but there is no Apple GPU here: set DEVICE=cpu")
+    return torch.device(requested)
+
+
+def resolve_compute(settings: ComputeSettings) -> Compute:
+    """Decide every `auto`. Raises ConfigError for what the device cannot do."""
+    device = resolve_device(settings.device)
+    cuda = device.type == "cuda"
+    bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    automatic: Literal["32-true", "bf16-mixed"] = "bf16-mixed" if bf16 else "32-true"
+    precision = automatic if settings.precision == "auto" else settings.precision
+    if precision == "bf16-mixed" and cuda and not bf16:
+        raise ConfigError(
+            "PRECISION=bf16-mixed, but this GPU has no bfloat16: set PRECISION=32-true"
+        )
+    name = torch.cuda.get_device_name(device) if cuda else platform.machine()
+    workers = settings.num_workers
+    return Compute(
+        device=device,
+        precision=precision,
+        compile=settings.compile == "true" or (settings.compile == "auto" and cuda),
+        num_workers=(2 if cuda else 0) if workers is None else workers,
+        device_name=name if cuda else f"CPU {name}, {torch.get_num_threads()} threads",
+        peak_flops=_peak_flops(name) if cuda and precision == "bf16-mixed" else None,
+    )
+
+
+def resolve_model(requested: str, device: torch.device) -> tuple[str, ModelConfig]:
+    """The preset's name and shape; `auto` is 135m on a GPU, tiny elsewhere."""
+    if requested == "auto":
+        requested = "tiny" if device.type == "cpu" else "smollm2-135m"
+    return requested, PRESETS[requested]
+
+
+def _peak_flops(name: str) -> float | None:
+    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)

@@ -1,0 +1,101 @@
+"""Reading a Hugging Face model directory: its shape and its weights.
+
+Format: https://huggingface.co/docs/transformers (config.json of LlamaForCausalLM;
+model.safetensors, or shards listed in model.safetensors.index.json).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from app.errors import ConfigError, Damaged, NotFound
+from app.failures import disk_failures, hub_failures
+from app.presets import ModelConfig
+from app.state import MODEL_FILE, load_weights
+
+_INDEX_FILE = "model.safetensors.index.json"
+_FILES = ["config.json", MODEL_FILE, "model-*.safetensors", _INDEX_FILE, "tokenizer*", "special_*"]
+
+
+def model_directory(spec: str, variable: str) -> Path:
+    """The local directory of `spec`, a path or a hub id; `variable` is named in errors."""
+    path = Path(spec)
+    if path.is_dir():
+        return path
+    if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
+        raise NotFound(f"{variable}={spec}: there is no such directory")
+    return _download(spec, variable)
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """The shape in `directory`/config.json, with its own RoPE theta and context.
+
+    Raises ConfigError for an architecture that is not plain Llama.
+    """
+    path = directory / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise NotFound(f"{path} does not exist: not a Hugging Face model directory") from error
+    except ValueError as error:
+        raise Damaged(f"{path} is not JSON: {error}") from error
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    unsupported = {
+        "model_type": config.get("model_type") != "llama",
+        "tie_word_embeddings": not config.get("tie_word_embeddings", False),
+        "attention_bias": config.get("attention_bias", False),
+        "mlp_bias": config.get("mlp_bias", False),
+        "hidden_act": config.get("hidden_act", "silu") != "silu",
+        "rope_parameters": rope.get("rope_type", "default") != "default",
+    }
+    if wrong := [name for name, is_wrong in unsupported.items() if is_wrong]:
+        raise ConfigError(f"{path}: {wrong[0]}={config.get(wrong[0])!r} is not supported")
+    try:
+        shape = {
+            "hidden_size": int(config["hidden_size"]),
+            "intermediate_size": int(config["intermediate_size"]),
+            "num_hidden_layers": int(config["num_hidden_layers"]),
+            "num_attention_heads": int(config["num_attention_heads"]),
+            "vocab_size": int(config["vocab_size"]),
+            "max_position_embeddings": int(config["max_position_embeddings"]),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"{path}: {error} is missing or not a number") from error
+    heads = shape["num_attention_heads"]
+    result = ModelConfig(
+        **shape,
+        num_key_value_heads=int(config.get("num_key_value_heads") or heads),
+        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
+        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        initializer_range=float(config.get("initializer_range", 0.02)),
+    )
+    if config.get("head_dim") not in (None, result.head_dim):
+        raise ConfigError(f"{path}: head_dim={config['head_dim']} is not hidden_size / heads")
+    if result.vocab_size > 65_536:
+        raise ConfigError(f"{path}: vocab_size={result.vocab_size} does not fit uint16 tokens")
+    return result
+
+
+def load_pretrained(directory: Path, model: nn.Module) -> None:
+    """Copy the directory's weights into `model`. Raises NotFound, Damaged, IncompatibleRun."""
+    if (directory / MODEL_FILE).is_file():
+        load_weights([directory / MODEL_FILE], model)
+        return
+    try:
+        index = json.loads((directory / _INDEX_FILE).read_text("utf-8"))
+        names = sorted({Path(name).name for name in index["weight_map"].values()})
+    except FileNotFoundError as error:
+        raise NotFound(f"{directory} holds no {MODEL_FILE}") from error
+    except (ValueError, KeyError, AttributeError) as error:
+        raise Damaged(f"{directory / _INDEX_FILE} is not an index of shards") from error
+    load_weights([directory / name for name in names], model)
+
+
+def _download(repo_id: str, variable: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    setting = f"{variable}={repo_id}"
+    with hub_failures(setting), disk_failures("the hub's cache (HF_HOME)"):
+        return Path(snapshot_download(repo_id, allow_patterns=_FILES))

@@ -1,0 +1,291 @@
+"""The training state, and the files that it becomes in a checkpoint.
+
+    model.safetensors       weights, under Hugging Face names
+    optimizer.safetensors   AdamW's moments and step counts: "<moment>.<parameter>"
+    state.json              step, tokens, loss, random numbers, schedule, versions
+    config.json, generation_config.json, tokenizer files: what `transformers` reads
+
+Format of .safetensors: https://github.com/huggingface/safetensors#format
+"""
+
+import base64
+import json
+import platform
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from app.errors import Damaged, IncompatibleRun
+from app.presets import ModelConfig
+from app.stores import Data
+
+STATE_FORMAT = 1
+MODEL_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "state.json"
+
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+class RandomState(BaseModel):
+    """Every generator that training could draw from. Byte strings are base64."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    torch_cpu: str
+    torch_cuda: list[str]
+    numpy: dict[str, Any]
+    python: list[Any]
+
+    @classmethod
+    def capture(cls) -> "RandomState":
+        numpy_state = dict(np.random.get_state(legacy=False))
+        inner = dict(numpy_state["state"])
+        numpy_state["state"] = {**inner, "key": inner["key"].tolist()}
+        version_, internal, gauss = random.getstate()
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        return cls(
+            torch_cpu=_to_base64(torch.get_rng_state()),
+            torch_cuda=[_to_base64(state) for state in cuda],
+            numpy=numpy_state,
+            python=[version_, list(internal), gauss],
+        )
+
+    def restore(self) -> None:
+        torch.set_rng_state(_from_base64(self.torch_cpu))
+        if self.torch_cuda and len(self.torch_cuda) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([_from_base64(state) for state in self.torch_cuda])
+        legacy = dict(self.numpy)
+        state = legacy["state"]
+        legacy["state"] = {**state, "key": np.asarray(state["key"], dtype=np.uint32)}
+        np.random.set_state(legacy)
+        version_, internal, gauss = self.python
+        random.setstate((version_, tuple(internal), gauss))
+
+
+class Progress(BaseModel):
+    """state.json: where the run stands, and what it was made with.
+
+    Losses in nats per token; `saved_at` in seconds since 1970.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    format_version: int = STATE_FORMAT
+    step: int
+    tokens: int
+    train_loss: float | None
+    validation_loss: float | None = None
+    learning_rate: float | None = None
+    saved_at: float
+    trainer: str
+    optimizer: dict[str, Any]
+    versions: dict[str, str]
+    random: RandomState
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of the training state in host memory; training may go on while it is written."""
+
+    progress: Progress
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+    @property
+    def step(self) -> int:
+        return self.progress.step
+
+    def files(self, extra: Mapping[str, bytes]) -> dict[str, Data]:
+        """File name to content; `extra` holds config.json, tokenizer and the like."""
+        state = self.progress.model_dump_json(indent=1).encode()
+        return {
+            MODEL_FILE: safetensors_buffers(self.model),
+            OPTIMIZER_FILE: safetensors_buffers(self.optimizer),
+            STATE_FILE: [state],
+            **{name: [content] for name, content in extra.items()},
+        }
+
+
+def capture(model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> Snapshot:
+    """Copy weights and moments to the host. This is all that the training loop waits for."""
+    return Snapshot(
+        progress=progress,
+        model={name: _to_host(tensor) for name, tensor in model.state_dict().items()},
+        optimizer={name: _to_host(t) for name, t in _optimizer_tensors(model, optimizer)},
+    )
+
+
+def restore(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Load a verified checkpoint into `model` and `optimizer`, and the random numbers.
+
+    Raises Damaged for an unreadable file, IncompatibleRun for tensors of another model.
+    """
+    progress = read_progress(directory / STATE_FILE)
+    load_weights([directory / MODEL_FILE], model)
+    _load_optimizer(directory / OPTIMIZER_FILE, model, optimizer)
+    progress.random.restore()
+    return progress
+
+
+def read_progress(path: Path) -> Progress:
+    """Raises Damaged if the file is not a state.json of this format."""
+    try:
+        progress = Progress.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise Damaged(f"{path.name} is not a training state: {error.errors()[0]['msg']}") from error
+    if progress.format_version > STATE_FORMAT:
+        raise IncompatibleRun(
+            f"{path.name} has format {progress.format_version}, this version reads up to "
+            f"{STATE_FORMAT}: use the newer image"
+        )
+    return progress
+
+
+def load_weights(paths: Sequence[Path], model: nn.Module) -> None:
+    """Copy safetensors files into `model`; a redundant lm_head.weight is left out."""
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        tensors.update(_read_tensors(path))
+    tensors.pop("lm_head.weight", None)
+    own = dict(model.state_dict())
+    _same_tensors(paths[0], {name: t.shape for name, t in own.items()}, tensors)
+    with torch.no_grad():
+        for name, target in own.items():
+            target.copy_(tensors[name])
+
+
+def library_versions() -> dict[str, str]:
+    """Versions that can change results, for state.json."""
+    packages = ("torch", "pytorch-lightning", "safetensors", "tokenizers", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def huggingface_files(
+    config: ModelConfig, tokenizer_directory: Path, bos_token_id: int | None, eos_token_id: int
+) -> dict[str, bytes]:
+    """config.json, generation_config.json and the tokenizer's files, for `transformers`."""
+    special = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
+    shape = asdict(config)
+    shape.update(
+        architectures=["LlamaForCausalLM"],
+        model_type="llama",
+        hidden_act="silu",
+        head_dim=config.head_dim,
+        attention_bias=False,
+        mlp_bias=False,
+        attention_dropout=0.0,
+        rope_scaling=None,
+        tie_word_embeddings=True,
+        use_cache=True,
+        dtype="float32",
+        torch_dtype="float32",
+        **special,
+    )
+    files = {
+        "config.json": _json_bytes(shape),
+        "generation_config.json": _json_bytes({"_from_model_config": True, **special}),
+    }
+    for path in sorted(tokenizer_directory.iterdir()):
+        if path.is_file() and path.suffix in (".json", ".txt", ".jinja", ".model"):
+            files[path.name] = path.read_bytes()
+    return files
+
+
+def safetensors_buffers(tensors: Mapping[str, Tensor]) -> Data:
+    """The file's header and then the tensors' own memory: nothing is copied."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    data: list[bytes | memoryview] = []
+    offset = 0
+    for name, tensor in sorted(tensors.items()):
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+        flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+        data.append(memoryview(flat.numpy().data))
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return [len(encoded).to_bytes(8, "little") + encoded, *data]
+
+
+def _optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterable[tuple[str, Tensor]]:
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state[parameter].items():
+            yield f"{key}.{name}", value
+
+
+def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    tensors = _read_tensors(path)
+    shapes: dict[str, torch.Size] = {}
+    for name, parameter in model.named_parameters():
+        shapes[f"step.{name}"] = torch.Size([])
+        shapes[f"exp_avg.{name}"] = shapes[f"exp_avg_sq.{name}"] = parameter.shape
+    _same_tensors(path, shapes, tensors)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    ordered = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {
+        index: {
+            key: tensors[f"{key}.{names[parameter]}"] for key in ("step", "exp_avg", "exp_avg_sq")
+        }
+        for index, parameter in enumerate(ordered)
+    }
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise Damaged(f"{path.name} is missing") from error
+    except SafetensorError as error:
+        raise Damaged(f"{path.name} is not a readable safetensors file: {error}") from error
+
+
+def _same_tensors(
+    path: Path, expected: Mapping[str, torch.Size], found: Mapping[str, Tensor]
+) -> None:
+    """Raises IncompatibleRun unless names and shapes are those of this model."""
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or extra:
+        example = f"{missing[0]} is missing" if missing else f"{extra[0]} is unknown"
+        raise IncompatibleRun(f"{path.name} belongs to another model: {example}")
+    for name, shape in expected.items():
+        if found[name].shape != shape:
+            raise IncompatibleRun(
+                f"{path.name} belongs to another model: {name} is {tuple(found[name].shape)}, "
+                f"expected {tuple(shape)}"
+            )
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return host.copy_(tensor.detach())
+
+
+def _json_bytes(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _to_base64(state: Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode()
+
+
+def _from_base64(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

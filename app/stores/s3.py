@@ -1,0 +1,329 @@
+"""A run under a prefix of an S3 bucket, or of any server that speaks S3.
+
+Each object carries the checksum that the SDK adds by default; a server that does not
+know it and stores the wrong bytes is found by `check`, which then names
+AWS_REQUEST_CHECKSUM_CALCULATION=when_required.
+"""
+
+import io
+import logging
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from boto3.s3.transfer import TransferConfig
+from botocore.exceptions import BotoCoreError, ClientError
+
+from app.errors import AppError, ConfigError, Damaged, NotFound, Unavailable
+from app.failures import from_os_error
+from app.s3_client import (
+    error_code,
+    explain_head,
+    http_status,
+    open_client,
+    retried,
+    s3_failures,
+)
+from app.sections import redacted
+from app.stores import (
+    MAX_GET_BYTES,
+    RESERVED,
+    Data,
+    ExclusiveLock,
+    ObjectInfo,
+    check_key,
+    folder_of,
+    is_key,
+)
+
+log = logging.getLogger(__name__)
+
+_MIB = 2**20
+# About 150 MiB of parts in memory at most, however large the object.
+_TRANSFER = TransferConfig(
+    multipart_threshold=8 * _MIB,
+    multipart_chunksize=8 * _MIB,
+    max_concurrency=8,
+    preferred_transfer_client="classic",
+)
+# The server copies; parts only keep one request below the read timeout and S3's 5 GB.
+_COPY = TransferConfig(multipart_threshold=256 * _MIB, multipart_chunksize=256 * _MIB)
+_DELETE_BATCH = 1000  # S3's limit for one DeleteObjects
+_CONFLICT_PAUSES = (0.1, 0.2, 0.4, 0.8)  # seconds
+_ABANDONED_UPLOAD = timedelta(days=1)
+_UNKNOWN_HEADER = (400, 501)
+
+
+class S3Store:
+    """See `app.stores.Store` for the contract.
+
+    Raises ConfigError for AWS settings that boto3 cannot use. `page_size` is the number
+    of keys in one answer to a listing.
+    """
+
+    def __init__(self, bucket: str, prefix: str, page_size: int = 1000) -> None:
+        self._bucket, self._prefix, self._page_size = bucket, f"{prefix}/", page_size
+        self._conditional = True
+        self._client, self._endpoint = open_client(f"CHECKPOINT_URI: {self.uri}")
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self._bucket}/{self._prefix.rstrip('/')}"
+
+    @property
+    def conditional_writes(self) -> bool:
+        return self._conditional
+
+    def check(self) -> None:
+        key = f"{RESERVED}probe-{secrets.token_hex(8)}"
+        content = secrets.token_bytes(4096)
+        with self._failures(self.uri):
+            self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+        try:
+            self._put(key, [content])
+            if self._get(key, MAX_GET_BYTES)[0] != content:
+                raise ConfigError(
+                    f"{self.uri}: {self._endpoint} does not return what was written to it. Set "
+                    "AWS_REQUEST_CHECKSUM_CALCULATION=when_required if it does not know AWS's "
+                    "upload checksums"
+                )
+            self._conditional = self._keeps_conditions(key)
+        except BaseException:
+            with suppress(AppError):
+                self._delete([key])
+            raise
+        self._delete([key])
+        self._abort_abandoned_uploads()
+
+    def get(self, key: str, max_bytes: int = MAX_GET_BYTES) -> tuple[bytes, str]:
+        return self._get(check_key(key), max_bytes)
+
+    def put(self, key: str, data: Data) -> None:
+        self._put(check_key(key), data)
+
+    def put_if_absent(self, key: str, content: bytes) -> str | None:
+        check_key(key)
+        if not self._conditional and self._current_etag(key) is not None:
+            return None
+        return self._put_on_condition(key, content, {"IfNoneMatch": "*"})
+
+    def put_if_match(self, key: str, content: bytes, etag: str) -> str | None:
+        check_key(key)
+        if not self._conditional and self._current_etag(key) != etag:
+            return None
+        return self._put_on_condition(key, content, {"IfMatch": etag})
+
+    def fetch(self, key: str, directory: Path) -> Path:
+        path = directory / check_key(key).rsplit("/", 1)[-1]
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            with self._failures(self._place(key)):
+                try:
+                    self._client.download_file(
+                        self._bucket, self._prefix + key, str(path), Config=_TRANSFER
+                    )
+                except ClientError as error:
+                    explain_head(self._client, error, self._bucket, self._prefix + key)
+                    raise
+        except OSError as error:
+            raise from_os_error(error, f"the download to {path}") from error
+        return path
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        folder = folder_of(prefix)
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket,
+            Prefix=self._prefix + folder,
+            PaginationConfig={"PageSize": self._page_size},
+        )
+        with self._failures(self._place(folder)):
+            for page in pages:
+                for entry in page.get("Contents", ()):
+                    key = entry["Key"].removeprefix(self._prefix)
+                    if is_key(key):
+                        yield ObjectInfo(key, entry["Size"], entry["ETag"])
+
+    def delete(self, keys: Sequence[str]) -> None:
+        self._delete([check_key(key) for key in keys])
+
+    def move(self, source_key: str, target_key: str) -> None:
+        source = {"Bucket": self._bucket, "Key": self._prefix + check_key(source_key)}
+        target = self._prefix + check_key(target_key)
+        with self._failures(self._place(source_key)):
+            try:
+                self._client.copy(source, self._bucket, target, Config=_COPY)
+            except ClientError as error:
+                explain_head(self._client, error, self._bucket, source["Key"])
+                raise
+        self._delete([source_key])
+
+    def exclusive_lock(self) -> ExclusiveLock | None:
+        return None
+
+    def _place(self, key: str) -> str:
+        return f"s3://{self._bucket}/{self._prefix}{key}"
+
+    def _failures(self, place: str) -> AbstractContextManager[None]:
+        return s3_failures(f"CHECKPOINT_URI: {place}", self._endpoint)
+
+    def _get(self, key: str, max_bytes: int) -> tuple[bytes, str]:
+        with self._failures(self._place(key)):
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
+            with answer["Body"] as body:
+                content: bytes = body.read(max_bytes + 1)
+                if len(content) > max_bytes:
+                    raise Damaged(
+                        f"{self._place(key)} has more than {max_bytes} bytes: it is not what it "
+                        "should be"
+                    )
+                body.read()  # Only the read that meets the end compares the checksum.
+        return content, self._etag(key, answer)
+
+    def _put(self, key: str, data: Data) -> None:
+        with self._failures(self._place(key)):
+            self._client.upload_fileobj(
+                BufferReader(data), self._bucket, self._prefix + key, Config=_TRANSFER
+            )
+
+    def _put_on_condition(self, key: str, content: bytes, condition: dict[str, str]) -> str | None:
+        with self._failures(self._place(key)):
+            # 409: two conditional writes met; S3 asks to send it again.
+            for pause in (*_CONFLICT_PAUSES, 0):
+                try:
+                    return self._put_once(key, content, condition)
+                except ClientError as error:
+                    if http_status(error) in (304, 412):
+                        return self._etag_if_ours(key, content) if retried(error) else None
+                    if error_code(error) == "NoSuchKey":
+                        return None
+                    if http_status(error) != 409:
+                        raise
+                time.sleep(pause)
+        return None
+
+    def _put_once(self, key: str, content: bytes, condition: dict[str, str]) -> str:
+        headers = condition if self._conditional else {}
+        answer = self._client.put_object(
+            Bucket=self._bucket, Key=self._prefix + key, Body=content, **headers
+        )
+        return self._etag(key, answer)
+
+    def _etag(self, key: str, answer: dict[str, Any]) -> str:
+        etag = answer.get("ETag")
+        if not etag:
+            raise Unavailable(
+                f"{self._place(key)}: {self._endpoint} answered without an ETag, which S3 does "
+                "not. Is AWS_ENDPOINT_URL_S3 right?"
+            )
+        return str(etag)
+
+    def _etag_if_ours(self, key: str, content: bytes) -> str | None:
+        """After a request that was sent twice: the first one may be what stands in the way."""
+        try:
+            stored, etag = self._get(key, max(len(content), MAX_GET_BYTES))
+        except NotFound:
+            return None
+        return etag if stored == content else None
+
+    def _current_etag(self, key: str) -> str | None:
+        try:
+            return self._get(key, MAX_GET_BYTES)[1]
+        except NotFound:
+            return None
+
+    def _keeps_conditions(self, key: str) -> bool:
+        """Whether the server honours both conditions on `key`, which exists."""
+        self._conditional = True
+        try:
+            with self._failures(self._place(key)):
+                return (
+                    self._refuses(key, {"IfNoneMatch": "*"})
+                    and self._refuses(key, {"IfMatch": '"0123456789abcdef0123456789abcdef"'})
+                    and not self._refuses(key, {"IfMatch": self._get(key, MAX_GET_BYTES)[1]})
+                )
+        except AppError as error:
+            answer = error.__cause__
+            if isinstance(answer, ClientError) and http_status(answer) in _UNKNOWN_HEADER:
+                return False
+            raise
+
+    def _refuses(self, key: str, condition: dict[str, str]) -> bool:
+        try:
+            self._put_once(key, b"probe", condition)
+        except ClientError as error:
+            if http_status(error) in (304, 412):
+                return True
+            raise
+        return False
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        for start in range(0, len(keys), _DELETE_BATCH):
+            batch = [{"Key": self._prefix + key} for key in keys[start : start + _DELETE_BATCH]]
+            with self._failures(self.uri):
+                answer = self._client.delete_objects(
+                    Bucket=self._bucket, Delete={"Objects": batch, "Quiet": True}
+                )
+                # The answer is 200 even if some keys could not be deleted.
+                for problem in answer.get("Errors", ()):
+                    if problem.get("Code") != "NoSuchKey":
+                        refusal = ClientError({"Error": problem}, "DeleteObjects")
+                        with self._failures(f"s3://{self._bucket}/{problem.get('Key', '')}"):
+                            raise refusal
+
+    def _abort_abandoned_uploads(self) -> None:
+        """Remove the parts that killed processes left: no listing shows them, the bill does."""
+        before = datetime.now(UTC) - _ABANDONED_UPLOAD
+        pages = self._client.get_paginator("list_multipart_uploads")
+        try:
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
+                for upload in page.get("Uploads", ()):
+                    if upload["Initiated"] < before:
+                        name = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
+                        self._client.abort_multipart_upload(Bucket=self._bucket, **name)
+                        log.info("removed an upload of %s that broke off", upload["Key"])
+        except (BotoCoreError, ClientError) as error:
+            # Housekeeping that some servers and policies do not allow; training needs none of it.
+            log.info(
+                "%s: unfinished uploads are not looked for: %s", self.uri, redacted(str(error))
+            )
+
+
+class BufferReader(io.RawIOBase):
+    """A seekable file over buffers that are never joined: a snapshot needs no second copy."""
+
+    def __init__(self, data: Data) -> None:
+        self._views = [memoryview(buffer).cast("B") for buffer in data]
+        self._size = sum(map(len, self._views))
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, target: Any) -> int:
+        """Fill `target` except at the end: s3transfer takes a short read for the end."""
+        wanted = memoryview(target).cast("B")
+        filled, start = 0, 0
+        for view in self._views:
+            skip = self._position - start
+            if skip < len(view) and filled < len(wanted):
+                piece = view[skip : skip + len(wanted) - filled]
+                wanted[filled : filled + len(piece)] = piece
+                filled += len(piece)
+                self._position += len(piece)
+            start += len(view)
+        return filled

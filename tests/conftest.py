@@ -1,0 +1,159 @@
+"""Fixtures that several test modules share: an S3 server on loopback, and every store."""
+
+import argparse
+import secrets
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import botocore.loaders
+import pytest
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+from app.stores import Store, open_store
+from tests.interposed import Interposed
+from tests.s3server import AtomicConditionalWrites
+
+_AWS = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing-secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_CONFIG_FILE": "/nonexistent/config",
+    "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent/credentials",
+    "NO_PROXY": "127.0.0.1",
+    "no_proxy": "127.0.0.1",
+}
+
+
+@dataclass(frozen=True)
+class S3Server:
+    endpoint: str
+    interposed: Interposed
+
+
+@pytest.fixture(scope="session")
+def aws_environment() -> Iterator[None]:
+    """Credentials that open nothing, and no look at anybody's own configuration."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
+            patch.delenv(name, raising=False)
+        for name, value in _AWS.items():
+            patch.setenv(name, value)
+        # Each client would read the description of S3 again, a third of a second.
+        loader = botocore.loaders.create_loader()
+        patch.setattr("botocore.session.create_loader", lambda *paths: loader)
+        yield
+
+
+@pytest.fixture(scope="session")
+def running_s3(aws_environment: None) -> Iterator[S3Server]:
+    app = AtomicConditionalWrites(DomainDispatcherApplication(create_backend_app))
+    interposed = Interposed(app)
+    server = make_server("127.0.0.1", 0, interposed, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield S3Server(f"http://127.0.0.1:{server.server_port}", interposed)
+    server.shutdown()
+    thread.join()
+
+
+@pytest.fixture(scope="session")
+def s3_server(running_s3: S3Server) -> str:
+    """URL of an S3 server; credentials for it are in the environment."""
+    return running_s3.endpoint
+
+
+@pytest.fixture
+def s3_answers(running_s3: S3Server) -> Iterator[Interposed]:
+    """Lets a test answer in the place of the S3 server."""
+    running_s3.interposed.reset()
+    yield running_s3.interposed
+    running_s3.interposed.reset()
+
+
+@pytest.fixture(scope="session")
+def s3_client(s3_server: str) -> Any:
+    """A plain client, to look at a bucket behind the store's back."""
+    return boto3.session.Session().client("s3", endpoint_url=s3_server)
+
+
+@pytest.fixture
+def bucket(s3_server: str, s3_client: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a new, empty bucket; AWS_ENDPOINT_URL_S3 points to its server."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server)
+    name = f"bucket-{secrets.token_hex(4)}"
+    s3_client.create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """Each kind of store in turn, empty."""
+    if request.param == "local":
+        return open_store(f"file://{tmp_path}/store", "run")
+    return open_store(f"s3://{request.getfixturevalue('bucket')}/some/prefix", "run")
+
+
+@pytest.fixture
+def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK's retries without the pauses between them."""
+    monkeypatch.setattr(
+        "botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0
+    )
+
+
+@pytest.fixture
+def closed_endpoint() -> Iterator[str]:
+    """A URL on loopback that refuses connections: the port is taken, and nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a byte-level BPE of 300 tokens, quick to make and to load."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([argparse.__doc__ or ""], trainer)
+    end = "<|endoftext|>"
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end)
+    directory = tmp_path_factory.mktemp("tokenizer")
+    fast.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def job_environment(
+    small_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """Variables of a run of seconds: 8 sequences of 32 tokens a step, about 7 steps an epoch."""
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "corpus.txt").write_text((argparse.__doc__ or "")[:4000])
+    return {
+        "MODEL": "tiny",
+        "DEVICE": "cpu",
+        "DATASET": str(folder / "corpus.txt"),
+        "TOKENIZER": str(small_tokenizer),
+        "DATA_DIR": str(folder / "data"),
+        "SEQ_LEN": "32",
+        "BATCH_SIZE": "2",
+        "GLOBAL_BATCH_SIZE": "8",
+        "WARMUP_STEPS": "2",
+    }

@@ -1,0 +1,237 @@
+"""Commit order, verification, fallback, retention."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.checkpoints import (
+    LATEST,
+    MANIFEST,
+    CheckpointName,
+    commit,
+    fetch,
+    find_checkpoint,
+    newest_valid,
+    prune,
+    quarantine,
+    read_manifest,
+    remove_unfinished,
+    stored_checkpoints,
+)
+from app.errors import Damaged, Fenced, IncompatibleRun, NotFound, Unavailable
+from app.stores import Data, Store, open_store
+
+FILES: dict[str, Data] = {
+    "model.safetensors": [b"weights", memoryview(b"more")],
+    "state.json": [b"{}"],
+}
+
+
+def nothing() -> None:
+    """A lease that is always ours."""
+
+
+def lost() -> None:
+    raise Fenced("held by another")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Store:
+    return open_store(f"file://{tmp_path}", "run")
+
+
+def commit_step(
+    store: Store, step: int, loss: float | None = None, epoch: int = 1
+) -> CheckpointName:
+    name = CheckpointName(step, epoch)
+    commit(store, name, FILES, loss if loss is not None else 10.0 - step / 100, nothing)
+    return name
+
+
+def committed_steps(store: Store) -> list[int]:
+    return [stored.name.step for stored in stored_checkpoints(store) if stored.committed]
+
+
+class Recorder:
+    """Notes the order of writes of the store that it wraps."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.written: list[str] = []
+
+    def put(self, key: str, data: Data) -> None:
+        self.written.append(key)
+        self._store.put(key, data)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+
+def test_data_goes_first_then_the_manifest_then_the_pointer(folder: Store) -> None:
+    recorder = Recorder(folder)
+    name = CheckpointName(20, 3)
+    commit(recorder, name, FILES, 1.0, nothing)  # type: ignore[arg-type]
+    assert set(recorder.written[:-2]) == {name.key(file) for file in FILES}
+    assert recorder.written[-2:] == [name.key(MANIFEST), LATEST]
+
+
+def test_a_committed_checkpoint_is_read_back_and_verified(folder: Store, tmp_path: Path) -> None:
+    name = commit_step(folder, 20)
+    directory = fetch(folder, name, tmp_path)
+    assert (directory / "model.safetensors").read_bytes() == b"weightsmore"
+    assert read_manifest(folder, name).train_loss == pytest.approx(9.8)
+
+
+def test_without_the_lease_no_manifest_is_written(folder: Store) -> None:
+    with pytest.raises(Fenced):
+        commit(folder, CheckpointName(20, 1), FILES, 1.0, lost)
+    assert committed_steps(folder) == []
+
+
+def test_checkpoints_order_by_step_then_epoch(folder: Store, tmp_path: Path) -> None:
+    for step, epoch in ((20, 2), (40, 1), (40, 2), (9, 9)):
+        commit_step(folder, step, epoch=epoch)
+    names = [str(stored.name) for stored in stored_checkpoints(folder)]
+    assert names[:2] == ["step-0000000040-e000002", "step-0000000040-e000001"]
+    found = newest_valid(folder, tmp_path)
+    assert found is not None and found.name == CheckpointName(40, 2)
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("harm", [_flip, _truncate, _empty, Path.unlink])
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_newest_checkpoint_gives_way_to_the_next(
+    harm: Callable[[Path], None], file: str, folder: Store, tmp_path: Path
+) -> None:
+    good, bad = commit_step(folder, 20), commit_step(folder, 40)
+    harm(tmp_path / "run" / bad.key(file))
+    found = newest_valid(folder, tmp_path / "scratch")
+    assert found is not None and found.name == good
+    assert [name for name, _ in found.damaged] == [bad]
+    assert file in found.damaged[0][1]
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [b"", b"{", b"null", b'{"step": 40}', b"\xff\xfe"],
+)
+def test_a_damaged_manifest_makes_the_checkpoint_damaged(
+    manifest: bytes, folder: Store, tmp_path: Path
+) -> None:
+    good, bad = commit_step(folder, 20), commit_step(folder, 40)
+    folder.put(bad.key(MANIFEST), [manifest])
+    found = newest_valid(folder, tmp_path / "scratch")
+    assert found is not None and found.name == good and len(found.damaged) == 1
+
+
+def test_a_manifest_cannot_name_a_file_elsewhere(folder: Store, tmp_path: Path) -> None:
+    name = commit_step(folder, 20)
+    manifest = read_manifest(folder, name)
+    files = {**manifest.files, "../../run.json": manifest.files["state.json"]}
+    changed = manifest.model_copy(update={"files": files})
+    folder.put(name.key(MANIFEST), [changed.model_dump_json().encode()])
+    with pytest.raises(Damaged, match="unusable file"):
+        fetch(folder, name, tmp_path)
+
+
+def test_a_manifest_of_a_newer_format_is_not_called_damaged(folder: Store) -> None:
+    name = commit_step(folder, 20)
+    newer = read_manifest(folder, name).model_copy(update={"format_version": 99})
+    folder.put(name.key(MANIFEST), [newer.model_dump_json().encode()])
+    with pytest.raises(IncompatibleRun, match="format 99"):
+        read_manifest(folder, name)
+
+
+def test_with_no_valid_checkpoint_left_the_job_explains_and_changes_nothing(
+    folder: Store, tmp_path: Path
+) -> None:
+    name = commit_step(folder, 20)
+    _flip(tmp_path / "run" / name.key("state.json"))
+    with pytest.raises(Damaged, match="no valid checkpoint is left"):
+        newest_valid(folder, tmp_path / "scratch")
+    assert committed_steps(folder) == [20]
+
+
+def test_an_empty_store_has_no_checkpoint(folder: Store, tmp_path: Path) -> None:
+    assert newest_valid(folder, tmp_path) is None
+
+
+def test_quarantine_keeps_every_byte_and_the_reason(folder: Store, tmp_path: Path) -> None:
+    name = commit_step(folder, 20)
+    target = quarantine(folder, name, "wrong hash")
+    assert stored_checkpoints(folder) == []
+    kept = tmp_path / "run" / target
+    assert {path.name for path in kept.iterdir()} == {*FILES, MANIFEST, "reason.json"}
+    assert json.loads((kept / "reason.json").read_text())["reason"] == "wrong hash"
+
+
+def test_an_upload_that_was_cut_short_is_removed(folder: Store) -> None:
+    keep = commit_step(folder, 20)
+    folder.put(CheckpointName(40, 1).key("model.safetensors"), [b"half"])
+    assert remove_unfinished(folder) == [CheckpointName(40, 1)]
+    assert [stored.name for stored in stored_checkpoints(folder)] == [keep]
+
+
+def test_the_best_by_loss_the_newest_and_the_protected_stay(folder: Store) -> None:
+    losses = {20: 5.0, 40: 1.0, 60: 4.0, 80: 2.0, 100: 3.0, 120: 9.0}
+    for step, loss in losses.items():
+        commit_step(folder, step, loss)
+    pruned = prune(folder, 2, [CheckpointName(60, 1)], nothing)
+    assert [name.step for name in pruned] == [20, 100]
+    assert committed_steps(folder) == [120, 80, 60, 40]
+
+
+def test_a_loser_prunes_nothing(folder: Store) -> None:
+    for step in (20, 40, 60):
+        commit_step(folder, step)
+    with pytest.raises(Fenced):
+        prune(folder, 0, [], lost)
+    assert committed_steps(folder) == [60, 40, 20]
+
+
+def test_a_checkpoint_is_found_by_step_name_or_latest(folder: Store) -> None:
+    first, second = commit_step(folder, 20), commit_step(folder, 40)
+    assert find_checkpoint(folder, "20") == find_checkpoint(folder, str(first)) == first
+    assert find_checkpoint(folder, "latest") == second
+    with pytest.raises(NotFound, match="there are steps 40, 20"):
+        find_checkpoint(folder, "30")
+
+
+def test_a_store_that_loses_what_was_written_is_tried_again_not_called_damaged(
+    folder: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = type(folder).put
+
+    def forgetful(self: Store, key: str, data: Data) -> None:
+        original(self, key, [b"short"] if key.endswith("state.json") else data)
+
+    monkeypatch.setattr(type(folder), "put", forgetful)
+    with pytest.raises(Unavailable, match="did not keep"):
+        commit(folder, CheckpointName(20, 1), {**FILES, "state.json": [b"{1}"]}, 1.0, nothing)
+    assert committed_steps(folder) == []
+
+
+def test_a_checkpoint_that_lost_its_manifest_is_damaged_not_unfinished(
+    folder: Store, tmp_path: Path
+) -> None:
+    good, bad = commit_step(folder, 20), commit_step(folder, 40)
+    folder.delete([bad.key(MANIFEST)])
+    assert remove_unfinished(folder) == []
+    found = newest_valid(folder, tmp_path / "scratch")
+    assert found is not None and found.name == good
+    assert [name for name, _ in found.damaged] == [bad]

@@ -1,0 +1,137 @@
+"""The state's files: complete, exact, and what transformers reads."""
+
+import dataclasses
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load as load_safetensors
+
+from app.errors import Damaged, IncompatibleRun
+from app.model import SmolLM2
+from app.objective import build_optimizer
+from app.presets import PRESETS
+from app.sections import OptimizerSettings
+from app.state import (
+    MODEL_FILE,
+    Progress,
+    RandomState,
+    Snapshot,
+    capture,
+    huggingface_files,
+    library_versions,
+    restore,
+    safetensors_buffers,
+)
+from app.stores import Data
+
+SMALL = dataclasses.replace(PRESETS["tiny"], vocab_size=97)
+
+
+def progress(step: int) -> Progress:
+    return Progress(
+        step=step,
+        tokens=step * 10,
+        train_loss=1.5,
+        saved_at=1_700_000_000.0,
+        trainer="torch",
+        optimizer=OptimizerSettings().model_dump(),
+        versions=library_versions(),
+        random=RandomState.capture(),
+    )
+
+
+def trained(steps: int = 2) -> tuple[SmolLM2, torch.optim.Optimizer]:
+    model = SmolLM2(SMALL)
+    model.initialize(1)
+    optimizer = build_optimizer(model, OptimizerSettings(), torch.device("cpu"))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.arange(16)[None]).logsumexp(-1).mean().backward()
+        optimizer.step()
+    return model, optimizer
+
+
+def write(snapshot: Snapshot, directory: Path) -> Path:
+    for name, data in snapshot.files({}).items():
+        (directory / name).write_bytes(joined(data))
+    return directory
+
+
+def joined(data: Data) -> bytes:
+    return b"".join(bytes(buffer) for buffer in data)
+
+
+def test_what_is_restored_equals_what_was_captured_bit_for_bit(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    write(capture(model, optimizer, progress(2)), tmp_path)
+    other = SmolLM2(SMALL)
+    other_optimizer = build_optimizer(other, OptimizerSettings(), torch.device("cpu"))
+    assert restore(tmp_path, other, other_optimizer).step == 2
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+        for key, value in optimizer.state[a].items():
+            assert torch.equal(value, other_optimizer.state[b][key]), key
+
+
+def test_a_snapshot_does_not_change_when_training_goes_on() -> None:
+    model, optimizer = trained()
+    snapshot = capture(model, optimizer, progress(2))
+    before = joined(snapshot.files({})[MODEL_FILE])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert joined(snapshot.files({})[MODEL_FILE]) == before
+
+
+def test_our_safetensors_are_read_by_the_library() -> None:
+    tensors = {
+        "matrix": torch.randn(3, 5),
+        "scalar": torch.tensor(2.5),
+        "half": torch.randn(7).bfloat16(),
+        "transposed": torch.randn(4, 6).T,
+        "empty": torch.zeros(0, 3),
+    }
+    read = load_safetensors(joined(safetensors_buffers(tensors)))
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+
+
+def test_random_numbers_continue_where_they_stopped() -> None:
+    state = RandomState.model_validate_json(RandomState.capture().model_dump_json())
+    drawn = (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random())
+    state.restore()
+    assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()) == drawn
+
+
+def test_a_truncated_file_is_damaged(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    write(capture(model, optimizer, progress(2)), tmp_path)
+    path = tmp_path / MODEL_FILE
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(Damaged, match=r"model\.safetensors"):
+        restore(tmp_path, model, optimizer)
+
+
+def test_tensors_of_another_model_are_refused(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    write(capture(model, optimizer, progress(2)), tmp_path)
+    wider = SmolLM2(dataclasses.replace(SMALL, intermediate_size=64))
+    wider_optimizer = build_optimizer(wider, OptimizerSettings(), torch.device("cpu"))
+    with pytest.raises(IncompatibleRun, match="gate_proj"):
+        restore(tmp_path, wider, wider_optimizer)
+
+
+def test_config_json_carries_rope_theta_into_transformers(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    config = dataclasses.replace(SMALL, rope_theta=54_321.0, rms_norm_eps=3e-5)
+    (tmp_path / "tokenizer").mkdir()
+    for name, content in huggingface_files(config, tmp_path / "tokenizer", 0, 0).items():
+        (tmp_path / name).write_bytes(content)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert loaded.rope_parameters["rope_theta"] == 54_321.0
+    assert loaded.rms_norm_eps == 3e-5
+    assert loaded.tie_word_embeddings is True

@@ -1,0 +1,272 @@
+"""A run in a bucket: what servers answer, what they do not know, what they leave behind."""
+
+import errno
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import AccessDenied, AppError, ConfigError, NotFound, Unavailable
+from app.stores import Store, open_store
+from app.stores.s3 import BufferReader, S3Store
+from tests.interposed import Answer, Answering, Interposed
+
+MIB = 2**20
+
+
+def keys(store: Store, prefix: str = "") -> list[str]:
+    return [info.key for info in store.list(prefix)]
+
+
+def xml(code: str, message: str = "no") -> str:
+    return f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+
+
+@pytest.fixture
+def s3(bucket: str) -> S3Store:
+    return S3Store(bucket, "some/prefix/run")
+
+
+class TestS3Store:
+    def test_lists_page_after_page(self, bucket: str) -> None:
+        store = S3Store(bucket, "run", page_size=3)
+        for number in range(10):
+            store.put(f"k/{number}", [b"x"])
+        assert keys(store, "k") == [f"k/{number}" for number in range(10)]
+
+    def test_sees_only_its_own_prefix(self, bucket: str) -> None:
+        run, longer = open_store(f"s3://{bucket}/", "run"), open_store(f"s3://{bucket}", "run-2")
+        longer.put("a", [b"x"])
+        assert keys(run) == []
+        assert run.uri == f"s3://{bucket}/run"
+
+    def test_leaves_out_what_no_writer_of_a_run_made(
+        self, s3: S3Store, bucket: str, s3_client: Any
+    ) -> None:
+        for name in ("", "folder/", "my notes.txt", ".store-probe-1"):
+            s3_client.put_object(Bucket=bucket, Key=f"some/prefix/run/{name}")
+        assert keys(s3) == []
+
+    def test_a_missing_bucket_is_not_found(self, bucket: str) -> None:
+        store = open_store(f"s3://{bucket}-missing", "run")
+        for use in (store.check, lambda: keys(store), lambda: store.put("a", [b"x"])):
+            with pytest.raises(NotFound, match=f"{bucket}-missing.*no such bucket"):
+                use()
+
+    @pytest.mark.usefixtures("bucket", "no_backoff")
+    def test_an_endpoint_that_nobody_listens_to_is_unavailable(
+        self, closed_endpoint: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", closed_endpoint)
+        store = open_store("s3://bucket", "run")
+        for use in (store.check, lambda: store.put("a", [b"x"]), lambda: keys(store)):
+            with pytest.raises(Unavailable, match=closed_endpoint):
+                use()
+
+    def test_missing_credentials_are_access_denied(
+        self, bucket: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        with pytest.raises(AccessDenied, match="AWS_ACCESS_KEY_ID"):
+            open_store(f"s3://{bucket}", "run").check()
+
+    @pytest.mark.usefixtures("bucket")
+    @pytest.mark.parametrize("url", ["not-a-url", "http://", "http://bad host/"])
+    def test_an_endpoint_that_is_no_url_is_a_configuration_error(
+        self, monkeypatch: pytest.MonkeyPatch, url: str
+    ) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+        with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL_S3"):
+            open_store("s3://bucket", "run").check()
+
+    @pytest.mark.parametrize(
+        ("answer", "expected"),
+        [
+            ((403, xml("AccessDenied")), AccessDenied),
+            ((403, xml("InvalidAccessKeyId")), AccessDenied),
+            ((403, xml("SignatureDoesNotMatch")), AccessDenied),
+            ((403, "no XML at all"), AccessDenied),
+            ((400, xml("ExpiredToken")), AccessDenied),
+            ((401, xml("Unauthorized")), AccessDenied),
+            ((404, xml("NoSuchKey")), NotFound),
+            ((404, xml("NoSuchBucket")), NotFound),
+            ((404, "<html>default backend</html>"), Unavailable),
+            ((503, xml("SlowDown")), Unavailable),
+            ((500, xml("InternalError")), Unavailable),
+            ((502, "<html>bad gateway</html>"), Unavailable),
+            ((507, xml("XMinioStorageFull")), Unavailable),
+            ((400, xml("RequestTimeout")), Unavailable),
+            ((400, xml("InvalidBucketName")), ConfigError),
+            ((404, ""), Unavailable),
+        ],
+    )
+    @pytest.mark.usefixtures("no_backoff")
+    def test_keeps_the_servers_answers_apart(
+        self,
+        s3: S3Store,
+        s3_answers: Interposed,
+        tmp_path: Path,
+        answer: Answer,
+        expected: type[AppError],
+    ) -> None:
+        s3.put("a", [b"x"])
+        s3_answers.answering = lambda environ: answer
+        uses: list[Callable[[], object]] = [
+            lambda: s3.get("a"),
+            lambda: s3.fetch("a", tmp_path),
+            lambda: s3.move("a", "b"),
+            lambda: keys(s3),
+            lambda: s3.put("a", [b"y"]),
+        ]
+        for use in uses:
+            with pytest.raises(expected) as caught:
+                use()
+            assert type(caught.value) is expected
+            assert "testing-secret" not in str(caught.value)
+        s3_answers.reset()
+        assert s3.get("a")[0] == b"x"
+
+    @pytest.mark.usefixtures("no_backoff")
+    def test_a_web_server_that_is_no_s3_is_unavailable(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        s3_answers.answering = lambda environ: (200, "<!doctype html><html><br>console</html>")
+        for use in (s3.check, lambda: keys(s3)):
+            with pytest.raises(Unavailable, match="does not serve now"):
+                use()
+
+    def test_a_key_that_cannot_be_deleted_is_an_error_although_the_answer_is_200(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        errors = "<Error><Key>some/prefix/run/a</Key><Code>AccessDenied</Code></Error>"
+        s3_answers.answering = lambda environ: (200, f"<DeleteResult>{errors}</DeleteResult>")
+        with pytest.raises(AccessDenied, match="some/prefix/run/a"):
+            s3.delete(["a"])
+
+    def test_a_policy_without_delete_is_found_at_the_start(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        s3_answers.answering = only("POST", (403, xml("AccessDenied")))
+        with pytest.raises(AccessDenied):
+            s3.check()
+
+    @pytest.mark.parametrize("support", ["ignored", "unknown"])
+    def test_a_server_without_conditional_writes_is_found_out(
+        self, s3: S3Store, s3_answers: Interposed, support: str
+    ) -> None:
+        def answering(environ: dict[str, Any]) -> Answer | None:
+            given = [environ.pop(f"HTTP_IF_{name}", None) for name in ("MATCH", "NONE_MATCH")]
+            return (501, xml("NotImplemented")) if support == "unknown" and any(given) else None
+
+        s3_answers.answering = answering
+        s3.check()
+        assert not s3.conditional_writes
+        assert keys(s3) == []
+        etag = s3.put_if_absent("a", b"1")
+        assert etag
+        assert s3.put_if_absent("a", b"2") is None
+        assert s3.put_if_match("a", b"2", "other") is None
+        assert s3.put_if_match("a", b"2", etag)
+        assert s3.get("a")[0] == b"2"
+
+    def test_a_server_that_stores_other_bytes_is_found_out(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        s3_answers.answering = only("GET", (200, "1000;chunk-signature"), path="probe")
+        with pytest.raises(ConfigError, match="AWS_REQUEST_CHECKSUM_CALCULATION"):
+            s3.check()
+        s3_answers.reset()
+        assert keys(s3) == []
+
+    def test_a_conflict_of_conditional_writes_is_tried_again(
+        self, s3: S3Store, s3_answers: Interposed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("app.stores.s3.time.sleep", lambda seconds: None)
+        conflict = (409, xml("ConditionalRequestConflict"))
+        s3_answers.answering = first(2, conflict)
+        assert s3.put_if_absent("a", b"1")
+        s3_answers.reset()
+        s3_answers.answering = first(1000, conflict)
+        assert s3.put_if_absent("b", b"1") is None
+        assert len(s3_answers.requests) == 5
+
+    @pytest.mark.parametrize(("stored", "wins"), [(b"ours", True), (b"theirs", False)])
+    @pytest.mark.usefixtures("no_backoff")
+    def test_a_conditional_write_whose_answer_was_lost_is_recognised(
+        self, s3: S3Store, s3_answers: Interposed, stored: bytes, wins: bool
+    ) -> None:
+        s3.put("a", [stored])
+        s3_answers.answering = first(1, (500, xml("InternalError")))
+        etag = s3.put_if_absent("a", b"ours")
+        assert etag == (s3.get("a")[1] if wins else None)
+
+    @pytest.mark.usefixtures("no_backoff")
+    def test_an_upload_that_fails_leaves_no_parts(
+        self, s3: S3Store, bucket: str, s3_client: Any, s3_answers: Interposed
+    ) -> None:
+        s3_answers.answering = only("PUT", (403, xml("AccessDenied")), query="partNumber=2")
+        with pytest.raises(AccessDenied):
+            s3.put("large", [bytes(17 * MIB)])
+        assert "Uploads" not in s3_client.list_multipart_uploads(Bucket=bucket)
+        assert keys(s3) == []
+
+    def test_parts_of_uploads_that_broke_off_long_ago_are_removed(
+        self, s3: S3Store, bucket: str, s3_client: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for key in ("some/prefix/run/mine", "other/run/theirs"):
+            s3_client.create_multipart_upload(Bucket=bucket, Key=key)
+        with monkeypatch.context() as patch:
+            # moto dates every upload to 2010.
+            patch.setattr("app.stores.s3._ABANDONED_UPLOAD", timedelta(days=36_500))
+            s3.check()
+        assert len(s3_client.list_multipart_uploads(Bucket=bucket)["Uploads"]) == 2
+        s3.check()
+        left = s3_client.list_multipart_uploads(Bucket=bucket)["Uploads"]
+        assert [upload["Key"] for upload in left] == ["other/run/theirs"]
+
+    def test_a_disk_that_fills_up_under_a_download_is_unavailable(
+        self, s3: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        s3.put("a", [b"x"])
+
+        def full(*paths: str) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("s3transfer.utils.rename_file", full)
+        with pytest.raises(Unavailable, match=f"{tmp_path}/a is full"):
+            s3.fetch("a", tmp_path)
+        assert not list(tmp_path.iterdir())
+
+
+def only(method: str, answer: Answer, path: str = "", query: str = "") -> Answering:
+    def answering(environ: dict[str, Any]) -> Answer | None:
+        meant = (
+            environ["REQUEST_METHOD"] == method
+            and path in environ["PATH_INFO"]
+            and query in environ["QUERY_STRING"]
+        )
+        return answer if meant else None
+
+    return answering
+
+
+def first(count: int, answer: Answer) -> Answering:
+    """`answer` to the first `count` requests."""
+    left = [answer] * count
+    return lambda environ: left.pop() if left else None
+
+
+class TestBufferReader:
+    @given(st.lists(st.binary(max_size=20), max_size=6), st.integers(0, 40), st.integers(1, 30))
+    def test_reads_like_one_file(self, buffers: list[bytes], offset: int, amount: int) -> None:
+        whole = b"".join(buffers)
+        reader = BufferReader(buffers)
+        assert reader.seek(0, 2) == len(whole)
+        reader.seek(offset)
+        assert reader.read(amount) == whole[offset : offset + amount]
+        assert reader.read() == whole[offset + amount :]
