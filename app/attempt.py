@@ -1,0 +1,376 @@
+"""One process's share of a run: what happens around the arithmetic of a step.
+
+A trainer computes gradients and steps the optimizer. It tells the attempt about every
+micro-step and every step, and the attempt logs, saves, evaluates, and says when to stop.
+Both trainers share it, so that either continues the other's run.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from app.compute import Compute
+from app.console import duration, on_terminal
+from app.decoding import Sampling, generate_tokens
+from app.errors import ConfigError, Preempted
+from app.health import beat
+from app.lease import Lease
+from app.loader import BatchGeometry, training_loader, validation_batches
+from app.metrics import MetricsLog, Row
+from app.model import SmolLM2, flops_per_token
+from app.objective import LossFunction, Schedule
+from app.preemption import StopRequest
+from app.sampler import SampleOrder
+from app.saver import CheckpointSaver, SaveRequest
+from app.sections import CheckpointSettings, DataSettings, LogSettings, OptimizerSettings
+from app.shards import TokenShards
+from app.state import Progress, RandomState, capture, library_versions
+from app.tokenizer import TokenizerFiles
+
+log = logging.getLogger(__name__)
+
+_SAMPLE = Sampling(max_tokens=40)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The tokens to train on, their order, and the held-out ones."""
+
+    train: TokenShards
+    validation: TokenShards | None
+    order: SampleOrder
+    tokenizer: TokenizerFiles
+
+
+@dataclass(frozen=True)
+class Sections:
+    """The sections of the settings that a running attempt needs."""
+
+    data: DataSettings
+    optimizer: OptimizerSettings
+    checkpoints: CheckpointSettings
+    logs: LogSettings
+    trainer: str
+
+
+@dataclass
+class Clock:
+    """Seconds spent, by what they were spent on."""
+
+    started: float = field(default_factory=time.monotonic)
+    last_row: float = 0.0
+    last_row_step: int = 0
+    aside_since_row: float = 0.0
+    step_seconds: float = 0.0
+    step_started: float = 0.0
+    stall_seconds: float = 0.0
+    saves: int = 0
+
+
+class Attempt:
+    """State of a running attempt. `step` counts finished optimizer steps of the run."""
+
+    def __init__(
+        self,
+        *,
+        sections: Sections,
+        compute: Compute,
+        geometry: BatchGeometry,
+        model: SmolLM2,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        corpus: Corpus,
+        saver: CheckpointSaver,
+        lease: Lease,
+        metrics: MetricsLog,
+        stop: StopRequest,
+        start_step: int,
+        resumed_from_save_at: float | None = None,
+    ) -> None:
+        self.sections, self.compute, self.geometry = sections, compute, geometry
+        self.model, self.optimizer, self.schedule = model, optimizer, schedule
+        self.loss_function = LossFunction(model, compile_model=compute.compile)
+        self.step = self.start_step = start_step
+        self.target = schedule.horizons[-1]
+        self._corpus, self._saver, self._lease = corpus, saver, lease
+        self._metrics, self._stop = metrics, stop
+        self._saved_step = start_step
+        self._resumed_from_save_at = resumed_from_save_at
+        self._train_loss: float | None = None
+        self._validation_loss: float | None = None
+        self._clock = Clock(last_row_step=start_step)
+        self._bar: tqdm[None] | None = None
+        self._flops_per_token = flops_per_token(model.config, geometry.seq_len)
+
+    def loader(self) -> DataLoader[Tensor]:
+        """Micro-batches (B, T + 1) of all steps that are left."""
+        return training_loader(
+            self._corpus.train,
+            self._corpus.order,
+            self.geometry,
+            self.step,
+            self.target,
+            num_workers=self.compute.num_workers,
+            pin_memory=self.compute.device.type == "cuda",
+        )
+
+    def begin(self) -> None:
+        """Training starts now: signals no longer interrupt, they are asked for."""
+        self._stop.defer()
+        now = time.monotonic()
+        self._clock.last_row = self._clock.step_started = now
+        if on_terminal():
+            self._bar = tqdm(total=self.target, initial=self.step, unit="step", smoothing=0.05)
+
+    def learning_rate(self) -> float:
+        """The rate for the step that is about to be made; also set in the optimizer."""
+        rate = self.schedule.learning_rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def micro_step_done(self) -> bool:
+        """True when the rest of this step does not fit into GRACE_SECONDS.
+
+        The weights are those of the last finished step until the optimizer moves them,
+        so the half-made gradients can be dropped and that step committed.
+        """
+        beat()
+        if not self._stop.requested:
+            return False
+        finish = self._clock.step_seconds or math.inf
+        return not self._fits(finish + self._saver.last_commit_seconds)
+
+    def step_done(self, loss: Tensor, grad_norm: Tensor) -> bool:
+        """Account for a finished optimizer step. True when the trainer has to stop.
+
+        `loss` is the mean over the step's micro-batches; both are read back from the
+        device only where a row or a checkpoint needs them.
+        """
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.step += 1
+        now = time.monotonic()
+        elapsed, self._clock.step_started = now - self._clock.step_started, now
+        smooth = 0.1 if self._clock.step_seconds else 1.0
+        self._clock.step_seconds += smooth * (elapsed - self._clock.step_seconds)
+        last = self.step == self.target
+        evaluates = self._every(self.sections.data.val_every_steps)
+        logs = evaluates or last or self._every(self.sections.logs.log_every_steps)
+        saves = last or self._every(self.sections.checkpoints.checkpoint_every_steps)
+        if logs or saves or self._stop.requested:
+            self._train_loss = self._finite(float(loss))
+        if evaluates:
+            with self._aside():
+                self._validation_loss = self.evaluate()
+        if logs:
+            self._log_row(rate, float(grad_norm), evaluates)
+        if saves:
+            self._save()
+        if self._every(self.sections.logs.sample_every_steps):
+            with self._aside():
+                self._log_sample()
+        if self._bar is not None:
+            self._bar.update()
+        self._saver.raise_if_failed()
+        if self._lease.lost:
+            self._lease.check()
+        self._clock.step_started = time.monotonic()
+        return self._stop.requested or last
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Mean loss in nats per token over the held-out tokens."""
+        shards = self._corpus.validation
+        assert shards is not None, "checked when the attempt was opened"
+        total, count = 0.0, 0
+        batches = validation_batches(
+            shards, self.geometry.seq_len, self.geometry.batch_size, self.sections.data.val_tokens
+        )
+        self.model.eval()
+        for batch in batches:
+            with self.compute.autocast():
+                loss = self.loss_function(batch.to(self.compute.device))
+            total += float(loss) * batch.shape[0]
+            count += batch.shape[0]
+            beat()
+        self.model.train()
+        return total / count
+
+    def finish(self) -> None:
+        """Commit what is left to commit. Raises Preempted if it was a signal that ended it."""
+        if self._bar is not None:
+            self._bar.close()
+        if self.step == self.target:
+            self._save()
+            self._saver.wait()
+            log.info("target reached: step %d of %d", self.step, self.target)
+        elif self._stop.requested:
+            self._commit_within_grace()
+        self._log_summary()
+        if self.step < self.target:
+            raise Preempted(
+                f"stopped at step {self.step} of {self.target}; newest checkpoint: step "
+                f"{self._newest_committed()}; start again to continue"
+            )
+
+    def close(self) -> None:
+        """Leave nothing running, whatever ended the attempt."""
+        if self._bar is not None:
+            self._bar.close()
+        self._saver.close()
+        self._metrics.close()
+        self._lease.release()
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Time that is not training, and does not count in tokens per second."""
+        started = time.monotonic()
+        yield
+        self._clock.aside_since_row += time.monotonic() - started
+
+    def _every(self, interval: int) -> bool:
+        return interval > 0 and self.step % interval == 0
+
+    def _finite(self, loss: float) -> float:
+        if math.isfinite(loss):
+            return loss
+        raise ConfigError(
+            f"the loss became {loss} at step {self.step}; nothing of it was saved. Lower "
+            f"LEARNING_RATE (now {self.sections.optimizer.learning_rate:g}), raise WARMUP_STEPS or "
+            f"set PRECISION=32-true; the run continues from step {self._newest_committed()}"
+        )
+
+    def _save(self) -> None:
+        if self._saved_step == self.step:
+            return
+        started = time.monotonic()
+        progress = Progress(
+            step=self.step,
+            tokens=self.step * self.geometry.tokens_per_step,
+            train_loss=self._train_loss,
+            validation_loss=self._validation_loss,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            saved_at=time.time(),
+            trainer=self.sections.trainer,
+            optimizer=self.sections.optimizer.model_dump(),
+            versions=library_versions(),
+            random=RandomState.capture(),
+        )
+        snapshot = capture(self.model, self.optimizer, progress)
+        self._saver.submit(SaveRequest(snapshot, self._metrics.objects()))
+        self._saved_step = self.step
+        self._clock.stall_seconds += time.monotonic() - started
+        self._clock.saves += 1
+
+    def _fits(self, seconds: float) -> bool:
+        left = self.sections.checkpoints.grace_seconds - self._stop.seconds_since()
+        return seconds < left
+
+    def _commit_within_grace(self) -> None:
+        """SIGKILL follows GRACE_SECONDS after SIGTERM: do what saves the most until then."""
+        grace = self.sections.checkpoints.grace_seconds
+        log.warning("asked to stop: committing step %d within %g s", self.step, grace)
+        if self._fits(self._saver.last_commit_seconds):
+            self._save()
+        else:
+            log.warning(
+                "a save takes %.1f s, which does not fit: only the one in flight is finished",
+                self._saver.last_commit_seconds,
+            )
+        if not self._saver.wait(timeout=max(0.0, grace - self._stop.seconds_since())):
+            log.warning("step %d was not committed in time (GRACE_SECONDS=%g)", self.step, grace)
+
+    def _newest_committed(self) -> int:
+        committed = self._saver.committed_step
+        return self.start_step if committed is None else committed
+
+    def _log_row(self, rate: float, grad_norm: float, evaluated: bool) -> None:
+        now = time.monotonic()
+        tokens = (self.step - self._clock.last_row_step) * self.geometry.tokens_per_step
+        speed = tokens / max(1e-9, now - self._clock.last_row - self._clock.aside_since_row)
+        peak = self.compute.peak_flops
+        row = Row(
+            step=self.step,
+            tokens=self.step * self.geometry.tokens_per_step,
+            loss=self._train_loss if self._train_loss is not None else math.nan,
+            learning_rate=rate,
+            grad_norm=grad_norm,
+            tokens_per_second=speed,
+            mfu=speed * self._flops_per_token / peak if peak else None,
+            validation_loss=self._validation_loss if evaluated else None,
+            attempt=self._lease.epoch,
+            time=time.time(),
+        )
+        self._clock.last_row, self._clock.last_row_step = now, self.step
+        self._clock.aside_since_row = 0.0
+        self._metrics.add(row)
+        text = step_line(row, self.target, self._clock.step_seconds, self._save_age())
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {row.loss:.3f}, lr {row.learning_rate:.2e}")
+            if not evaluated:
+                return
+        log.info(text, extra={"fields": vars(row)})
+
+    def _save_age(self) -> float | None:
+        """Seconds since the newest checkpoint, which may be an earlier attempt's."""
+        if self._saver.committed_at is not None:
+            return time.monotonic() - self._saver.committed_at
+        if self._resumed_from_save_at is not None:
+            return max(0.0, time.time() - self._resumed_from_save_at)
+        return None
+
+    def _log_sample(self) -> None:
+        """A short text from the model as it is; the run's random numbers are left alone."""
+        from tokenizers import Tokenizer
+
+        files = self._corpus.tokenizer
+        tokenizer = Tokenizer.from_file(str(files.directory / "tokenizer.json"))
+        self.model.eval()
+        with self.compute.autocast():
+            ids = list(generate_tokens(self.model, [files.eos_token_id], _SAMPLE, None))
+        self.model.train()
+        log.info("sample at step %d: %r", self.step, tokenizer.decode(ids))
+
+    def _log_summary(self) -> None:
+        clock = self._clock
+        elapsed = time.monotonic() - clock.started
+        steps = self.step - self.start_step
+        log.info(
+            "attempt %d: %d steps in %s; %d saves held training up for %.2f s (%.2f %%)",
+            self._lease.epoch,
+            steps,
+            duration(elapsed),
+            clock.saves,
+            clock.stall_seconds,
+            100 * clock.stall_seconds / max(1e-9, elapsed),
+        )
+
+
+def step_line(row: Row, target: int, step_seconds: float, save_age: float | None) -> str:
+    """The one tidy line of a step."""
+    parts = [
+        f"step {row.step}/{target}",
+        f"loss {row.loss:.4f}",
+        f"lr {row.learning_rate:.2e}",
+        f"grad {row.grad_norm:.2f}",
+        f"{row.tokens_per_second or 0:,.0f} tok/s",
+    ]
+    if row.mfu is not None:
+        parts.append(f"MFU {row.mfu:.1%}")
+    if row.validation_loss is not None:
+        perplexity = math.exp(min(row.validation_loss, 700))
+        parts.append(f"val loss {row.validation_loss:.4f} (ppl {perplexity:,.1f})")
+    parts.append(f"ETA {duration((target - row.step) * step_seconds)}")
+    parts.append("not saved yet" if save_age is None else f"saved {duration(save_age)} ago")
+    return " | ".join(parts)
+
+
+Trainer = Callable[[Attempt], None]

@@ -1,0 +1,206 @@
+"""The numbers of a run: one row per logged step, in metrics.jsonl and what follows from it.
+
+`logs/metrics.jsonl` in the store is the truth. It is written before each manifest, so
+it reaches at least as far as any checkpoint; an attempt that resumes at step s keeps
+the rows up to s and replaces the rest, and no step is counted twice. The CSV and the
+TensorBoard file are made from the rows.
+"""
+
+import csv
+import io
+import json
+import logging
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Protocol
+
+from app.errors import ConfigError, NotFound
+from app.failures import disk_failures
+from app.sections import LogSettings
+from app.stores import Data, Store
+
+log = logging.getLogger(__name__)
+
+METRICS_KEY = "logs/metrics.jsonl"
+TENSORBOARD_KEY = "logs/tensorboard/events.out.tfevents.0"
+_MAX_METRICS_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of metrics.jsonl. Loss in nats per token, time in seconds since 1970."""
+
+    step: int
+    tokens: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens_per_second: float | None
+    mfu: float | None
+    validation_loss: float | None
+    attempt: int
+    time: float
+
+
+class Writer(Protocol):
+    """A further form of the rows."""
+
+    def write(self, row: Row) -> None: ...
+    def close(self) -> None: ...
+
+
+class CsvWriter:
+    """metrics.csv, for spreadsheets."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, [field.name for field in fields(Row)])
+        self._writer.writeheader()
+
+    def write(self, row: Row) -> None:
+        self._writer.writerow(asdict(row))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoardWriter:
+    """One event file, named so that every attempt replaces it."""
+
+    NAMES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu", "validation_loss")
+
+    def __init__(self, directory: Path) -> None:
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        directory.mkdir(parents=True, exist_ok=True)
+        for stale in directory.glob("*tfevents*"):
+            stale.unlink()
+        self._writer = EventFileWriter(str(directory))
+        self._directory = directory
+
+    def write(self, row: Row) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = {name: getattr(row, name) for name in self.NAMES}
+        summary = Summary(
+            value=[
+                Summary.Value(tag=name, simple_value=value)
+                for name, value in values.items()
+                if value is not None
+            ]
+        )
+        self._writer.add_event(Event(wall_time=row.time, step=row.step, summary=summary))
+
+    def content(self) -> bytes:
+        self._writer.flush()
+        return b"".join(path.read_bytes() for path in sorted(self._directory.glob("*tfevents*")))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class PrometheusWriter:
+    """The newest row as gauges, served on METRICS_PORT."""
+
+    def __init__(self, port: int, run_name: str) -> None:
+        from prometheus_client import CollectorRegistry, Gauge, start_http_server
+
+        registry = CollectorRegistry()
+        self._gauges = {
+            field.name: Gauge(f"train_{field.name}", field.name, ["run"], registry=registry)
+            for field in fields(Row)
+        }
+        self._run_name = run_name
+        try:
+            self._server, self._thread = start_http_server(port, registry=registry)
+        except OSError as error:
+            raise ConfigError(
+                f"METRICS_PORT={port} cannot be served ({error.strerror}): choose another port"
+            ) from error
+
+    def write(self, row: Row) -> None:
+        for name, value in asdict(row).items():
+            if value is not None:
+                self._gauges[name].labels(self._run_name).set(value)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+
+
+class MetricsLog:
+    """All rows of the run so far, here and in every form asked for."""
+
+    def __init__(
+        self, directory: Path, settings: LogSettings, run_name: str, earlier: list[Row]
+    ) -> None:
+        self._place = f"DATA_DIR: {directory}"
+        self._lines = [_line(row) for row in earlier]
+        self._tensorboard: TensorBoardWriter | None = None
+        self._writers: list[Writer] = []
+        wanted = settings.loggers.split(",")
+        with disk_failures(self._place):
+            directory.mkdir(parents=True, exist_ok=True)
+            path = directory / "metrics.jsonl"
+            path.write_bytes(b"".join(self._lines))
+            self._file = path.open("ab")
+            if "tensorboard" in wanted:
+                self._tensorboard = TensorBoardWriter(directory / "tensorboard")
+                self._writers.append(self._tensorboard)
+            if "csv" in wanted:
+                self._writers.append(CsvWriter(directory / "metrics.csv"))
+            for row in earlier:
+                self._pass_on(row)
+        if settings.metrics_port:
+            self._writers.append(PrometheusWriter(settings.metrics_port, run_name))
+
+    def add(self, row: Row) -> None:
+        """Raises Unavailable if DATA_DIR is full."""
+        line = _line(row)
+        self._lines.append(line)
+        with disk_failures(self._place):
+            self._file.write(line)
+            self._file.flush()
+            self._pass_on(row)
+
+    def objects(self) -> dict[str, Data]:
+        """What a checkpoint takes along into the store: key to content."""
+        objects: dict[str, Data] = {METRICS_KEY: list(self._lines)}
+        if self._tensorboard:
+            objects[TENSORBOARD_KEY] = [self._tensorboard.content()]
+        return objects
+
+    def close(self) -> None:
+        self._file.close()
+        for writer in self._writers:
+            writer.close()
+
+    def _pass_on(self, row: Row) -> None:
+        for writer in self._writers:
+            writer.write(row)
+
+
+def rows_until(store: Store, step: int) -> list[Row]:
+    """The stored rows up to and including `step`; a line that cannot be read is left out."""
+    try:
+        content, _ = store.get(METRICS_KEY, max_bytes=_MAX_METRICS_BYTES)
+    except NotFound:
+        return []
+    rows, unreadable = [], 0
+    for line in io.BytesIO(content):
+        try:
+            row = Row(**json.loads(line))
+        except (ValueError, TypeError):
+            unreadable += 1
+            continue
+        if row.step <= step:
+            rows.append(row)
+    if unreadable:
+        log.warning("%s/%s: %d unreadable lines left out", store.uri, METRICS_KEY, unreadable)
+    return rows
+
+
+def _line(row: Row) -> bytes:
+    return (json.dumps(asdict(row)) + "\n").encode()

@@ -1,0 +1,55 @@
+"""Being asked to stop: SIGTERM from an orchestrator, SIGINT from a keyboard.
+
+Until training starts there is nothing to save, and the signal raises Preempted where
+it strikes. From `defer` on it only sets a flag, which the loop reads at its next
+boundary; a second SIGTERM changes nothing.
+"""
+
+import signal
+import time
+from types import FrameType
+
+from app.errors import Preempted
+
+
+class StopRequest:
+    """Whether, and since when, this process is asked to stop."""
+
+    def __init__(self) -> None:
+        self.requested_at: float | None = None
+        self._deferred = False
+
+    def install(self) -> None:
+        """Take over both signals. Only the main thread may call this."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def defer(self) -> None:
+        """From here on the caller looks at `requested` and ends in order.
+
+        Installs the handlers again: Lightning puts its own around them, which turn
+        SIGTERM into an exit with status 0.
+        """
+        self._deferred = True
+        self.install()
+        self.raise_if_requested()
+
+    @property
+    def requested(self) -> bool:
+        return self.requested_at is not None
+
+    def seconds_since(self) -> float:
+        return 0.0 if self.requested_at is None else time.monotonic() - self.requested_at
+
+    def raise_if_requested(self) -> None:
+        if self.requested:
+            raise Preempted("stopped before training began: nothing to save, nothing lost")
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        again = self.requested
+        if not again:
+            self.requested_at = time.monotonic()
+        if not self._deferred and not again:
+            self.raise_if_requested()
+        if again and number == signal.SIGINT:
+            raise KeyboardInterrupt

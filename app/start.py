@@ -1,0 +1,321 @@
+"""From settings to an attempt that is ready to train, or to the news that nothing is left to do.
+
+The order matters. Everything that can be refused is refused before anything is written
+to the store: settings, device, store, the run's identity, then the data. Only then is
+the lease taken, and what the store says is read again under it.
+"""
+
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from app.attempt import Attempt, Corpus, Sections, Trainer
+from app.checkpoints import (
+    LATEST,
+    CheckpointName,
+    newest_valid,
+    quarantine,
+    read_latest,
+    remove_unfinished,
+    stored_checkpoints,
+)
+from app.errors import ConfigError, Damaged
+from app.health import beat
+from app.job import Job, prepare_tokens, resolve_job
+from app.lease import Lease, holder_identity
+from app.metrics import MetricsLog, rows_until
+from app.model import SmolLM2
+from app.objective import Schedule, build_optimizer
+from app.preemption import StopRequest
+from app.prepare import PreparedData
+from app.pretrained import load_pretrained
+from app.record import (
+    Identity,
+    RunRecord,
+    StoredRecord,
+    check_identity,
+    create_record,
+    extend,
+    load_record,
+)
+from app.sampler import SampleOrder
+from app.saver import CheckpointSaver
+from app.settings import Settings
+from app.state import Progress, huggingface_files, restore
+from app.stores import Store, open_store
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: Settings, stop: StopRequest) -> None:
+    """The train command: raises an AppError for every end but a reached target."""
+    trainer = _trainer(settings.run.trainer)
+    attempt = open_attempt(settings, stop)
+    if attempt is None:
+        return
+    try:
+        trainer(attempt)
+        attempt.finish()
+    finally:
+        attempt.close()
+
+
+def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
+    """An attempt with its state restored, or None if the run is finished."""
+    beat()
+    job = resolve_job(settings)
+    store = open_store(settings.checkpoints.checkpoint_uri, job.run_name)
+    store.check()
+    identity = job.identity
+    stored = load_record(store)
+    _check_against_record(job, stored, identity, store)
+    if stored is not None and _finished(job, stored.record, store):
+        log.info("nothing to do: %s is finished at step %d", job.run_name, stored.record.target)
+        return None
+    data = prepare_tokens(job, _highest_target(job, stored))
+    lease = Lease(store, settings.checkpoints.lease_ttl, holder_identity())
+    lease.acquire(settings.checkpoints.lease_wait, log.info, lambda: stop.requested)
+    try:
+        lease.start_renewing()
+        return _open_under_lease(HeldRun(job, store, lease, data), identity, stop)
+    except BaseException:
+        lease.release()
+        raise
+
+
+def _check_against_record(
+    job: Job, stored: StoredRecord | None, identity: Identity, store: Store
+) -> None:
+    """Raises IncompatibleRun or Damaged; nothing is written."""
+    settings = job.settings
+    committed = any(checkpoint.committed for checkpoint in stored_checkpoints(store))
+    if stored is None:
+        if committed:
+            raise Damaged(
+                f"{store.uri} holds checkpoints, but no run.json: restore it from a backup, or "
+                "choose another RUN_NAME to start again"
+            )
+        return
+    if not committed and (latest := read_latest(store)):
+        raise Damaged(
+            f"{store.uri}/{LATEST} names {latest}, but no checkpoint is left: restore one from a "
+            "backup, or choose another RUN_NAME to start again"
+        )
+    check_identity(stored.record, identity, store.uri)
+    total = settings.run.total_steps
+    if not settings.is_default("TOTAL_STEPS") and total != stored.record.total_steps:
+        raise ConfigError(
+            f"TOTAL_STEPS={total}, but {store.uri} was started with "
+            f"TOTAL_STEPS={stored.record.total_steps}, which its learning rates follow: set "
+            "it back, extend a finished run with ADDITIONAL_STEPS, or choose another RUN_NAME"
+        )
+
+
+def _finished(job: Job, record: RunRecord, store: Store) -> bool:
+    """Whether this start has nothing to do. Reads only."""
+    run = job.settings.run
+    applied = any(run.extension_id and e.id == run.extension_id for e in record.extensions)
+    if run.additional_steps and not applied:
+        return False
+    newest = next((c for c in stored_checkpoints(store) if c.committed), None)
+    return newest is not None and newest.name.step >= record.target
+
+
+def _highest_target(job: Job, stored: StoredRecord | None) -> int:
+    run = job.settings.run
+    recorded = stored.record.target if stored else run.total_steps
+    return recorded + run.additional_steps
+
+
+@dataclass(frozen=True)
+class HeldRun:
+    """A run that this process may write to."""
+
+    job: Job
+    store: Store
+    lease: Lease
+    data: PreparedData
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The checkpoint that was restored."""
+
+    name: CheckpointName
+    progress: Progress
+
+
+def _open_under_lease(run: HeldRun, identity: Identity, stop: StopRequest) -> Attempt | None:
+    """Read the store again, now that nobody else writes to it, and restore."""
+    job, store, settings = run.job, run.store, run.job.settings
+    stored = load_record(store)
+    _check_against_record(job, stored, identity, store)
+    if stored is None:
+        stored = create_record(store, job.run_name, identity, settings.run.total_steps)
+    for name in remove_unfinished(store):
+        log.info("removed an upload that was cut short: %s", name)
+    model = SmolLM2(job.config, gradient_checkpointing=settings.compute.gradient_checkpointing)
+    model.to(job.compute.device)
+    optimizer = build_optimizer(model, settings.optimizer, job.compute.device)
+    resumed = _restore(run, model, optimizer)
+    step = resumed.progress.step if resumed else 0
+    outcome = extend(
+        store,
+        stored,
+        step=step,
+        additional_steps=settings.run.additional_steps,
+        extension_id=settings.run.extension_id,
+    )
+    if outcome.note:
+        log.info(outcome.note)
+    if step >= outcome.stored.record.target:
+        log.info("nothing to do: %s is finished at step %d", job.run_name, step)
+        run.lease.release()
+        return None
+    schedule = Schedule(settings.optimizer, outcome.stored.record.horizons)
+    _announce(run, schedule, resumed)
+    return _attempt(run, model, optimizer, schedule, resumed, stop)
+
+
+def _restore(run: HeldRun, model: SmolLM2, optimizer: torch.optim.Optimizer) -> Resumed | None:
+    """Load the newest valid checkpoint, or draw the first weights. Damaged ones move aside."""
+    job, data_dir = run.job, run.job.settings.data.data_dir
+    with tempfile.TemporaryDirectory(prefix=".restore-", dir=data_dir) as scratch:
+        found = newest_valid(run.store, Path(scratch))
+        if found is None:
+            if job.init_directory:
+                load_pretrained(job.init_directory, model)
+            else:
+                model.initialize(job.settings.run.seed)
+            torch.manual_seed(job.settings.run.seed)
+            return None
+        progress = restore(found.directory, model, optimizer)
+    for name, reason in found.damaged:
+        target = quarantine(run.store, name, reason)
+        log.error("DAMAGED CHECKPOINT %s moved to %s: %s", name, target, reason)
+    before, now = progress.optimizer, job.settings.optimizer.model_dump()
+    for key in sorted(set(before) & set(now)):
+        if before[key] != now[key]:
+            log.warning("%s changed during the run: %s, was %s", key.upper(), now[key], before[key])
+    return Resumed(found.name, progress)
+
+
+def _announce(run: HeldRun, schedule: Schedule, resumed: Resumed | None) -> None:
+    """The first lines of a run say what it is."""
+    job, compute, geometry = run.job, run.job.compute, run.job.geometry
+    data = job.settings.data
+    corpus = run.data.train
+    log.info(
+        "run %s: %s, %s parameters, trainer %s",
+        job.run_name,
+        job.model_name,
+        f"{job.config.parameter_count:,}",
+        job.settings.run.trainer,
+    )
+    log.info(
+        "device %s, precision %s, %s",
+        compute.device_name,
+        compute.precision,
+        "compiled" if compute.compile else "not compiled",
+    )
+    log.info(
+        "data %s: %s tokens%s; step = %d sequences of %d tokens in micro-batches of %d",
+        data.dataset,
+        f"{corpus.n_tokens:,}",
+        "" if run.data.complete else " so far, as many as the run needs",
+        geometry.global_batch_size,
+        geometry.seq_len,
+        geometry.batch_size,
+    )
+    log.info("learning rate %s", schedule.describe())
+    every = job.settings.checkpoints.checkpoint_every_steps
+    log.info("checkpoints every %d steps to %s (attempt %d)", every, run.store.uri, run.lease.epoch)
+    if not run.lease.protected:
+        log.warning(
+            "SINGLE-WRITER PROTECTION IS OFF: %s ignores conditional writes, so two processes on "
+            "this run would not notice each other",
+            run.store.uri,
+        )
+    target = schedule.horizons[-1]
+    if resumed:
+        log.info(
+            "resumed from step %d (%s), target step %d", resumed.progress.step, resumed.name, target
+        )
+    else:
+        reason = "no checkpoint of this run is in the store"
+        origin = f", weights from {job.settings.model.init_from}" if job.init_directory else ""
+        log.info("fresh start, target step %d: %s%s", target, reason, origin)
+
+
+def _attempt(
+    run: HeldRun,
+    model: SmolLM2,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    resumed: Resumed | None,
+    stop: StopRequest,
+) -> Attempt:
+    job, settings, tokenizer = run.job, run.job.settings, run.job.tokenizer
+    step = resumed.progress.step if resumed else 0
+    metrics = MetricsLog(
+        settings.data.data_dir / "logs" / job.run_name,
+        settings.logs,
+        job.run_name,
+        rows_until(run.store, step) if resumed else [],
+    )
+    saver = CheckpointSaver(
+        run.store,
+        run.lease,
+        settings.checkpoints,
+        huggingface_files(
+            job.config, tokenizer.directory, tokenizer.bos_token_id, tokenizer.eos_token_id
+        ),
+        protected=[resumed.name] if resumed else [],
+    )
+    return Attempt(
+        sections=Sections(
+            data=settings.data,
+            optimizer=settings.optimizer,
+            checkpoints=settings.checkpoints,
+            logs=settings.logs,
+            trainer=settings.run.trainer,
+        ),
+        compute=job.compute,
+        geometry=job.geometry,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        corpus=Corpus(
+            train=run.data.train,
+            validation=run.data.validation,
+            order=_order(run),
+            tokenizer=tokenizer,
+        ),
+        saver=saver,
+        lease=run.lease,
+        metrics=metrics,
+        stop=stop,
+        start_step=step,
+        resumed_from_save_at=resumed.progress.saved_at if resumed else None,
+    )
+
+
+def _order(run: HeldRun) -> SampleOrder:
+    """Epochs turn only where the whole corpus is tokenized; elsewhere it is long enough."""
+    sequences = (run.data.train.n_tokens - 1) // run.job.geometry.seq_len
+    return SampleOrder(
+        n_sequences=sequences if run.data.complete else None, seed=run.job.settings.run.seed
+    )
+
+
+def _trainer(name: str) -> Trainer:
+    if name == "torch":
+        from app.train_torch import train as train_torch
+
+        return train_torch
+    from app.train_lightning import train as train_lightning
+
+    return train_lightning

@@ -1,0 +1,174 @@
+"""What happens around a step: rows, saves, evaluation, and stopping in time."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.attempt import Attempt, step_line
+from app.checkpoints import stored_checkpoints
+from app.errors import ConfigError, Preempted
+from app.metrics import Row
+from app.preemption import StopRequest
+from app.settings import load_settings
+from app.start import open_attempt
+from app.stores import open_store
+from app.train_torch import train
+
+Opener = Callable[..., Attempt]
+
+
+class QuietStop(StopRequest):
+    """A stop request that leaves this process's signals alone."""
+
+    def install(self) -> None:
+        pass
+
+    def request(self, seconds_ago: float = 0.0) -> None:
+        self.requested_at = time.monotonic() - seconds_ago
+
+
+@pytest.fixture
+def stop() -> QuietStop:
+    return QuietStop()
+
+
+@pytest.fixture
+def opened(job_environment: dict[str, str], tmp_path: Path, stop: QuietStop) -> Iterator[Opener]:
+    attempts: list[Attempt] = []
+
+    def open_one(**changes: str) -> Attempt:
+        flags = {name.lower(): value for name, value in job_environment.items()}
+        flags |= {"checkpoint_uri": f"file://{tmp_path}", "trainer": "torch", "total_steps": "6"}
+        attempt = open_attempt(load_settings({**flags, **changes}), stop)
+        assert attempt is not None
+        attempts.append(attempt)
+        return attempt
+
+    yield open_one
+    for attempt in attempts:
+        attempt.close()
+
+
+def committed(folder: Path) -> list[int]:
+    store = open_store(f"file://{folder}", "tiny")
+    return [stored.name.step for stored in stored_checkpoints(store) if stored.committed]
+
+
+def test_half_made_gradients_are_dropped_when_the_step_does_not_fit(
+    opened: Opener, stop: QuietStop, tmp_path: Path
+) -> None:
+    attempt = opened()
+    attempt.micro_step_done = _after(9, attempt.micro_step_done, lambda: stop.request(20.0))  # type: ignore[method-assign]
+    attempt._clock.step_seconds = 60.0
+    train(attempt)
+    weights = [parameter.detach().clone() for parameter in attempt.model.parameters()]
+    with pytest.raises(Preempted, match="stopped at step 2 of 6; newest checkpoint: step 2"):
+        attempt.finish()
+    assert committed(tmp_path) == [2]
+    assert all(torch.equal(a, b) for a, b in zip(weights, attempt.model.parameters(), strict=True))
+
+
+def test_a_step_that_fits_is_finished_and_committed(
+    opened: Opener, stop: QuietStop, tmp_path: Path
+) -> None:
+    attempt = opened()
+    attempt.micro_step_done = _after(9, attempt.micro_step_done, stop.request)  # type: ignore[method-assign]
+    train(attempt)
+    with pytest.raises(Preempted, match="stopped at step 3"):
+        attempt.finish()
+    assert committed(tmp_path) == [3]
+
+
+def test_without_time_for_a_save_the_one_before_is_kept_and_said(
+    opened: Opener, stop: QuietStop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempt = opened(checkpoint_every_steps="2")
+    original = attempt.step_done
+
+    def late(loss: torch.Tensor, grad_norm: torch.Tensor) -> bool:
+        original(loss, grad_norm)
+        if attempt.step == 3:
+            attempt._saver.wait()
+            attempt._saver.last_commit_seconds = 60.0
+            stop.request()
+        return stop.requested
+
+    attempt.step_done = late  # type: ignore[method-assign]
+    train(attempt)
+    with pytest.raises(Preempted, match="newest checkpoint: step 2"):
+        attempt.finish()
+    assert committed(tmp_path) == [2]
+    assert "does not fit" in caplog.text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
+    value: float, opened: Opener, tmp_path: Path
+) -> None:
+    attempt = opened(checkpoint_every_steps="1")
+    attempt.begin()
+    with pytest.raises(ConfigError, match="LEARNING_RATE"):
+        attempt.step_done(torch.tensor(value), torch.tensor(1.0))
+    attempt.close()
+    assert committed(tmp_path) == []
+
+
+def test_evaluation_is_deterministic_and_leaves_training_alone(
+    opened: Opener, job_environment: dict[str, str], tmp_path: Path
+) -> None:
+    text = "\n".join(f"Line {number} of a text that is long enough." for number in range(20_000))
+    (tmp_path / "long.txt").write_text(text)
+    attempt = opened(dataset=str(tmp_path / "long.txt"), val_every_steps="2", val_tokens="256")
+    torch.manual_seed(4)
+    state = torch.get_rng_state()
+    assert attempt.evaluate() == attempt.evaluate()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert attempt.model.training
+
+
+def test_the_learning_rate_of_a_step_is_in_the_optimizer_before_it(opened: Opener) -> None:
+    attempt = opened()
+    rates = []
+    for step in range(6):
+        attempt.step = step
+        rates.append(attempt.learning_rate())
+        assert all(group["lr"] == rates[-1] for group in attempt.optimizer.param_groups)
+    assert rates == [attempt.schedule.learning_rate(step) for step in range(6)]
+    assert len(set(rates)) > 3
+
+
+def test_a_line_says_all_that_is_known_of_a_step() -> None:
+    row = Row(
+        step=20,
+        tokens=1,
+        loss=10.81234,
+        learning_rate=6e-5,
+        grad_norm=1.5,
+        tokens_per_second=12_345.6,
+        mfu=0.4123,
+        validation_loss=2.0,
+        attempt=1,
+        time=0.0,
+    )
+    assert step_line(row, 60, 1.5, 3.2) == (
+        "step 20/60 | loss 10.8123 | lr 6.00e-05 | grad 1.50 | 12,346 tok/s | MFU 41.2% | "
+        "val loss 2.0000 (ppl 7.4) | ETA 1:00 | saved 0:03 ago"
+    )
+    assert step_line(row, 60, 1.5, None).endswith("not saved yet")
+
+
+def _after(calls: int, original: Callable[[], bool], act: Callable[[], None]) -> Callable[[], bool]:
+    """`original`, with `act` done just before the call of that number."""
+    count = 0
+
+    def wrapped() -> bool:
+        nonlocal count
+        count += 1
+        if count == calls:
+            act()
+        return original()
+
+    return wrapped

@@ -1,0 +1,128 @@
+"""Rows: no replayed step twice, and the same numbers in every form."""
+
+import csv
+import errno
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from app.errors import ConfigError, Unavailable
+from app.metrics import METRICS_KEY, MetricsLog, Row, rows_until
+from app.sections import LogSettings
+from app.stores import Store, open_store
+
+
+def row(step: int, loss: float | None = None) -> Row:
+    return Row(
+        step=step,
+        tokens=step * 100,
+        loss=10.0 - step if loss is None else loss,
+        learning_rate=1e-4,
+        grad_norm=1.0,
+        tokens_per_second=5.0,
+        mfu=None,
+        validation_loss=None,
+        attempt=1,
+        time=1_700_000_000.0 + step,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Store:
+    return open_store(f"file://{tmp_path}/store", "run")
+
+
+def upload(log: MetricsLog, store: Store) -> None:
+    for key, data in log.objects().items():
+        store.put(key, data)
+
+
+def scalars(directory: Path) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(directory / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars("loss")]
+
+
+def test_replayed_steps_replace_the_lost_ones_in_every_form(folder: Store, tmp_path: Path) -> None:
+    first = MetricsLog(tmp_path / "a", LogSettings(), "run", [])
+    for step in range(1, 8):
+        first.add(row(step))
+    upload(first, folder)
+    first.close()
+
+    resumed = MetricsLog(tmp_path / "b", LogSettings(), "run", rows_until(folder, 4))
+    for step in range(5, 9):
+        resumed.add(row(step, loss=100.0 + step))
+    upload(resumed, folder)
+    resumed.close()
+
+    expected = [(s, 10.0 - s) for s in range(1, 5)] + [(s, 100.0 + s) for s in range(5, 9)]
+    assert [(r.step, r.loss) for r in rows_until(folder, 99)] == expected
+    with (tmp_path / "b" / "metrics.csv").open() as file:
+        assert [(int(r["step"]), float(r["loss"])) for r in csv.DictReader(file)] == expected
+    assert scalars(tmp_path / "b") == expected
+
+
+def test_the_local_folder_of_a_dead_attempt_is_taken_over(tmp_path: Path) -> None:
+    for attempt in (1, 2):
+        log = MetricsLog(tmp_path, LogSettings(), "run", [])
+        log.add(row(attempt))
+        log.close()
+    assert scalars(tmp_path) == [(2, 8.0)]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_run_without_rows_starts_empty(folder: Store) -> None:
+    assert rows_until(folder, 100) == []
+
+
+def test_an_unreadable_line_costs_only_itself(
+    folder: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = MetricsLog(Path(folder.uri.removeprefix("file://")), LogSettings(), "run", [])
+    log.add(row(1))
+    content = b"".join(bytes(part) for part in log.objects()[METRICS_KEY])
+    log.close()
+    folder.put(METRICS_KEY, [content, b'{"step": 2, "lo', b"\n", b"[]\n"])
+    assert [r.step for r in rows_until(folder, 100)] == [1]
+    assert "2 unreadable lines" in caplog.text
+
+
+def test_loggers_none_writes_rows_only(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, LogSettings(loggers="none"), "run", [])
+    log.add(row(1))
+    log.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_prometheus_serves_the_newest_row_and_a_taken_port_is_named(tmp_path: Path) -> None:
+    import socket
+    import urllib.request
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = MetricsLog(tmp_path, LogSettings(loggers="none", metrics_port=port), "run", [])
+    log.add(row(1))
+    log.add(row(2))
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    assert 'train_loss{run="run"} 8.0' in text
+    with pytest.raises(ConfigError, match=f"METRICS_PORT={port}"):
+        MetricsLog(tmp_path, LogSettings(loggers="none", metrics_port=port), "run", [])
+    log.close()
+
+
+def test_a_full_disk_under_the_logs_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = MetricsLog(tmp_path, LogSettings(loggers="csv"), "run", [])
+
+    def full(_: Row) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(log, "_pass_on", full)
+    with pytest.raises(Unavailable, match="DATA_DIR"):
+        log.add(row(1))
+    log.close()

@@ -1,0 +1,67 @@
+"""Signals: raised before training, remembered during it."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from app.errors import Preempted
+from app.preemption import StopRequest
+
+
+@pytest.fixture(autouse=True)
+def _own_handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_before_training_a_signal_ends_the_process_where_it_strikes() -> None:
+    stop = StopRequest()
+    stop.install()
+    with pytest.raises(Preempted) as caught:
+        send(signal.SIGTERM)
+    assert caught.value.exit_code == 143
+
+
+def test_during_training_it_only_sets_the_flag() -> None:
+    stop = StopRequest()
+    stop.install()
+    stop.defer()
+    assert stop.seconds_since() == 0
+    send(signal.SIGTERM)
+    assert stop.requested
+
+
+def test_a_second_sigterm_does_not_start_the_clock_again() -> None:
+    stop = StopRequest()
+    stop.install()
+    stop.defer()
+    send(signal.SIGTERM)
+    first = stop.requested_at
+    send(signal.SIGTERM)
+    assert stop.requested_at == first
+
+
+def test_a_second_ctrl_c_is_taken_at_its_word() -> None:
+    stop = StopRequest()
+    stop.install()
+    stop.defer()
+    send(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGINT)
+
+
+def test_deferring_takes_the_signals_back_from_a_library() -> None:
+    stop = StopRequest()
+    stop.install()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    stop.defer()
+    send(signal.SIGTERM)
+    assert stop.requested

@@ -1,0 +1,188 @@
+"""Bad input: one clear line, the right exit code, and nothing written."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app import cli
+from app.sections import variables
+from tests.job import newest_checkpoint
+
+Train = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def train(
+    job_environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> Train:
+    """Run the train command in this process; returns exit code and log."""
+    for variable in variables():
+        monkeypatch.delenv(variable.name, raising=False)
+    base = {
+        **job_environment,
+        "CHECKPOINT_URI": f"file://{tmp_path}/store",
+        "TRAINER": "torch",
+        "TOTAL_STEPS": "4",
+        "CHECKPOINT_EVERY_STEPS": "2",
+    }
+
+    def run(**changes: str) -> tuple[int, str]:
+        with monkeypatch.context() as patch:
+            for name, value in {**base, **changes}.items():
+                patch.setenv(name, value)
+            code = cli.main(["train"])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def error_lines(log: str) -> list[str]:
+    return [line for line in log.splitlines() if " ERROR: " in line]
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def assert_refused(outcome: tuple[int, str], code: int, text: str) -> None:
+    assert outcome[0] == code, outcome[1]
+    lines = error_lines(outcome[1])
+    assert len(lines) == 1, outcome[1]
+    assert text in lines[0]
+
+
+def assert_nothing_written(store: Path) -> None:
+    left = [name for name in files_below(store) if "/.store-" not in f"/{name}"]
+    assert left == []
+
+
+def test_a_dataset_that_does_not_exist(train: Train, tmp_path: Path) -> None:
+    assert_refused(train(DATASET=str(tmp_path / "no.txt")), 78, "DATASET")
+    assert_nothing_written(tmp_path / "store")
+
+
+def test_an_empty_dataset(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    assert_refused(train(DATASET=str(tmp_path / "empty.txt")), 78, "DATASET")
+    assert_nothing_written(tmp_path / "store")
+
+
+def test_a_dataset_shorter_than_one_sequence(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("Three short words.\n")
+    assert_refused(train(DATASET=str(tmp_path / "short.txt")), 78, "DATASET")
+    assert_nothing_written(tmp_path / "store")
+
+
+def test_a_dataset_without_the_text_column(train: Train, tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"body": f"line {i}"}) + "\n" for i in range(50))
+    (tmp_path / "rows.jsonl").write_text(lines)
+    outcome = train(DATASET=str(tmp_path / "rows.jsonl"))
+    assert_refused(outcome, 78, "TEXT_COLUMN")
+    assert "body" in outcome[1]
+    assert_nothing_written(tmp_path / "store")
+
+
+def test_a_tokenizer_larger_than_the_vocabulary(train: Train, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {f"w{i}": i for i in range(49_153)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="w0")),
+        eos_token="w0",
+    )
+    tokenizer.save_pretrained(tmp_path / "large")
+    assert_refused(train(TOKENIZER=str(tmp_path / "large")), 78, "49153 tokens")
+    assert_nothing_written(tmp_path / "store")
+
+
+def test_a_volume_that_cannot_be_written(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file where the folder should be")
+    code, log = train()
+    assert code in (77, 78), log
+    assert len(error_lines(log)) == 1
+    assert (tmp_path / "store").read_text() == "a file where the folder should be"
+
+
+def test_device_cuda_without_a_gpu(train: Train, tmp_path: Path) -> None:
+    assert_refused(train(DEVICE="cuda"), 78, "DEVICE=cuda")
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"GLOBAL_BATCH_SIZE": "4"}, "GLOBAL_BATCH_SIZE was 8, is 4"),
+        ({"SEQ_LEN": "16"}, "SEQ_LEN was 32, is 16"),
+        ({"SEED": "1"}, "SEED was 1337, is 1"),
+        ({"MODEL": "smollm2-135m", "RUN_NAME": "tiny"}, "MODEL was 'tiny', is 'smollm2-135m'"),
+        ({"TOTAL_STEPS": "9"}, "TOTAL_STEPS=9"),
+    ],
+)
+def test_a_run_of_other_settings(
+    change: dict[str, str], text: str, train: Train, tmp_path: Path
+) -> None:
+    assert train()[0] == 0
+    before = files_below(tmp_path / "store")
+    assert_refused(train(**change), 78, text)
+    assert files_below(tmp_path / "store") == before
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside_with_one_loud_line(
+    train: Train, tmp_path: Path
+) -> None:
+    assert train(TOTAL_STEPS="8")[0] == 0
+    run = tmp_path / "store" / "tiny"
+    weights = newest_checkpoint(run) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    code, log = train(TOTAL_STEPS="8", ADDITIONAL_STEPS="2")
+    assert code == 0, log
+    loud = error_lines(log)
+    assert len(loud) == 1 and "DAMAGED CHECKPOINT step-0000000008" in loud[0]
+    assert "resumed from step 6" in log
+    assert (run / "quarantine").is_dir()
+
+
+def test_with_every_checkpoint_damaged_it_never_starts_from_zero(
+    train: Train, tmp_path: Path
+) -> None:
+    assert train()[0] == 0
+    run = tmp_path / "store" / "tiny"
+    for state in run.glob("checkpoints/*/state.json"):
+        state.write_bytes(state.read_bytes() + b" ")
+    assert_refused(train(ADDITIONAL_STEPS="2"), 78, "no valid checkpoint is left")
+
+
+def test_checkpoints_without_a_run_record_are_not_overwritten(train: Train, tmp_path: Path) -> None:
+    assert train()[0] == 0
+    (tmp_path / "store" / "tiny" / "run.json").unlink()
+    assert_refused(train(), 78, "no run.json")
+
+
+def test_a_record_whose_checkpoints_vanished_is_not_started_again(
+    train: Train, tmp_path: Path
+) -> None:
+    assert train()[0] == 0
+    shutil.rmtree(tmp_path / "store" / "tiny" / "checkpoints")
+    assert_refused(train(), 78, "LATEST")
+
+
+def test_validation_needs_held_out_text(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("word " * 400)
+    outcome = train(DATASET=str(tmp_path / "one.txt"), VAL_EVERY_STEPS="1")
+    assert_refused(outcome, 78, "VAL_EVERY_STEPS")
+
+
+def test_a_missing_bucket_and_a_dead_endpoint(
+    train: Train, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server)
+    assert_refused(train(CHECKPOINT_URI="s3://no-such-bucket/x"), 78, "no-such-bucket")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    assert_refused(train(CHECKPOINT_URI="s3://bucket/x"), 75, "127.0.0.1:9")
