@@ -1,0 +1,163 @@
+"""The command line: `python -m app COMMAND`, every variable a flag in lower case."""
+
+import argparse
+import difflib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from app import commands
+from app.console import setup_logging
+from app.errors import EXIT_INTERRUPTED, EXIT_OK, AppError, Preempted, UsageError
+from app.preemption import StopRequest
+from app.sections import SECTIONS, variables
+from app.settings import Settings, load_settings
+
+Handler = Callable[[Settings, argparse.Namespace, StopRequest], None]
+
+log = logging.getLogger(__name__)
+
+_EXIT_CODES = """\
+exit codes: 0 done; 64 bad command line; 75 store or data unreachable, try again;
+77 access denied; 78 configuration or input; 79 another writer holds the run;
+143 stopped by a signal, checkpoint committed; 1 a bug"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports problems as UsageError, with the nearest known word."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see: python -m app --help)")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command and return the exit code."""
+    setup_logging("text")
+    stop = StopRequest()
+    stop.install()
+    try:
+        arguments = _parse(argv)
+        flags = {
+            variable.name.lower(): value
+            for variable in variables()
+            if (value := getattr(arguments, variable.name.lower(), None)) is not None
+        }
+        settings = load_settings(flags)
+        setup_logging(settings.logs.log_format)
+        handler: Handler = arguments.handler
+        handler(settings, arguments, stop)
+    except Preempted as end:
+        log.warning("%s", end)
+        return end.exit_code
+    except AppError as error:
+        for line in str(error).splitlines():
+            log.error("%s (exit %d)", line, error.exit_code)
+        return error.exit_code
+    except KeyboardInterrupt:
+        log.warning("interrupted twice: ended at once, without a last checkpoint")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return EXIT_OK
+    return EXIT_OK
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = [variable.flag for variable in variables()]
+        nearest = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise UsageError(f"unknown argument {unknown[0]}{hint} (see: python -m app --help)")
+    return arguments
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="python -m app",
+        description="Trains SmolLM2 from scratch, on machines that can vanish at any moment.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    shared = _settings_flags()
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def add(
+        name: str, handler: Handler, text: str, within: Any = subparsers
+    ) -> argparse.ArgumentParser:
+        command: argparse.ArgumentParser = within.add_parser(
+            name, help=text, description=text, parents=[shared], allow_abbrev=False
+        )
+        command.set_defaults(handler=handler)
+        return command
+
+    add("train", commands.train, "train, or continue, the run that the settings name")
+    prepare = add("prepare", commands.prepare, "tokenize the dataset without training")
+    prepare.add_argument("--tokenizer_only", metavar="DIR", help="only train the builtin tokenizer")
+    generate = add("generate", commands.generate, "continue a prompt with a checkpoint")
+    _add_generate_arguments(generate)
+    checkpoints = subparsers.add_parser("checkpoints", help="list, pull or verify checkpoints")
+    verbs = checkpoints.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
+    listing = add("list", commands.list_checkpoints, "show the checkpoints of a run", verbs)
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    pull = add("pull", commands.pull_checkpoint, "copy a verified checkpoint here", verbs)
+    pull.add_argument("checkpoint", nargs="?", help="step or name; default: the newest")
+    pull.add_argument("--to", metavar="DIR", help="folder to create; default: RUN-step-N")
+    pull.add_argument("--weights_only", action="store_true", help="leave the optimizer out")
+    verify = add(
+        "verify", commands.verify_checkpoints, "check every byte of every checkpoint", verbs
+    )
+    verify.add_argument("checkpoint", nargs="?", help="step or name; default: all")
+    config = add("config", commands.config, "show every variable, its value and its source")
+    config.add_argument("--markdown", action="store_true", help="the README's table")
+    add("health", commands.health, "exit 0 while the job in this container makes progress")
+    return parser
+
+
+def _settings_flags() -> argparse.ArgumentParser:
+    """A parent parser with one flag for each variable, grouped by section."""
+    shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    groups = {name: shared.add_argument_group(f"{name} settings") for name in SECTIONS}
+    for variable in variables():
+        text = (variable.info.description or "").replace("%", "%%")
+        groups[variable.section].add_argument(
+            variable.flag, metavar=variable.unit.upper() or "VALUE", help=text
+        )
+    return shared
+
+
+def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompt", default="", help="text to continue")
+    parser.add_argument("--checkpoint", help="step or name; default: the newest valid one")
+    parser.add_argument(
+        "--model_dir", metavar="DIR", help="a Hugging Face directory or hub id instead"
+    )
+    parser.add_argument("--temperature", type=_number(0, 100), default=0.8, help="0: greedy")
+    parser.add_argument("--top_k", type=_count(0), default=50, help="0: all tokens")
+    parser.add_argument("--top_p", type=_number(0, 1), default=0.95, help="1: all tokens")
+    parser.add_argument(
+        "--repetition_penalty", type=_number(0.01, 100), default=1.0, help="1: none"
+    )
+    parser.add_argument(
+        "--max_tokens", type=_count(1), default=100, help="length of the continuation"
+    )
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
+        return value
+
+    return number
+
+
+def _count(low: int) -> Callable[[str], int]:
+    def count(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{text} is below {low}")
+        return value
+
+    return count

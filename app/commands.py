@@ -1,0 +1,198 @@
+"""What each command does. Heavy imports happen inside, so that the light ones answer at once."""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from app.checkpoints import fetch, find_checkpoint, read_manifest, stored_checkpoints
+from app.console import size
+from app.errors import ConfigError, Damaged, NotFound
+from app.failures import disk_failures
+from app.health import check_heartbeat
+from app.preemption import StopRequest
+from app.record import load_record
+from app.sections import variables
+from app.settings import Settings, variable_table
+from app.stores import Store, open_store
+
+log = logging.getLogger(__name__)
+
+AUTO_RUNS = ("smollm2-135m", "tiny")
+_WEIGHTS_ONLY_LEAVES_OUT = ("optimizer.safetensors",)
+
+
+def train(settings: Settings, _: argparse.Namespace, stop: StopRequest) -> None:
+    from app.start import run
+
+    run(settings, stop)
+
+
+def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
+    from app.job import prepare_tokens, resolve_job
+    from app.tokenizer import build_builtin_tokenizer
+
+    if arguments.tokenizer_only:
+        with disk_failures(f"--tokenizer_only {arguments.tokenizer_only}"):
+            files = build_builtin_tokenizer(Path(arguments.tokenizer_only))
+        print(f"{files.directory}: {files.vocab_size:,} tokens")
+        return
+    target = settings.run.total_steps + settings.run.additional_steps
+    data = prepare_tokens(resolve_job(settings), target)
+    print(f"{data.train.n_tokens:,} training tokens in {settings.data.data_dir}")
+
+
+def config(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
+    if arguments.markdown:
+        print(variable_table())
+        return
+    rows = [(v.name, settings.shown(v), settings.sources[v.name]) for v in variables()]
+    width = max(len(name) for name, _, _ in rows)
+    value_width = max(len(value) for _, value, _ in rows)
+    for name, value, source in rows:
+        print(f"{name:<{width}}  {value:<{value_width}}  {source}")
+
+
+def health(_settings: Settings, _arguments: argparse.Namespace, _stop: StopRequest) -> None:
+    print(check_heartbeat())
+
+
+def generate(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
+    from app.decoding import Sampling
+    from app.generate import load_from_store, load_model, stream_text
+
+    sampling = Sampling(
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        repetition_penalty=arguments.repetition_penalty,
+        max_tokens=arguments.max_tokens,
+        seed=settings.run.seed,
+    )
+    device = settings.compute.device
+    if arguments.model_dir:
+        loaded = load_model(arguments.model_dir, device)
+    else:
+        with scratch_folder(settings) as scratch:
+            store = _existing_run(settings)
+            loaded = load_from_store(store, arguments.checkpoint, device, scratch)
+    log.info("model %s", loaded.origin)
+    started, pieces = time.monotonic(), 0
+    print(arguments.prompt, end="", flush=True)
+    for piece in stream_text(loaded, arguments.prompt, sampling):
+        print(piece, end="", flush=True)
+        pieces += bool(piece)
+    print()
+    log.info("%.1f tokens/s", pieces / max(1e-9, time.monotonic() - started))
+
+
+def list_checkpoints(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
+    store = _existing_run(settings)
+    rows: list[dict[str, Any]] = []
+    for stored in stored_checkpoints(store):
+        row: dict[str, Any] = {
+            "name": str(stored.name),
+            "step": stored.name.step,
+            "bytes": sum(stored.sizes.values()),
+        }
+        try:
+            if stored.committed:
+                manifest = read_manifest(store, stored.name)
+                row |= {"train_loss": manifest.train_loss, "created_at": manifest.created_at}
+                row["state"] = "committed"
+            else:
+                row["state"] = "unfinished upload"
+        except Damaged as error:
+            row["state"] = f"damaged: {error}"
+        rows.append(row)
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+        return
+    stored_record = load_record(store)
+    if stored_record is not None:
+        record = stored_record.record
+        extended = "".join(f", extended to {e.target}" for e in record.extensions)
+        print(f"{store.uri}: target step {record.total_steps}{extended}")
+    print(f"{'checkpoint':<24} {'train loss':>10} {'size':>9}  {'saved at':<26} state")
+    for row in rows:
+        loss = row.get("train_loss")
+        shown = f"{loss:.4f}" if isinstance(loss, float) else "-"
+        print(
+            f"{row['name']:<24} {shown:>10} {size(row['bytes']):>9}  "
+            f"{row.get('created_at', '-'):<26} {row['state']}"
+        )
+
+
+def verify_checkpoints(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
+    """Every byte of every checkpoint against its manifest. Raises Damaged if one differs."""
+    store = _existing_run(settings)
+    damaged = 0
+    committed = [stored.name for stored in stored_checkpoints(store) if stored.committed]
+    names = [find_checkpoint(store, arguments.checkpoint)] if arguments.checkpoint else committed
+    for name in names:
+        with scratch_folder(settings) as scratch:
+            try:
+                fetch(store, name, scratch)
+                print(f"{name}  ok")
+            except Damaged as error:
+                damaged += 1
+                print(f"{name}  DAMAGED: {error}")
+    if damaged:
+        raise Damaged(f"{damaged} of {len(names)} checkpoints in {store.uri} are damaged")
+    print(f"{len(names)} checkpoints verified")
+
+
+def pull_checkpoint(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
+    """Copy a verified checkpoint into a folder, which appears whole or not at all."""
+    store = _existing_run(settings)
+    name = find_checkpoint(store, arguments.checkpoint or "latest")
+    target = Path(arguments.to or f"{store.uri.rsplit('/', 1)[1]}-step-{name.step}").absolute()
+    if target.exists():
+        raise ConfigError(f"{target} exists already: name another folder with --to")
+    leave_out = _WEIGHTS_ONLY_LEAVES_OUT if arguments.weights_only else ()
+    wanted = [file for file in read_manifest(store, name).files if file not in leave_out]
+    with disk_failures(f"--to {target}"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".pull-", dir=target.parent) as scratch:
+            partial = Path(scratch) / "checkpoint"
+            partial.mkdir()
+            source = fetch(store, name, partial, only=wanted)
+            if source != partial:
+                for file in wanted:
+                    shutil.copyfile(source / file, partial / file)
+            partial.rename(target)
+    print(target)
+
+
+@contextmanager
+def scratch_folder(settings: Settings) -> Iterator[Path]:
+    """A folder for downloads: on the data volume, since /tmp may be memory."""
+    data_dir = settings.data.data_dir
+    parent = data_dir if os.access(data_dir, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix=".scratch-", dir=parent) as folder:
+        yield Path(folder)
+
+
+def _existing_run(settings: Settings) -> Store:
+    """The store of the run that the settings name; with MODEL=auto, of the one that exists."""
+    uri = settings.checkpoints.checkpoint_uri
+    if settings.run.run_name:
+        names: tuple[str, ...] = (settings.run.run_name,)
+    elif settings.model.model != "auto":
+        names = (settings.model.model,)
+    else:
+        names = AUTO_RUNS
+    stores = [open_store(uri, name) for name in names]
+    existing = [store for store in stores if load_record(store) is not None]
+    if not existing:
+        raise NotFound(f"{uri} holds no run named {' or '.join(names)}: set RUN_NAME")
+    if len(existing) > 1:
+        raise ConfigError(f"{uri} holds the runs {' and '.join(names)}: set RUN_NAME")
+    return existing[0]

@@ -1,0 +1,91 @@
+"""The command line: exit codes, help, and one clear line for each mistake."""
+
+from pathlib import Path
+
+import pytest
+
+from app import cli
+from app.errors import AppError
+from app.sections import variables
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for variable in variables():
+        monkeypatch.delenv(variable.name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def errors(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capsys.readouterr().err.splitlines() if "ERROR" in line]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "COMMAND"),
+        (["trian"], "trian"),
+        (["train", "--total_step", "5"], "did you mean --total_steps?"),
+        (["train", "--total_steps"], "expected one argument"),
+        (["checkpoints"], "VERB"),
+        (["generate", "--top_p", "2"], "2 is not between 0 and 1"),
+        (["generate", "--max_tokens", "0"], "0 is below 1"),
+    ],
+)
+def test_a_bad_command_line_exits_64_with_one_line(
+    arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 64
+    lines = errors(capsys)
+    assert len(lines) == 1 and text in lines[0]
+
+
+def test_a_wrong_flag_value_exits_78_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--total_steps", "none"]) == 78
+    lines = errors(capsys)
+    assert len(lines) == 1
+    assert "TOTAL_STEPS='none' (from a flag) cannot be used" in lines[0]
+
+
+def test_config_prints_every_variable_with_its_source(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEED", "9")
+    assert cli.main(["config", "--total_steps", "7"]) == 0
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert set(rows) == {variable.name for variable in variables()}
+    assert rows["SEED"] == ["9", "environment"]
+    assert rows["TOTAL_STEPS"] == ["7", "flag"]
+    assert rows["BATCH_SIZE"] == ["2", "default"]
+
+
+def test_help_names_every_command_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("train", "prepare", "generate", "checkpoints", "config", "health"):
+        assert word in text
+    codes = {cls.exit_code for cls in _tree(AppError)}
+    assert all(f"{code} " in text for code in codes)
+
+
+def test_checkpoints_of_a_run_that_does_not_exist_exit_78(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert cli.main(["checkpoints", "list", "--checkpoint_uri", f"file://{tmp_path}"]) == 78
+    assert "holds no run named smollm2-135m or tiny" in errors(capsys)[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_that_cannot_be_put_there_exits_78_with_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    assert cli.main(["prepare", "--tokenizer_only", "file/tokenizer"]) == 78
+    lines = errors(capsys)
+    assert len(lines) == 1 and "--tokenizer_only file/tokenizer cannot be used" in lines[0]
+
+
+def _tree(cls: type[AppError]) -> list[type[AppError]]:
+    return [cls, *(found for child in cls.__subclasses__() for found in _tree(child))]
