@@ -1,0 +1,95 @@
+# One image for CPU and GPU:     docker compose build train
+# A small image without CUDA:    TORCH_INDEX_URL=<PyTorch's CPU wheel index> docker compose build train
+#                                (its address is on PyTorch's "Get started" page, platform CPU)
+#
+# Stages: environment (Python and its packages) -> tokenizer (trained once, on text in the image)
+# -> runtime (what ships, the default) and test (the same files plus the test-suite).
+# What changes least comes first, so that an edit in app/ rebuilds only the last small layers.
+# No `# syntax=` line: cache mounts are part of every BuildKit, and it would be one more pull.
+
+FROM python:3.11-slim-bookworm AS environment
+
+ARG TORCH_INDEX_URL=""
+
+# Triton compiles its launchers with the system's C compiler the first time torch.compile runs
+# on a GPU; a CPU image does without.
+RUN if [ -z "$TORCH_INDEX_URL" ]; then \
+        apt-get update -qq \
+        && apt-get install -y -qq --no-install-recommends gcc libc6-dev \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
+
+ENV PATH=/opt/venv/bin:$PATH
+
+# Byte code is compiled here, on all cores: nothing can be written on a read-only root later, and
+# without it every start would compile torch again. What the job never imports is left out; a
+# package may ship files in the syntax of a newer Python, which is why failures are not fatal.
+COPY requirements.txt /opt/requirements.txt
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv /opt/venv \
+    && pip install --disable-pip-version-check --no-compile --progress-bar off \
+        ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} -r /opt/requirements.txt \
+    && (python -m compileall -qq -j 0 \
+        -x '/tests?/|/testing/_internal/|/transformers/models/(?!__init__|auto/|llama/)' \
+        /opt/venv/lib /usr/local/lib/python3.11 || true)
+
+# The id is a number because Kubernetes checks runAsNonRoot against a number. A named volume
+# takes over the owner of the folder that it is first mounted on.
+RUN groupadd --gid 10001 trainer \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp trainer \
+    && install -d -o 10001 -g 10001 /data /checkpoints
+
+ENV HOME=/tmp \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    TOKENIZERS_PARALLELISM=true
+
+WORKDIR /app
+
+
+# Only the files that training the tokenizer needs: an edit elsewhere does not train it again.
+FROM environment AS tokenizer
+COPY app/__init__.py app/builtin.py app/errors.py app/failures.py app/tokenizer.py app/
+RUN python -c "from pathlib import Path; from app.tokenizer import build_builtin_tokenizer; \
+print(build_builtin_tokenizer(Path('/opt/builtin/tokenizer')))"
+
+
+FROM environment AS test-environment
+COPY requirements-test.txt /opt/requirements-test.txt
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --disable-pip-version-check --progress-bar off \
+        -c /opt/requirements.txt -r /opt/requirements-test.txt
+
+
+FROM environment AS runtime-files
+COPY --from=tokenizer /opt/builtin /opt/builtin
+COPY entrypoint.sh LICENSE ./
+COPY app/ app/
+RUN python -m compileall -q app
+
+
+FROM test-environment AS test
+COPY --from=runtime-files /opt/builtin /opt/builtin
+COPY --from=runtime-files /app /app
+COPY . .
+ENV MYPY_CACHE_DIR=/tmp/mypy RUFF_NO_CACHE=true HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis
+USER 10001:10001
+ENTRYPOINT []
+CMD ["python", "-m", "pytest", "-p", "no:cacheprovider"]
+
+
+FROM runtime-files AS runtime
+ARG VERSION=dev
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="smollm2-spot-trainer" \
+      org.opencontainers.image.description="Trains SmolLM2-135M from scratch on machines that can vanish at any moment" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION"
+USER 10001:10001
+# Healthy is a job that moves: it touches a file at each step, and `health` looks at its age.
+HEALTHCHECK --interval=30s --timeout=10s --start-period=120s --retries=3 \
+    CMD ["python", "-m", "app", "health"]
+# SIGTERM is the default already; it is the whole contract with the job, so it stands here.
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["/app/entrypoint.sh"]
