@@ -17,14 +17,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from app.attempts import AttemptJournal, seconds_of_this_process, summary
 from app.compute import Compute
-from app.console import duration, on_terminal
+from app.console import on_terminal
 from app.decoding import Sampling, generate_tokens
 from app.errors import ConfigError, Preempted
+from app.evaluation import evaluate
 from app.health import beat
 from app.lease import Lease
-from app.loader import BatchGeometry, training_loader, validation_batches
-from app.metrics import MetricsLog, Row
+from app.loader import BatchGeometry, ValidationBatches, training_loader
+from app.metrics import MetricsLog, Row, step_line
 from app.model import SmolLM2, flops_per_token
 from app.objective import LossFunction, Schedule
 from app.preemption import StopRequest
@@ -38,6 +40,7 @@ from app.tokenizer import TokenizerFiles
 log = logging.getLogger(__name__)
 
 _SAMPLE = Sampling(max_tokens=40)
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,6 @@ class Clock:
     aside_since_row: float = 0.0
     step_seconds: float = 0.0
     step_started: float = 0.0
-    stall_seconds: float = 0.0
-    saves: int = 0
 
 
 class Attempt:
@@ -91,6 +92,7 @@ class Attempt:
         saver: CheckpointSaver,
         lease: Lease,
         metrics: MetricsLog,
+        journal: AttemptJournal,
         stop: StopRequest,
         start_step: int,
         resumed_from_save_at: float | None = None,
@@ -101,7 +103,7 @@ class Attempt:
         self.step = self.start_step = start_step
         self.target = schedule.horizons[-1]
         self._corpus, self._saver, self._lease = corpus, saver, lease
-        self._metrics, self._stop = metrics, stop
+        self._metrics, self._journal, self._stop = metrics, journal, stop
         self._saved_step = start_step
         self._resumed_from_save_at = resumed_from_save_at
         self._train_loss: float | None = None
@@ -123,8 +125,9 @@ class Attempt:
         )
 
     def begin(self) -> None:
-        """Training starts now: signals no longer interrupt, they are asked for."""
-        self._stop.defer()
+        """Training starts now. Until the first step is done, a signal still ends it at once:
+        there is nothing to save, and the first step may compile for minutes."""
+        self._stop.install()
         now = time.monotonic()
         self._clock.last_row = self._clock.step_started = now
         if on_terminal():
@@ -155,8 +158,12 @@ class Attempt:
         `loss` is the mean over the step's micro-batches; both are read back from the
         device only where a row or a checkpoint needs them.
         """
+        if self.step == self.start_step:
+            self._stop.defer()
+            self._journal.note(seconds_to_first_step=seconds_of_this_process())
         rate = self.optimizer.param_groups[0]["lr"]
         self.step += 1
+        self._journal.note(step=self.step, seconds=time.monotonic() - self._clock.started)
         now = time.monotonic()
         elapsed, self._clock.step_started = now - self._clock.step_started, now
         smooth = 0.1 if self._clock.step_seconds else 1.0
@@ -167,14 +174,16 @@ class Attempt:
         saves = last or self._every(self.sections.checkpoints.checkpoint_every_steps)
         if logs or saves or self._stop.requested:
             self._train_loss = self._finite(float(loss))
+        evaluated = None
         if evaluates:
             with self._aside():
-                self._validation_loss = self.evaluate()
+                evaluated = self.evaluate()
+            self._validation_loss = self._validation_loss if evaluated is None else evaluated
         if logs:
-            self._log_row(rate, float(grad_norm), evaluates)
+            self._log_row(rate, float(grad_norm), evaluated)
         if saves:
             self._save()
-        if self._every(self.sections.logs.sample_every_steps):
+        if self._every(self.sections.logs.sample_every_steps) and not self._stop.requested:
             with self._aside():
                 self._log_sample()
         if self._bar is not None:
@@ -185,48 +194,49 @@ class Attempt:
         self._clock.step_started = time.monotonic()
         return self._stop.requested or last
 
-    @torch.no_grad()
-    def evaluate(self) -> float:
-        """Mean loss in nats per token over the held-out tokens."""
-        shards = self._corpus.validation
-        assert shards is not None, "checked when the attempt was opened"
-        total, count = 0.0, 0
-        batches = validation_batches(
-            shards, self.geometry.seq_len, self.geometry.batch_size, self.sections.data.val_tokens
+    def evaluate(self) -> float | None:
+        """The validation loss in nats per token.
+
+        None if asked to stop and it does not fit into GRACE_SECONDS: the finished step is
+        worth more than a number about it.
+        """
+        data, geometry = self.sections.data, self.geometry
+        assert self._corpus.validation is not None, "checked when the attempt was opened"
+        batches = ValidationBatches(
+            self._corpus.validation, geometry.seq_len, geometry.batch_size, data.val_tokens
         )
-        self.model.eval()
-        for batch in batches:
-            with self.compute.autocast():
-                loss = self.loss_function(batch.to(self.compute.device))
-            total += float(loss) * batch.shape[0]
-            count += batch.shape[0]
-            beat()
-        self.model.train()
-        return total / count
+
+        def goes_on(seconds_left: float) -> bool:
+            needed = seconds_left + self._saver.last_commit_seconds
+            return not self._stop.requested or self._fits(needed)
+
+        loss = evaluate(self.model, self.loss_function, batches, self.compute, goes_on)
+        if loss is None:
+            log.warning("asked to stop: the evaluation of step %d is left out", self.step)
+        return loss
 
     def finish(self) -> None:
-        """Commit what is left to commit. Raises Preempted if it was a signal that ended it."""
+        """Commit what is left to commit. Raises Preempted if that did not reach the target."""
         if self._bar is not None:
             self._bar.close()
-        if self.step == self.target:
-            self._save()
-            self._saver.wait()
-            log.info("target reached: step %d of %d", self.step, self.target)
-        elif self._stop.requested:
-            self._commit_within_grace()
-        self._log_summary()
-        if self.step < self.target:
+        self._save_last()
+        committed = self._wait_for_commits()
+        log.info(summary(self._journal.record))
+        if self.step < self.target or not committed:
             raise Preempted(
                 f"stopped at step {self.step} of {self.target}; newest checkpoint: step "
                 f"{self._newest_committed()}; start again to continue"
             )
+        log.info("target reached: step %d of %d", self.step, self.target)
 
-    def close(self) -> None:
-        """Leave nothing running, whatever ended the attempt."""
+    def close(self, why: str) -> None:
+        """Leave nothing running, and say why the attempt ended."""
         if self._bar is not None:
             self._bar.close()
         self._saver.close()
         self._metrics.close()
+        if not self._lease.lost:
+            self._journal.end(why)
         self._lease.release()
 
     @contextmanager
@@ -267,32 +277,43 @@ class Attempt:
         snapshot = capture(self.model, self.optimizer, progress)
         self._saver.submit(SaveRequest(snapshot, self._metrics.objects()))
         self._saved_step = self.step
-        self._clock.stall_seconds += time.monotonic() - started
-        self._clock.saves += 1
+        self._journal.saved(time.monotonic() - started)
 
     def _fits(self, seconds: float) -> bool:
         left = self.sections.checkpoints.grace_seconds - self._stop.seconds_since()
         return seconds < left
 
-    def _commit_within_grace(self) -> None:
+    def _save_last(self) -> None:
         """SIGKILL follows GRACE_SECONDS after SIGTERM: do what saves the most until then."""
         grace = self.sections.checkpoints.grace_seconds
-        log.warning("asked to stop: committing step %d within %g s", self.step, grace)
-        if self._fits(self._saver.last_commit_seconds):
-            self._save()
-        else:
+        if self._stop.requested:
+            log.warning("asked to stop: committing step %d within %g s", self.step, grace)
+        if self._stop.requested and not self._fits(self._saver.last_commit_seconds):
             log.warning(
                 "a save takes %.1f s, which does not fit: only the one in flight is finished",
                 self._saver.last_commit_seconds,
             )
-        if not self._saver.wait(timeout=max(0.0, grace - self._stop.seconds_since())):
-            log.warning("step %d was not committed in time (GRACE_SECONDS=%g)", self.step, grace)
+        else:
+            self._save()
+
+    def _wait_for_commits(self) -> bool:
+        """False if asked to stop, and GRACE_SECONDS were not enough."""
+        while not self._saver.wait(timeout=_POLL_SECONDS):
+            beat()
+            if self._stop.requested and not self._fits(0):
+                log.warning(
+                    "step %d was not committed in time (GRACE_SECONDS=%g)",
+                    self.step,
+                    self.sections.checkpoints.grace_seconds,
+                )
+                return False
+        return self._newest_committed() == self.step
 
     def _newest_committed(self) -> int:
         committed = self._saver.committed_step
         return self.start_step if committed is None else committed
 
-    def _log_row(self, rate: float, grad_norm: float, evaluated: bool) -> None:
+    def _log_row(self, rate: float, grad_norm: float, evaluated: float | None) -> None:
         now = time.monotonic()
         tokens = (self.step - self._clock.last_row_step) * self.geometry.tokens_per_step
         speed = tokens / max(1e-9, now - self._clock.last_row - self._clock.aside_since_row)
@@ -305,7 +326,7 @@ class Attempt:
             grad_norm=grad_norm,
             tokens_per_second=speed,
             mfu=speed * self._flops_per_token / peak if peak else None,
-            validation_loss=self._validation_loss if evaluated else None,
+            validation_loss=evaluated,
             attempt=self._lease.epoch,
             time=time.time(),
         )
@@ -315,7 +336,7 @@ class Attempt:
         text = step_line(row, self.target, self._clock.step_seconds, self._save_age())
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {row.loss:.3f}, lr {row.learning_rate:.2e}")
-            if not evaluated:
+            if evaluated is None:
                 return
         log.info(text, extra={"fields": vars(row)})
 
@@ -338,39 +359,6 @@ class Attempt:
             ids = list(generate_tokens(self.model, [files.eos_token_id], _SAMPLE, None))
         self.model.train()
         log.info("sample at step %d: %r", self.step, tokenizer.decode(ids))
-
-    def _log_summary(self) -> None:
-        clock = self._clock
-        elapsed = time.monotonic() - clock.started
-        steps = self.step - self.start_step
-        log.info(
-            "attempt %d: %d steps in %s; %d saves held training up for %.2f s (%.2f %%)",
-            self._lease.epoch,
-            steps,
-            duration(elapsed),
-            clock.saves,
-            clock.stall_seconds,
-            100 * clock.stall_seconds / max(1e-9, elapsed),
-        )
-
-
-def step_line(row: Row, target: int, step_seconds: float, save_age: float | None) -> str:
-    """The one tidy line of a step."""
-    parts = [
-        f"step {row.step}/{target}",
-        f"loss {row.loss:.4f}",
-        f"lr {row.learning_rate:.2e}",
-        f"grad {row.grad_norm:.2f}",
-        f"{row.tokens_per_second or 0:,.0f} tok/s",
-    ]
-    if row.mfu is not None:
-        parts.append(f"MFU {row.mfu:.1%}")
-    if row.validation_loss is not None:
-        perplexity = math.exp(min(row.validation_loss, 700))
-        parts.append(f"val loss {row.validation_loss:.4f} (ppl {perplexity:,.1f})")
-    parts.append(f"ETA {duration((target - row.step) * step_seconds)}")
-    parts.append("not saved yet" if save_age is None else f"saved {duration(save_age)} ago")
-    return " | ".join(parts)
 
 
 Trainer = Callable[[Attempt], None]

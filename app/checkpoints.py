@@ -22,6 +22,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from app.attempts import fences
 from app.errors import Damaged, IncompatibleRun, NotFound, Unavailable
 from app.stores import Data, Store
 
@@ -85,13 +86,21 @@ class CheckpointName:
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A checkpoint as the listing shows it: file sizes, and whether a manifest is there."""
+    """A checkpoint as the listing shows it: file sizes, and whether a manifest is there.
+
+    A `late` one was committed by a process that had lost the run: see `app.attempts`.
+    """
 
     name: CheckpointName
     sizes: Mapping[str, int]
+    late: bool = False
 
     @property
     def committed(self) -> bool:
+        return self.finished and not self.late
+
+    @property
+    def finished(self) -> bool:
         return MANIFEST in self.sizes
 
 
@@ -103,7 +112,19 @@ def stored_checkpoints(store: Store) -> list[StoredCheckpoint]:
         name = CheckpointName.parse(folder)
         if name is not None and len(rest) == 1:
             folders.setdefault(name, {})[rest[0]] = info.size
-    return [StoredCheckpoint(name, folders[name]) for name in sorted(folders, reverse=True)]
+    if not folders:
+        return []
+    late = fences(store).late
+    return [
+        StoredCheckpoint(name, folders[name], late(name.step, name.epoch))
+        for name in sorted(folders, reverse=True)
+    ]
+
+
+def highest_epoch(store: Store) -> int:
+    """Of every attempt that left something behind; 0 if none did."""
+    named = [stored.name.epoch for stored in stored_checkpoints(store)]
+    return max(named + [epoch for epoch, _ in fences(store).starts], default=0)
 
 
 def find_checkpoint(store: Store, text: str) -> CheckpointName:
@@ -227,7 +248,7 @@ def newest_valid(store: Store, directory: Path) -> ValidCheckpoint | None:
     latest = read_latest(store)
     for stored in stored_checkpoints(store):
         if not stored.committed:
-            if str(stored.name) == latest:
+            if not stored.finished and str(stored.name) == latest:
                 damaged.append((stored.name, f"{stored.name.key(MANIFEST)} is missing"))
             continue
         target = directory / str(stored.name)
@@ -266,11 +287,21 @@ def remove_unfinished(store: Store) -> list[CheckpointName]:
     unfinished = [
         stored
         for stored in stored_checkpoints(store)
-        if not stored.committed and str(stored.name) != latest
+        if not stored.finished and str(stored.name) != latest
     ]
     for stored in unfinished:
-        store.delete([stored.name.key(file) for file in stored.sizes])
+        _delete(store, stored.name)
     return [stored.name for stored in unfinished]
+
+
+def set_late_aside(store: Store) -> list[CheckpointName]:
+    """Quarantine what processes committed that had lost the run. For the holder of the lease."""
+    late = [stored.name for stored in stored_checkpoints(store) if stored.finished and stored.late]
+    if late and read_latest(store) in [str(name) for name in late]:
+        store.delete([LATEST])
+    for name in late:
+        quarantine(store, name, "committed after another attempt had gone on from an earlier step")
+    return late
 
 
 def prune(
@@ -281,29 +312,42 @@ def prune(
 ) -> list[CheckpointName]:
     """Delete all but the best `keep_top` by train loss, the newest, and the `protected` ones.
 
-    The manifest goes first, so that a half-deleted folder is not taken for a checkpoint.
+    Also deletes uploads of this attempt that were given up. The manifest goes first, so
+    that a half-deleted folder is not taken for a checkpoint.
     """
-    manifests = dict(_readable_manifests(store))
+    stored = stored_checkpoints(store)
+    manifests = dict(_readable_manifests(store, stored))
     if not manifests:
         return []
     ranked = sorted(manifests, key=lambda name: (_loss(manifests[name]), -name.step))
-    keep = {*ranked[:keep_top], max(manifests), *protected}
+    newest = max(manifests)
+    keep = {*ranked[:keep_top], newest, *protected}
     doomed = sorted(set(manifests) - keep)
-    if doomed:
+    given_up = [
+        upload.name
+        for upload in stored
+        if not upload.finished and upload.name < newest and upload.name.epoch == newest.epoch
+    ]
+    if doomed or given_up:
         check_lease()
-    for name in doomed:
-        store.delete([name.key(MANIFEST)])
-        store.delete([info.key for info in store.list(name.key())])
+    for name in [*doomed, *given_up]:
+        _delete(store, name)
     return doomed
 
 
-def _readable_manifests(store: Store) -> Iterator[tuple[CheckpointName, Manifest]]:
-    for stored in stored_checkpoints(store):
-        if stored.committed:
-            try:
-                yield stored.name, read_manifest(store, stored.name)
-            except Damaged as error:
-                log.warning("checkpoint %s is left alone: %s", stored.name, error)
+def _delete(store: Store, name: CheckpointName) -> None:
+    store.delete([name.key(MANIFEST)])
+    store.delete([info.key for info in store.list(name.key())])
+
+
+def _readable_manifests(
+    store: Store, stored: Sequence[StoredCheckpoint]
+) -> Iterator[tuple[CheckpointName, Manifest]]:
+    for name in [checkpoint.name for checkpoint in stored if checkpoint.committed]:
+        try:
+            yield name, read_manifest(store, name)
+        except Damaged as error:
+            log.warning("checkpoint %s is left alone: %s", name, error)
 
 
 def _loss(manifest: Manifest) -> float:

@@ -98,8 +98,13 @@ def _parser() -> _Parser:
     _add_generate_arguments(generate)
     checkpoints = subparsers.add_parser("checkpoints", help="list, pull or verify checkpoints")
     verbs = checkpoints.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
-    listing = add("list", commands.list_checkpoints, "show the checkpoints of a run", verbs)
+    listing = add(
+        "list", commands.list_checkpoints, "show the checkpoints and the attempts of a run", verbs
+    )
     listing.add_argument("--json", action="store_true", help="as JSON")
+    listing.add_argument(
+        "--attempts", type=_count(0), default=10, help="how many attempts to show; default: 10"
+    )
     pull = add("pull", commands.pull_checkpoint, "copy a verified checkpoint here", verbs)
     pull.add_argument("checkpoint", nargs="?", help="step or name; default: the newest")
     pull.add_argument("--to", metavar="DIR", help="folder to create; default: RUN-step-N")

@@ -12,7 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from app.checkpoints import fetch, find_checkpoint, read_manifest, stored_checkpoints
+from app.attempts import attempt_table, read_attempts
+from app.checkpoints import (
+    StoredCheckpoint,
+    fetch,
+    find_checkpoint,
+    read_manifest,
+    stored_checkpoints,
+)
 from app.console import size
 from app.errors import ConfigError, Damaged, NotFound
 from app.failures import disk_failures
@@ -95,25 +102,11 @@ def generate(settings: Settings, arguments: argparse.Namespace, _: StopRequest) 
 
 def list_checkpoints(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
     store = _existing_run(settings)
-    rows: list[dict[str, Any]] = []
-    for stored in stored_checkpoints(store):
-        row: dict[str, Any] = {
-            "name": str(stored.name),
-            "step": stored.name.step,
-            "bytes": sum(stored.sizes.values()),
-        }
-        try:
-            if stored.committed:
-                manifest = read_manifest(store, stored.name)
-                row |= {"train_loss": manifest.train_loss, "created_at": manifest.created_at}
-                row["state"] = "committed"
-            else:
-                row["state"] = "unfinished upload"
-        except Damaged as error:
-            row["state"] = f"damaged: {error}"
-        rows.append(row)
+    rows = [_checkpoint_row(store, stored) for stored in stored_checkpoints(store)]
+    attempts = read_attempts(store, newest=arguments.attempts)
     if arguments.json:
-        print(json.dumps(rows, indent=1))
+        shown = [{**attempt.model_dump(), "steps": attempt.steps} for attempt in attempts]
+        print(json.dumps({"checkpoints": rows, "attempts": shown}, indent=1))
         return
     stored_record = load_record(store)
     if stored_record is not None:
@@ -123,11 +116,29 @@ def list_checkpoints(settings: Settings, arguments: argparse.Namespace, _: StopR
     print(f"{'checkpoint':<24} {'train loss':>10} {'size':>9}  {'saved at':<26} state")
     for row in rows:
         loss = row.get("train_loss")
-        shown = f"{loss:.4f}" if isinstance(loss, float) else "-"
+        loss_text = f"{loss:.4f}" if isinstance(loss, float) else "-"
         print(
-            f"{row['name']:<24} {shown:>10} {size(row['bytes']):>9}  "
+            f"{row['name']:<24} {loss_text:>10} {size(row['bytes']):>9}  "
             f"{row.get('created_at', '-'):<26} {row['state']}"
         )
+    if attempts:
+        print("\n" + "\n".join(attempt_table(attempts)))
+
+
+def _checkpoint_row(store: Store, stored: StoredCheckpoint) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": str(stored.name),
+        "step": stored.name.step,
+        "bytes": sum(stored.sizes.values()),
+    }
+    if not stored.finished:
+        return row | {"state": "unfinished upload"}
+    try:
+        manifest = read_manifest(store, stored.name)
+    except Damaged as error:
+        return row | {"state": f"damaged: {error}"}
+    row |= {"train_loss": manifest.train_loss, "created_at": manifest.created_at}
+    return row | {"state": "late: not part of the run" if stored.late else "committed"}
 
 
 def verify_checkpoints(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:

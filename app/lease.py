@@ -66,7 +66,7 @@ class Lease:
     """
 
     def __init__(self, store: Store, ttl: float, holder: str, clock: Clock | None = None) -> None:
-        self.holder, self.epoch = holder, 0
+        self.holder, self.epoch, self._above = holder, 0, 0
         self._store, self._ttl, self._clock = store, ttl, clock or Clock()
         self._record: LeaseRecord | None = None
         self._etag = ""
@@ -85,14 +85,20 @@ class Lease:
         return self._store.conditional_writes
 
     def acquire(
-        self, wait: float, on_wait: Callable[[str], None], stopping: Callable[[], bool]
+        self,
+        wait: float,
+        on_wait: Callable[[str], None],
+        stopping: Callable[[], bool],
+        above: int = 0,
     ) -> None:
         """Take the lease, waiting `wait` seconds for a live holder to end.
 
         Beyond `wait`, it takes at most one time to live to tell a live holder from a dead
-        one. `on_wait` gets a line for the log when waiting begins and ends. Raises Fenced
-        (naming the holder), Preempted when `stopping()`, Damaged, and the store's errors.
+        one. The epoch is greater than `above`, also where lease.json was deleted. `on_wait`
+        gets a line for the log when waiting begins and ends. Raises Fenced (naming the
+        holder), Preempted when `stopping()`, Damaged, and the store's errors.
         """
+        self._above = above
         try:
             self._acquire(wait, on_wait, stopping)
         except BaseException:
@@ -208,7 +214,7 @@ class Lease:
         """Write our record over the one of `etag`. False if somebody else was faster."""
         record = LeaseRecord(
             holder=self.holder,
-            epoch=previous.epoch + 1 if previous else 1,
+            epoch=max(self._above, previous.epoch if previous else 0) + 1,
             renewal=0,
             ttl=self._ttl,
             expires_at=self._clock.unix() + self._ttl,

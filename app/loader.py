@@ -3,6 +3,7 @@
 Shapes: B sequences per micro-batch, T = SEQ_LEN tokens.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -93,14 +94,26 @@ def training_loader(
     )
 
 
-def validation_batches(
-    shards: TokenShards, seq_len: int, batch_size: int, max_tokens: int
-) -> Iterator[Tensor]:
+@dataclass(frozen=True)
+class ValidationBatches:
     """The first `max_tokens` held-out tokens as (B, T + 1) batches, always in the same order."""
-    n_sequences = min(max_tokens // seq_len, (shards.n_tokens - 1) // seq_len)
-    for start in range(0, n_sequences, batch_size):
-        rows = [
-            shards.read(index * seq_len, seq_len + 1)
-            for index in range(start, min(start + batch_size, n_sequences))
-        ]
-        yield torch.stack([torch.from_numpy(row.astype("int64")) for row in rows])
+
+    shards: TokenShards
+    seq_len: int
+    batch_size: int
+    max_tokens: int
+
+    @property
+    def _n_sequences(self) -> int:
+        return min(self.max_tokens // self.seq_len, (self.shards.n_tokens - 1) // self.seq_len)
+
+    def __len__(self) -> int:
+        return math.ceil(self._n_sequences / self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for start in range(0, self._n_sequences, self.batch_size):
+            rows = [
+                self.shards.read(index * self.seq_len, self.seq_len + 1)
+                for index in range(start, min(start + self.batch_size, self._n_sequences))
+            ]
+            yield torch.stack([torch.from_numpy(row.astype("int64")) for row in rows])

@@ -10,10 +10,12 @@ import csv
 import io
 import json
 import logging
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
+from app.console import duration
 from app.errors import ConfigError, NotFound
 from app.failures import disk_failures
 from app.sections import LogSettings
@@ -182,24 +184,53 @@ class MetricsLog:
             writer.write(row)
 
 
-def rows_until(store: Store, step: int) -> list[Row]:
-    """The stored rows up to and including `step`; a line that cannot be read is left out."""
+def stored_rows(store: Store) -> list[Row]:
+    """Every row in the store; a line that cannot be read is left out."""
     try:
         content, _ = store.get(METRICS_KEY, max_bytes=_MAX_METRICS_BYTES)
     except NotFound:
         return []
-    rows, unreadable = [], 0
-    for line in io.BytesIO(content):
-        try:
-            row = Row(**json.loads(line))
-        except (ValueError, TypeError):
-            unreadable += 1
-            continue
-        if row.step <= step:
-            rows.append(row)
+    rows, unreadable = _rows(content)
     if unreadable:
         log.warning("%s/%s: %d unreadable lines left out", store.uri, METRICS_KEY, unreadable)
     return rows
+
+
+def local_rows(directory: Path) -> list[Row]:
+    """Every row that an attempt on this volume wrote down, also those of steps it lost."""
+    path = directory / "metrics.jsonl"
+    with disk_failures(f"DATA_DIR: {directory}"):
+        return _rows(path.read_bytes())[0] if path.exists() else []
+
+
+def _rows(content: bytes) -> tuple[list[Row], int]:
+    """The rows, and how many lines are none: a kill can tear the last one of a local file."""
+    rows, unreadable = [], 0
+    for line in io.BytesIO(content):
+        try:
+            rows.append(Row(**json.loads(line)))
+        except (ValueError, TypeError):
+            unreadable += 1
+    return rows, unreadable
+
+
+def step_line(row: Row, target: int, step_seconds: float, save_age: float | None) -> str:
+    """The one tidy line of a step."""
+    parts = [
+        f"step {row.step}/{target}",
+        f"loss {row.loss:.4f}",
+        f"lr {row.learning_rate:.2e}",
+        f"grad {row.grad_norm:.2f}",
+        f"{row.tokens_per_second or 0:,.0f} tok/s",
+    ]
+    if row.mfu is not None:
+        parts.append(f"MFU {row.mfu:.1%}")
+    if row.validation_loss is not None:
+        perplexity = math.exp(min(row.validation_loss, 700))
+        parts.append(f"val loss {row.validation_loss:.4f} (ppl {perplexity:,.1f})")
+    parts.append(f"ETA {duration((target - row.step) * step_seconds)}")
+    parts.append("not saved yet" if save_age is None else f"saved {duration(save_age)} ago")
+    return " | ".join(parts)
 
 
 def _line(row: Row) -> bytes:

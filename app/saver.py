@@ -1,19 +1,20 @@
 """Saving behind the training loop: one checkpoint in flight, one waiting.
 
 The loop hands over a snapshot and goes on. A newer snapshot replaces the one that
-waits. A store that does not answer is tried again with growing pauses until no
-checkpoint could be committed for GIVE_UP_SECONDS.
+waits. A store that does not answer, or refuses what it allowed before, is tried again
+with growing pauses until no checkpoint could be committed for GIVE_UP_SECONDS.
 """
 
 import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from app.attempts import AttemptJournal
 from app.checkpoints import CheckpointName, commit, prune
 from app.console import duration, size
-from app.errors import Unavailable
+from app.errors import AccessDenied, Unavailable
 from app.lease import Lease
 from app.sections import CheckpointSettings
 from app.state import Snapshot
@@ -26,10 +27,14 @@ _LONGEST_PAUSE = 30.0
 
 @dataclass(frozen=True)
 class SaveRequest:
-    """A snapshot, and the log objects (key to content) that go into the store before it."""
+    """A snapshot, and the log objects (key to content) that go into the store before it.
+
+    `taken_at` is the monotonic time of the snapshot.
+    """
 
     snapshot: Snapshot
     logs: Mapping[str, Data]
+    taken_at: float = field(default_factory=time.monotonic)
 
 
 class CheckpointSaver:
@@ -41,6 +46,7 @@ class CheckpointSaver:
         lease: Lease,
         settings: CheckpointSettings,
         extra_files: Mapping[str, bytes],
+        journal: AttemptJournal,
         protected: Sequence[CheckpointName] = (),
         first_pause: float = 1.0,
     ) -> None:
@@ -48,13 +54,12 @@ class CheckpointSaver:
         self.committed_at: float | None = None
         self.last_commit_seconds = 0.0
         self._store, self._lease, self._settings = store, lease, settings
-        self._extra_files, self._protected = extra_files, protected
+        self._extra_files, self._journal, self._protected = extra_files, journal, protected
         self._first_pause = first_pause
         self._waiting: SaveRequest | None = None
         self._busy = False
         self._closing = False
         self._failure: BaseException | None = None
-        self._last_success = time.monotonic()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="checkpoint-saver", daemon=True)
         self._thread.start()
@@ -112,15 +117,15 @@ class CheckpointSaver:
             return request
 
     def _save_until_committed(self, request: SaveRequest) -> None:
-        pause = self._first_pause
+        began, pause = time.monotonic(), self._first_pause
         while True:
             try:
                 self._save(request)
                 return
-            except Unavailable as error:
-                stale = time.monotonic() - self._last_success
+            except (Unavailable, AccessDenied) as error:
+                stale = time.monotonic() - began
                 if stale + pause > self._settings.give_up_seconds:
-                    raise Unavailable(
+                    raise type(error)(
                         f"no checkpoint could be saved for {duration(stale)} "
                         f"(GIVE_UP_SECONDS={self._settings.give_up_seconds:g}): {error}"
                     ) from error
@@ -141,7 +146,7 @@ class CheckpointSaver:
         started = time.monotonic()
         snapshot = request.snapshot
         self._lease.check()
-        for key, content in request.logs.items():
+        for key, content in {**request.logs, **self._journal.objects()}.items():
             self._store.put(key, content)
         manifest = commit(
             self._store,
@@ -151,8 +156,9 @@ class CheckpointSaver:
             self._lease.check,
         )
         self.last_commit_seconds = time.monotonic() - started
-        self._last_success = self.committed_at = time.monotonic()
+        self.committed_at = time.monotonic()
         self.committed_step = snapshot.step
+        self._journal.committed(self.committed_at - request.taken_at)
         log.info(
             "checkpoint step %d saved: %s in %.1f s",
             snapshot.step,
@@ -165,7 +171,7 @@ class CheckpointSaver:
         """Failing to tidy up is no reason to lose a step: the next save tries again."""
         try:
             pruned = prune(self._store, self._settings.keep_top, self._protected, self._lease.check)
-        except Unavailable as error:
+        except (Unavailable, AccessDenied) as error:
             log.warning("old checkpoints could not be removed: %s", error)
             return
         if pruned:

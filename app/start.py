@@ -7,26 +7,30 @@ the lease taken, and what the store says is read again under it.
 
 import logging
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from app.attempt import Attempt, Corpus, Sections, Trainer
+from app.attempts import AttemptJournal, AttemptRecord, now, read_attempts
 from app.checkpoints import (
     LATEST,
     CheckpointName,
+    highest_epoch,
     newest_valid,
     quarantine,
     read_latest,
     remove_unfinished,
+    set_late_aside,
     stored_checkpoints,
 )
-from app.errors import ConfigError, Damaged
+from app.errors import AppError, ConfigError, Damaged
 from app.health import beat
 from app.job import Job, prepare_tokens, resolve_job
 from app.lease import Lease, holder_identity
-from app.metrics import MetricsLog, rows_until
+from app.metrics import MetricsLog, Row, local_rows, stored_rows
 from app.model import SmolLM2
 from app.objective import Schedule, build_optimizer
 from app.preemption import StopRequest
@@ -43,6 +47,7 @@ from app.record import (
 )
 from app.sampler import SampleOrder
 from app.saver import CheckpointSaver
+from app.sections import redacted
 from app.settings import Settings
 from app.state import Progress, huggingface_files, restore
 from app.stores import Store, open_store
@@ -56,11 +61,18 @@ def run(settings: Settings, stop: StopRequest) -> None:
     attempt = open_attempt(settings, stop)
     if attempt is None:
         return
+    why = "target reached"
     try:
         trainer(attempt)
         attempt.finish()
+    except AppError as error:
+        why = f"exit {error.exit_code}: {redacted(str(error))}"
+        raise
+    except BaseException as error:
+        why = f"{type(error).__name__}: {redacted(str(error))}"
+        raise
     finally:
-        attempt.close()
+        attempt.close(why)
 
 
 def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
@@ -77,7 +89,12 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
         return None
     data = prepare_tokens(job, _highest_target(job, stored))
     lease = Lease(store, settings.checkpoints.lease_ttl, holder_identity())
-    lease.acquire(settings.checkpoints.lease_wait, log.info, lambda: stop.requested)
+    lease.acquire(
+        settings.checkpoints.lease_wait,
+        log.info,
+        lambda: stop.requested,
+        above=highest_epoch(store),
+    )
     try:
         lease.start_renewing()
         return _open_under_lease(HeldRun(job, store, lease, data), identity, stop)
@@ -91,7 +108,9 @@ def _check_against_record(
 ) -> None:
     """Raises IncompatibleRun or Damaged; nothing is written."""
     settings = job.settings
-    committed = any(checkpoint.committed for checkpoint in stored_checkpoints(store))
+    checkpoints = stored_checkpoints(store)
+    committed = any(checkpoint.committed for checkpoint in checkpoints)
+    late = [str(checkpoint.name) for checkpoint in checkpoints if checkpoint.late]
     if stored is None:
         if committed:
             raise Damaged(
@@ -99,7 +118,7 @@ def _check_against_record(
                 "choose another RUN_NAME to start again"
             )
         return
-    if not committed and (latest := read_latest(store)):
+    if not committed and (latest := read_latest(store)) and latest not in late:
         raise Damaged(
             f"{store.uri}/{LATEST} names {latest}, but no checkpoint is left: restore one from a "
             "backup, or choose another RUN_NAME to start again"
@@ -155,6 +174,8 @@ def _open_under_lease(run: HeldRun, identity: Identity, stop: StopRequest) -> At
     _check_against_record(job, stored, identity, store)
     if stored is None:
         stored = create_record(store, job.run_name, identity, settings.run.total_steps)
+    for name in set_late_aside(store):
+        log.error("LATE CHECKPOINT %s moved aside: another attempt had gone on before it", name)
     for name in remove_unfinished(store):
         log.info("removed an upload that was cut short: %s", name)
     model = SmolLM2(job.config, gradient_checkpointing=settings.compute.gradient_checkpointing)
@@ -260,11 +281,12 @@ def _attempt(
 ) -> Attempt:
     job, settings, tokenizer = run.job, run.job.settings, run.job.tokenizer
     step = resumed.progress.step if resumed else 0
+    logs_dir = settings.data.data_dir / "logs" / job.run_name
+    rows = stored_rows(run.store)
+    journal = _journal(run, resumed, [*rows, *local_rows(logs_dir)])
+    journal.begin()
     metrics = MetricsLog(
-        settings.data.data_dir / "logs" / job.run_name,
-        settings.logs,
-        job.run_name,
-        rows_until(run.store, step) if resumed else [],
+        logs_dir, settings.logs, job.run_name, [row for row in rows if row.step <= step]
     )
     saver = CheckpointSaver(
         run.store,
@@ -273,6 +295,7 @@ def _attempt(
         huggingface_files(
             job.config, tokenizer.directory, tokenizer.bos_token_id, tokenizer.eos_token_id
         ),
+        journal,
         protected=[resumed.name] if resumed else [],
     )
     return Attempt(
@@ -297,10 +320,32 @@ def _attempt(
         saver=saver,
         lease=run.lease,
         metrics=metrics,
+        journal=journal,
         stop=stop,
         start_step=step,
         resumed_from_save_at=resumed.progress.saved_at if resumed else None,
     )
+
+
+def _journal(run: HeldRun, resumed: Resumed | None, rows: Sequence[Row]) -> AttemptJournal:
+    """What this attempt starts from, and what it cost. `rows` are all that anybody wrote down."""
+    step = resumed.progress.step if resumed else 0
+    before = read_attempts(run.store, newest=1)
+    known = [row.step for row in rows] + [record.step for record in before]
+    lost = max(0, max(known) - step) if before else 0
+    if lost:
+        log.info("attempt %d lost the %d steps after step %d", before[-1].epoch, lost, step)
+    record = AttemptRecord(
+        epoch=run.lease.epoch,
+        holder=run.lease.holder,
+        trainer=run.job.settings.run.trainer,
+        started_at=now(),
+        resumed_from=str(resumed.name) if resumed else None,
+        start_step=step,
+        steps_lost=lost,
+        step=step,
+    )
+    return AttemptJournal(run.store, record)
 
 
 def _order(run: HeldRun) -> SampleOrder:

@@ -117,7 +117,7 @@ class Drill:
         """Steps of the checkpoints that are complete in the store, the newest first."""
         listing = self.run("train", "checkpoints", "list", "--json")
         try:
-            rows = json.loads(listing)
+            rows = json.loads(listing)["checkpoints"]
         except ValueError as error:
             raise DrillError(f"checkpoints list --json printed no JSON:\n{listing}") from error
         return sorted((row["step"] for row in rows if row["state"] == "committed"), reverse=True)

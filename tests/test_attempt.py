@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.attempt import Attempt, step_line
+from app.attempt import Attempt
 from app.checkpoints import stored_checkpoints
 from app.errors import ConfigError, Preempted
-from app.metrics import Row
 from app.preemption import StopRequest
 from app.settings import load_settings
 from app.start import open_attempt
@@ -49,7 +48,7 @@ def opened(job_environment: dict[str, str], tmp_path: Path, stop: QuietStop) -> 
 
     yield open_one
     for attempt in attempts:
-        attempt.close()
+        attempt.close("the test is over")
 
 
 def committed(folder: Path) -> list[int]:
@@ -112,7 +111,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
     attempt.begin()
     with pytest.raises(ConfigError, match="LEARNING_RATE"):
         attempt.step_done(torch.tensor(value), torch.tensor(1.0))
-    attempt.close()
+    attempt.close("the test is over")
     assert committed(tmp_path) == []
 
 
@@ -138,26 +137,6 @@ def test_the_learning_rate_of_a_step_is_in_the_optimizer_before_it(opened: Opene
         assert all(group["lr"] == rates[-1] for group in attempt.optimizer.param_groups)
     assert rates == [attempt.schedule.learning_rate(step) for step in range(6)]
     assert len(set(rates)) > 3
-
-
-def test_a_line_says_all_that_is_known_of_a_step() -> None:
-    row = Row(
-        step=20,
-        tokens=1,
-        loss=10.81234,
-        learning_rate=6e-5,
-        grad_norm=1.5,
-        tokens_per_second=12_345.6,
-        mfu=0.4123,
-        validation_loss=2.0,
-        attempt=1,
-        time=0.0,
-    )
-    assert step_line(row, 60, 1.5, 3.2) == (
-        "step 20/60 | loss 10.8123 | lr 6.00e-05 | grad 1.50 | 12,346 tok/s | MFU 41.2% | "
-        "val loss 2.0000 (ppl 7.4) | ETA 1:00 | saved 0:03 ago"
-    )
-    assert step_line(row, 60, 1.5, None).endswith("not saved yet")
 
 
 def _after(calls: int, original: Callable[[], bool], act: Callable[[], None]) -> Callable[[], bool]:

@@ -18,6 +18,7 @@ from app.checkpoints import (
     quarantine,
     read_manifest,
     remove_unfinished,
+    set_late_aside,
     stored_checkpoints,
 )
 from app.errors import Damaged, Fenced, IncompatibleRun, NotFound, Unavailable
@@ -235,3 +236,32 @@ def test_a_checkpoint_that_lost_its_manifest_is_damaged_not_unfinished(
     found = newest_valid(folder, tmp_path / "scratch")
     assert found is not None and found.name == good
     assert [name for name, _ in found.damaged] == [bad]
+
+
+def go_on_from(store: Store, step: int, epoch: int) -> None:
+    """As an attempt of this epoch does before it commits anything."""
+    store.put(f"attempts/e{epoch:06d}-from-{step:010d}.json", [b"{}"])
+
+
+def test_a_zombies_late_commit_is_no_checkpoint_of_the_run(folder: Store, tmp_path: Path) -> None:
+    commit_step(folder, 10)
+    go_on_from(folder, 10, epoch=2)
+    late = commit_step(folder, 30)
+    ours = commit_step(folder, 20, epoch=2)
+    assert committed_steps(folder) == [20, 10]
+    assert find_checkpoint(folder, "latest") == ours
+    found = newest_valid(folder, tmp_path / "scratch")
+    assert found is not None and (found.name, list(found.damaged)) == (ours, [])
+    assert prune(folder, 0, [], nothing) == [CheckpointName(10, 1)]
+    assert read_manifest(folder, late).step == 30
+
+
+def test_a_late_commit_is_set_aside_and_the_pointer_does_not_name_it(folder: Store) -> None:
+    ours = commit_step(folder, 10)
+    go_on_from(folder, 10, epoch=2)
+    late = commit_step(folder, 30)
+    assert set_late_aside(folder) == [late]
+    assert [stored.name for stored in stored_checkpoints(folder)] == [ours]
+    assert LATEST not in [info.key for info in folder.list("")]
+    assert any(info.key.endswith("reason.json") for info in folder.list("quarantine/"))
+    assert set_late_aside(folder) == []

@@ -212,6 +212,14 @@ def test_a_deleted_lease_stops_its_holder(store: Store, time: FakeTime) -> None:
     assert [info.key for info in store.list("")] == []
 
 
+def test_epochs_go_on_growing_where_the_record_was_deleted(store: Store, time: FakeTime) -> None:
+    acquired(store, "a", time).release()
+    store.delete([LEASE])
+    lease = new_lease(store, "b", time)
+    lease.acquire(120, lambda line: None, lambda: False, above=7)
+    assert (lease.epoch, stored(store).epoch) == (8, 8)
+
+
 def test_one_of_many_that_start_together_gets_the_lease(remote: Store) -> None:
     def start(number: int) -> Lease | None:
         time = FakeTime()

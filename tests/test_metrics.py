@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from app.errors import ConfigError, Unavailable
-from app.metrics import METRICS_KEY, MetricsLog, Row, rows_until
+from app.metrics import METRICS_KEY, MetricsLog, Row, step_line, stored_rows
 from app.sections import LogSettings
 from app.stores import Store, open_store
 
@@ -51,14 +51,16 @@ def test_replayed_steps_replace_the_lost_ones_in_every_form(folder: Store, tmp_p
     upload(first, folder)
     first.close()
 
-    resumed = MetricsLog(tmp_path / "b", LogSettings(), "run", rows_until(folder, 4))
+    resumed = MetricsLog(
+        tmp_path / "b", LogSettings(), "run", [row for row in stored_rows(folder) if row.step <= 4]
+    )
     for step in range(5, 9):
         resumed.add(row(step, loss=100.0 + step))
     upload(resumed, folder)
     resumed.close()
 
     expected = [(s, 10.0 - s) for s in range(1, 5)] + [(s, 100.0 + s) for s in range(5, 9)]
-    assert [(r.step, r.loss) for r in rows_until(folder, 99)] == expected
+    assert [(r.step, r.loss) for r in stored_rows(folder)] == expected
     with (tmp_path / "b" / "metrics.csv").open() as file:
         assert [(int(r["step"]), float(r["loss"])) for r in csv.DictReader(file)] == expected
     assert scalars(tmp_path / "b") == expected
@@ -74,7 +76,7 @@ def test_the_local_folder_of_a_dead_attempt_is_taken_over(tmp_path: Path) -> Non
 
 
 def test_a_run_without_rows_starts_empty(folder: Store) -> None:
-    assert rows_until(folder, 100) == []
+    assert stored_rows(folder) == []
 
 
 def test_an_unreadable_line_costs_only_itself(
@@ -85,7 +87,7 @@ def test_an_unreadable_line_costs_only_itself(
     content = b"".join(bytes(part) for part in log.objects()[METRICS_KEY])
     log.close()
     folder.put(METRICS_KEY, [content, b'{"step": 2, "lo', b"\n", b"[]\n"])
-    assert [r.step for r in rows_until(folder, 100)] == [1]
+    assert [r.step for r in stored_rows(folder)] == [1]
     assert "2 unreadable lines" in caplog.text
 
 
@@ -126,3 +128,23 @@ def test_a_full_disk_under_the_logs_is_said(
     with pytest.raises(Unavailable, match="DATA_DIR"):
         log.add(row(1))
     log.close()
+
+
+def test_a_line_says_all_that_is_known_of_a_step() -> None:
+    row = Row(
+        step=20,
+        tokens=1,
+        loss=10.81234,
+        learning_rate=6e-5,
+        grad_norm=1.5,
+        tokens_per_second=12_345.6,
+        mfu=0.4123,
+        validation_loss=2.0,
+        attempt=1,
+        time=0.0,
+    )
+    assert step_line(row, 60, 1.5, 3.2) == (
+        "step 20/60 | loss 10.8123 | lr 6.00e-05 | grad 1.50 | 12,346 tok/s | MFU 41.2% | "
+        "val loss 2.0000 (ppl 7.4) | ETA 1:00 | saved 0:03 ago"
+    )
+    assert step_line(row, 60, 1.5, None).endswith("not saved yet")

@@ -1,12 +1,14 @@
 """Saving behind the loop: one in flight, one waiting, retried until GIVE_UP_SECONDS."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from app.attempts import AttemptJournal, AttemptRecord
 from app.checkpoints import stored_checkpoints
 from app.errors import AccessDenied, AppError, Fenced, Unavailable
 from app.saver import CheckpointSaver, SaveRequest
@@ -14,6 +16,16 @@ from app.sections import CheckpointSettings
 from app.state import Snapshot
 from app.stores import Data, Store, open_store
 from tests.test_state import progress
+
+RECORD = AttemptRecord(
+    epoch=1,
+    holder="test",
+    trainer="torch",
+    started_at="2026-01-01T00:00:00+00:00",
+    resumed_from=None,
+    start_step=0,
+    step=0,
+)
 
 
 class StubLease:
@@ -69,6 +81,7 @@ class Bench:
             self.lease,  # type: ignore[arg-type]
             CheckpointSettings(give_up_seconds=give_up),
             extra_files={"config.json": b"{}"},
+            journal=AttemptJournal(folder, RECORD),
             first_pause=0.01,
         )
 
@@ -131,15 +144,55 @@ def test_a_store_that_stays_away_ends_the_job_with_75(folder: Store, benches: li
         bench.saver.submit(request(40))
 
 
-@pytest.mark.parametrize("error", [AccessDenied("403"), RuntimeError("a bug")])
-def test_what_waiting_cannot_cure_is_raised_at_once(
-    error: Exception, folder: Store, benches: list[Bench]
+def test_access_that_vanishes_and_comes_back_loses_nothing(
+    folder: Store, benches: list[Bench]
 ) -> None:
-    bench = Bench(folder, [error])  # type: ignore[list-item]
+    bench = Bench(folder, [AccessDenied("403"), AccessDenied("403")])
     benches.append(bench)
     bench.saver.submit(request(20))
-    with pytest.raises(type(error), match=str(error)):
+    assert bench.saver.wait(30)
+    assert bench.steps() == [20]
+
+
+def test_access_that_stays_denied_ends_the_job_with_77(folder: Store, benches: list[Bench]) -> None:
+    bench = Bench(folder, [AccessDenied("403")] * 1000, give_up=0.05)
+    benches.append(bench)
+    bench.saver.submit(request(20))
+    with pytest.raises(AccessDenied, match="GIVE_UP_SECONDS"):
         bench.saver.wait(30)
+
+
+def test_time_without_a_save_is_not_time_in_which_saving_fails(
+    folder: Store, benches: list[Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(folder, [Unavailable("503")], give_up=60)
+    benches.append(bench)
+    clock = time.monotonic
+    monkeypatch.setattr("app.saver.time.monotonic", lambda: clock() + 10_000)
+    bench.saver.submit(request(20))
+    assert bench.saver.wait(30)
+    assert bench.steps() == [20]
+
+
+def test_a_bug_is_raised_at_once(folder: Store, benches: list[Bench]) -> None:
+    bench = Bench(folder, [RuntimeError("a bug")])  # type: ignore[list-item]
+    benches.append(bench)
+    bench.saver.submit(request(20))
+    with pytest.raises(RuntimeError, match="a bug"):
+        bench.saver.wait(30)
+
+
+def test_an_upload_that_was_given_up_is_removed_with_the_next_commit(
+    folder: Store, benches: list[Bench]
+) -> None:
+    folder.put("checkpoints/step-0000000010-e000001/model.safetensors", [b"half"])
+    folder.put("checkpoints/step-0000000010-e000002/model.safetensors", [b"another's"])
+    bench = Bench(folder, [])
+    benches.append(bench)
+    bench.saver.submit(request(20))
+    assert bench.saver.wait(30)
+    folders = {info.key.split("/")[1] for info in folder.list("checkpoints/")}
+    assert folders == {"step-0000000020-e000001", "step-0000000010-e000002"}
 
 
 def test_a_fenced_process_writes_nothing(folder: Store, benches: list[Bench]) -> None:

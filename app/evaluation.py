@@ -1,0 +1,42 @@
+"""Validation: the mean loss over held-out tokens."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from app.compute import Compute
+from app.health import beat
+from app.loader import ValidationBatches
+from app.model import SmolLM2
+from app.objective import LossFunction
+
+
+@torch.no_grad()
+def evaluate(
+    model: SmolLM2,
+    loss_function: LossFunction,
+    batches: ValidationBatches,
+    compute: Compute,
+    goes_on: Callable[[float], bool],
+) -> float | None:
+    """Mean loss in nats per token over `batches` of (B, T + 1) tokens.
+
+    Before each batch `goes_on` is asked, with the seconds that the rest is going to take.
+    None if it said no.
+    """
+    total, n_sequences, started = 0.0, 0, time.monotonic()
+    model.eval()
+    try:
+        for done, batch in enumerate(batches):
+            per_batch = (time.monotonic() - started) / max(1, done)
+            if not goes_on(per_batch * (len(batches) - done)):
+                return None
+            with compute.autocast():
+                loss = loss_function(batch.to(compute.device))
+            total += float(loss) * batch.shape[0]
+            n_sequences += batch.shape[0]
+            beat()
+    finally:
+        model.train()
+    return total / n_sequences
