@@ -11,13 +11,13 @@ FROM python:3.11-slim-bookworm AS environment
 
 ARG TORCH_INDEX_URL=""
 
-# Triton compiles its launchers with the system's C compiler the first time torch.compile runs
-# on a GPU; a CPU image does without.
-RUN if [ -z "$TORCH_INDEX_URL" ]; then \
-        apt-get update -qq \
-        && apt-get install -y -qq --no-install-recommends gcc libc6-dev \
-        && rm -rf /var/lib/apt/lists/*; \
-    fi
+# tini is process 1: the kernel drops signals for a process 1 that has no handler yet, so SIGTERM
+# in the first moments would be lost. Triton compiles its launchers with the system's C compiler
+# the first time torch.compile runs on a GPU; a CPU image does without.
+RUN apt-get update -qq \
+    && apt-get install -y -qq --no-install-recommends \
+        tini $([ -n "$TORCH_INDEX_URL" ] || echo gcc libc6-dev) \
+    && rm -rf /var/lib/apt/lists/*
 
 ENV PATH=/opt/venv/bin:$PATH
 
@@ -92,4 +92,4 @@ HEALTHCHECK --interval=30s --timeout=10s --start-period=120s --retries=3 \
     CMD ["python", "-m", "app", "health"]
 # SIGTERM is the default already; it is the whole contract with the job, so it stands here.
 STOPSIGNAL SIGTERM
-ENTRYPOINT ["/app/entrypoint.sh"]
+ENTRYPOINT ["/usr/bin/tini", "--", "/app/entrypoint.sh"]

@@ -2,8 +2,7 @@
 # The image takes the program's own words: `train`, `generate --prompt …`, `checkpoints list`.
 # No word, or a flag first (`--total_steps 60`), means `train`.
 #
-# `exec` makes Python process 1, so SIGTERM reaches it and not this shell. The kernel drops
-# signals that process 1 has no handler for: the program therefore installs its own first of all.
+# `exec` puts Python in the place of this shell, so that signals reach it.
 set -eu
 
 # Downloads and compiled kernels outlive the container on the data volume. Where that cannot be

@@ -65,7 +65,7 @@ class Sections:
 
 
 @dataclass
-class Clock:
+class Timings:
     """Seconds spent, by what they were spent on."""
 
     started: float = field(default_factory=time.monotonic)
@@ -106,9 +106,10 @@ class Attempt:
         self._metrics, self._journal, self._stop = metrics, journal, stop
         self._saved_step = start_step
         self._resumed_from_save_at = resumed_from_save_at
-        self._train_loss: float | None = None
+        self._loss: Tensor | None = None  # of the last finished step
+        self._finite = torch.ones((), dtype=torch.bool, device=compute.device)
         self._validation_loss: float | None = None
-        self._clock = Clock(last_row_step=start_step)
+        self._clock = Timings(last_row_step=start_step)
         self._bar: tqdm[None] | None = None
         self._flops_per_token = flops_per_token(model.config, geometry.seq_len)
 
@@ -155,8 +156,8 @@ class Attempt:
     def step_done(self, loss: Tensor, grad_norm: Tensor) -> bool:
         """Account for a finished optimizer step. True when the trainer has to stop.
 
-        `loss` is the mean over the step's micro-batches; both are read back from the
-        device only where a row or a checkpoint needs them.
+        `loss` is the mean over the step's micro-batches. Nothing is read back from the
+        device but where a row or a checkpoint needs it.
         """
         if self.step == self.start_step:
             self._stop.defer()
@@ -172,8 +173,10 @@ class Attempt:
         evaluates = self._every(self.sections.data.val_every_steps)
         logs = evaluates or last or self._every(self.sections.logs.log_every_steps)
         saves = last or self._every(self.sections.checkpoints.checkpoint_every_steps)
-        if logs or saves or self._stop.requested:
-            self._train_loss = self._finite(float(loss))
+        self._loss = loss.detach().clone()
+        self._finite &= torch.isfinite(loss) & torch.isfinite(grad_norm)
+        if logs or saves:
+            self._check_finite(grad_norm)
         evaluated = None
         if evaluates:
             with self._aside():
@@ -249,23 +252,30 @@ class Attempt:
     def _every(self, interval: int) -> bool:
         return interval > 0 and self.step % interval == 0
 
-    def _finite(self, loss: float) -> float:
-        if math.isfinite(loss):
-            return loss
+    def _train_loss(self) -> float:
+        return math.nan if self._loss is None else float(self._loss)
+
+    def _check_finite(self, grad_norm: Tensor | None = None) -> None:
+        """Weights after an infinite gradient are worth nothing, and must not be saved."""
+        if bool(self._finite):
+            return
+        norm = "" if grad_norm is None else f", gradient norm {float(grad_norm):g}"
         raise ConfigError(
-            f"the loss became {loss} at step {self.step}; nothing of it was saved. Lower "
-            f"LEARNING_RATE (now {self.sections.optimizer.learning_rate:g}), raise WARMUP_STEPS or "
-            f"set PRECISION=32-true; the run continues from step {self._newest_committed()}"
+            f"loss or gradients are not finite at step {self.step} (loss {self._train_loss():g}"
+            f"{norm}); nothing of it was saved. Lower LEARNING_RATE (now "
+            f"{self.sections.optimizer.learning_rate:g}), raise WARMUP_STEPS or set "
+            f"PRECISION=32-true; the run continues from step {self._newest_committed()}"
         )
 
     def _save(self) -> None:
         if self._saved_step == self.step:
             return
+        self._check_finite()
         started = time.monotonic()
         progress = Progress(
             step=self.step,
             tokens=self.step * self.geometry.tokens_per_step,
-            train_loss=self._train_loss,
+            train_loss=self._train_loss(),
             validation_loss=self._validation_loss,
             learning_rate=self.optimizer.param_groups[0]["lr"],
             saved_at=time.time(),
@@ -321,7 +331,7 @@ class Attempt:
         row = Row(
             step=self.step,
             tokens=self.step * self.geometry.tokens_per_step,
-            loss=self._train_loss if self._train_loss is not None else math.nan,
+            loss=self._train_loss(),
             learning_rate=rate,
             grad_norm=grad_norm,
             tokens_per_second=speed,

@@ -152,8 +152,8 @@ def summary(record: AttemptRecord) -> str:
     share = 100 * record.stall_seconds / max(1e-9, record.seconds)
     return (
         f"attempt {record.epoch}: {record.steps} steps in {duration(record.seconds)}; "
-        f"{record.saves} saves held training up for {record.stall_seconds:.2f} s ({share:.2f} %); longest way "
-        f"from snapshot to commit {record.longest_upload_lag:.1f} s"
+        f"{record.saves} saves held training up for {record.stall_seconds:.2f} s ({share:.2f} %), "
+        f"the slowest was in the store after {record.longest_upload_lag:.1f} s"
     )
 
 

@@ -3,7 +3,8 @@
     checkpoints/step-0000000020-e000001/    step 20, written under lease epoch 1
         …files…                             first
         manifest.json                       sizes and SHA-256 of every file; makes it a checkpoint
-    LATEST                                  last; a hint for people, never trusted
+    LATEST                                  last; a hint for people: it never decides what is
+                                            resumed, only that what it names was whole once
     quarantine/…                            damaged checkpoints, each with its reason.json
 
 A folder without a manifest is an upload that was cut short. Checkpoints order by
@@ -11,10 +12,8 @@ A folder without a manifest is an upload that was cut short. Checkpoints order b
 """
 
 import hashlib
-import json
-import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,9 +29,6 @@ MANIFEST_FORMAT = 1
 MANIFEST = "manifest.json"
 LATEST = "LATEST"
 FOLDER = "checkpoints"
-QUARANTINE = "quarantine"
-
-log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step-(\d{10})-e(\d{6})")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -58,7 +54,7 @@ class Manifest(BaseModel):
     epoch: int = Field(ge=0)
     train_loss: float | None
     created_at: str
-    files: dict[str, FileEntry]
+    files: dict[str, FileEntry] = Field(min_length=1)
 
     @property
     def total_bytes(self) -> int:
@@ -204,17 +200,24 @@ def commit(
     return manifest
 
 
-def fetch(store: Store, name: CheckpointName, directory: Path, only: Sequence[str] = ()) -> Path:
+def fetch(
+    store: Store,
+    name: CheckpointName,
+    directory: Path,
+    only: Sequence[str] = (),
+    required: Sequence[str] = (),
+) -> Path:
     """Verified files of a checkpoint in a local folder, which is returned.
 
     A store on a volume returns its own folder; others download into `directory`.
-    `only` limits the files. Raises Damaged with the file and what is wrong with it.
+    `only` limits the files; `required` must be among them. Raises Damaged with the file
+    and what is wrong with it.
     """
     manifest = read_manifest(store, name)
+    if lacking := sorted({*only, *required} - set(manifest.files)):
+        raise Damaged(f"{name.key(MANIFEST)} does not list {lacking[0]}")
     _check_sizes(store, name, manifest)
     wanted = [file for file in manifest.files if not only or file in only]
-    if lacking := sorted(set(only) - set(wanted)):
-        raise Damaged(f"{name.key(MANIFEST)} does not list {lacking[0]}")
 
     def fetch_one(file: str) -> Path:
         try:
@@ -224,8 +227,12 @@ def fetch(store: Store, name: CheckpointName, directory: Path, only: Sequence[st
         _verify(path, manifest.files[file], name.key(file))
         return path
 
-    with ThreadPoolExecutor(max_workers=4) as pool:
+    pool = ThreadPoolExecutor(max_workers=4)
+    try:
         paths = list(pool.map(fetch_one, wanted))
+    finally:
+        # Who was interrupted does not wait for gigabytes.
+        pool.shutdown(wait=False, cancel_futures=True)
     return paths[0].parent
 
 
@@ -238,11 +245,13 @@ class ValidCheckpoint:
     damaged: Sequence[tuple[CheckpointName, str]]
 
 
-def newest_valid(store: Store, directory: Path) -> ValidCheckpoint | None:
+def newest_valid(
+    store: Store, directory: Path, required: Sequence[str] = ()
+) -> ValidCheckpoint | None:
     """Search from the newest checkpoint on, downloading into `directory` where needed.
 
-    None if the store holds no committed checkpoint at all. Raises Damaged when there
-    are checkpoints and none of them is valid.
+    One without a `required` file is damaged. None if the store holds no committed
+    checkpoint at all. Raises Damaged when there are checkpoints and none of them is valid.
     """
     damaged: list[tuple[CheckpointName, str]] = []
     latest = read_latest(store)
@@ -254,7 +263,8 @@ def newest_valid(store: Store, directory: Path) -> ValidCheckpoint | None:
         target = directory / str(stored.name)
         target.mkdir(parents=True, exist_ok=True)
         try:
-            return ValidCheckpoint(stored.name, fetch(store, stored.name, target), damaged)
+            path = fetch(store, stored.name, target, required=required)
+            return ValidCheckpoint(stored.name, path, damaged)
         except Damaged as error:
             damaged.append((stored.name, str(error)))
     if damaged:
@@ -264,94 +274,6 @@ def newest_valid(store: Store, directory: Path) -> ValidCheckpoint | None:
             "one from a backup, or choose another RUN_NAME to start again"
         )
     return None
-
-
-def quarantine(store: Store, name: CheckpointName, reason: str) -> str:
-    """Move a damaged checkpoint aside, manifest first. Returns where it went."""
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    target = f"{QUARANTINE}/{name}-{stamp}"
-    keys = [info.key for info in store.list(name.key())]
-    for key in sorted(keys, key=lambda key: not key.endswith(f"/{MANIFEST}")):
-        store.move(key, f"{target}/{key.rsplit('/', 1)[1]}")
-    explanation = {"checkpoint": str(name), "reason": reason, "set_aside_at": stamp}
-    store.put(f"{target}/reason.json", [json.dumps(explanation, indent=1).encode()])
-    return target
-
-
-def remove_unfinished(store: Store) -> list[CheckpointName]:
-    """Delete uploads that were cut short. Only the holder of the lease may call this.
-
-    What LATEST names was whole once: without its manifest it is damaged, and stays.
-    """
-    latest = read_latest(store)
-    unfinished = [
-        stored
-        for stored in stored_checkpoints(store)
-        if not stored.finished and str(stored.name) != latest
-    ]
-    for stored in unfinished:
-        _delete(store, stored.name)
-    return [stored.name for stored in unfinished]
-
-
-def set_late_aside(store: Store) -> list[CheckpointName]:
-    """Quarantine what processes committed that had lost the run. For the holder of the lease."""
-    late = [stored.name for stored in stored_checkpoints(store) if stored.finished and stored.late]
-    if late and read_latest(store) in [str(name) for name in late]:
-        store.delete([LATEST])
-    for name in late:
-        quarantine(store, name, "committed after another attempt had gone on from an earlier step")
-    return late
-
-
-def prune(
-    store: Store,
-    keep_top: int,
-    protected: Sequence[CheckpointName],
-    check_lease: Callable[[], None],
-) -> list[CheckpointName]:
-    """Delete all but the best `keep_top` by train loss, the newest, and the `protected` ones.
-
-    Also deletes uploads of this attempt that were given up. The manifest goes first, so
-    that a half-deleted folder is not taken for a checkpoint.
-    """
-    stored = stored_checkpoints(store)
-    manifests = dict(_readable_manifests(store, stored))
-    if not manifests:
-        return []
-    ranked = sorted(manifests, key=lambda name: (_loss(manifests[name]), -name.step))
-    newest = max(manifests)
-    keep = {*ranked[:keep_top], newest, *protected}
-    doomed = sorted(set(manifests) - keep)
-    given_up = [
-        upload.name
-        for upload in stored
-        if not upload.finished and upload.name < newest and upload.name.epoch == newest.epoch
-    ]
-    if doomed or given_up:
-        check_lease()
-    for name in [*doomed, *given_up]:
-        _delete(store, name)
-    return doomed
-
-
-def _delete(store: Store, name: CheckpointName) -> None:
-    store.delete([name.key(MANIFEST)])
-    store.delete([info.key for info in store.list(name.key())])
-
-
-def _readable_manifests(
-    store: Store, stored: Sequence[StoredCheckpoint]
-) -> Iterator[tuple[CheckpointName, Manifest]]:
-    for name in [checkpoint.name for checkpoint in stored if checkpoint.committed]:
-        try:
-            yield name, read_manifest(store, name)
-        except Damaged as error:
-            log.warning("checkpoint %s is left alone: %s", name, error)
-
-
-def _loss(manifest: Manifest) -> float:
-    return float("inf") if manifest.train_loss is None else manifest.train_loss
 
 
 def _check_sizes(store: Store, name: CheckpointName, manifest: Manifest) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from app import commands
 from app.console import setup_logging
 from app.errors import EXIT_INTERRUPTED, EXIT_OK, AppError, Preempted, UsageError
-from app.preemption import StopRequest
+from app.preemption import NOTHING_TO_SAVE, Interrupted, StopRequest
 from app.sections import SECTIONS, variables
 from app.settings import Settings, load_settings
 
@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
     setup_logging("text")
     stop = StopRequest()
     stop.install()
+    handler: Handler | None = None
     try:
         arguments = _parse(argv)
         flags = {
@@ -44,8 +45,11 @@ def main(argv: Sequence[str]) -> int:
         }
         settings = load_settings(flags)
         setup_logging(settings.logs.log_format)
-        handler: Handler = arguments.handler
-        handler(settings, arguments, stop)
+        handler = arguments.handler
+        arguments.handler(settings, arguments, stop)
+    except Interrupted:
+        log.warning(NOTHING_TO_SAVE)
+        return Preempted.exit_code
     except Preempted as end:
         log.warning("%s", end)
         return end.exit_code
@@ -57,6 +61,9 @@ def main(argv: Sequence[str]) -> int:
         log.warning("interrupted twice: ended at once, without a last checkpoint")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
+        # `generate | head` is fine. Training prints nothing that a reader could refuse.
+        if handler is commands.train:
+            raise
         return EXIT_OK
     return EXIT_OK
 

@@ -44,6 +44,7 @@ def train(settings: Settings, _: argparse.Namespace, stop: StopRequest) -> None:
 
 def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
     from app.job import prepare_tokens, resolve_job
+    from app.sources import pin_source
     from app.tokenizer import build_builtin_tokenizer
 
     if arguments.tokenizer_only:
@@ -52,7 +53,7 @@ def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -
         print(f"{files.directory}: {files.vocab_size:,} tokens")
         return
     target = settings.run.total_steps + settings.run.additional_steps
-    data = prepare_tokens(resolve_job(settings), target)
+    data = prepare_tokens(resolve_job(settings), pin_source(settings.data), target)
     print(f"{data.train.n_tokens:,} training tokens in {settings.data.data_dir}")
 
 
@@ -135,6 +136,8 @@ def _checkpoint_row(store: Store, stored: StoredCheckpoint) -> dict[str, Any]:
         return row | {"state": "unfinished upload"}
     try:
         manifest = read_manifest(store, stored.name)
+    except NotFound:
+        return row | {"state": "removed just now"}
     except Damaged as error:
         return row | {"state": f"damaged: {error}"}
     row |= {"train_loss": manifest.train_loss, "created_at": manifest.created_at}
@@ -196,6 +199,8 @@ def _existing_run(settings: Settings) -> Store:
     uri = settings.checkpoints.checkpoint_uri
     if settings.run.run_name:
         names: tuple[str, ...] = (settings.run.run_name,)
+    elif settings.model.init_name:
+        names = (settings.model.init_name,)
     elif settings.model.model != "auto":
         names = (settings.model.model,)
     else:

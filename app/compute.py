@@ -1,6 +1,7 @@
 """Where and how the arithmetic runs: device, precision, compilation."""
 
 import platform
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,4 +90,6 @@ def resolve_model(requested: str, device: torch.device) -> tuple[str, ModelConfi
 
 
 def _peak_flops(name: str) -> float | None:
-    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+    """By whole words: an L40 is no L4, and an RTX A1000 no A100."""
+    matches = (peak for known, peak in PEAK_FLOPS.items() if re.search(rf"\b{known}\b", name))
+    return next(matches, None)

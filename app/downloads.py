@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import shutil
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -14,8 +15,17 @@ from urllib.parse import unquote, urlsplit
 
 from app.errors import AccessDenied, ConfigError, NotFound, Unavailable
 from app.failures import disk_failures
+from app.locks import locked_folder
 
 _TIMEOUT = 60.0  # seconds of silence
+# An SSLError in the middle of an answer carries errno 1, which is EPERM to a disk.
+_NO_ANSWER = (
+    urllib.error.URLError,
+    HTTPException,
+    TimeoutError,
+    ConnectionError,
+    ssl.SSLError,
+)
 
 
 def download(uri: str, data_dir: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -28,10 +38,11 @@ def download(uri: str, data_dir: Path, suffixes: Sequence[str]) -> list[Path]:
     with disk_failures(f"DATA_DIR={data_dir}"):
         folder = data_dir / "downloads"
         folder.mkdir(parents=True, exist_ok=True)
-        if scheme == "s3":
-            return _from_s3(uri, folder, suffixes)
-        if scheme in ("http", "https"):
-            return [_from_web(uri, folder)]
+        with locked_folder(folder, waiting=lambda: None):
+            if scheme == "s3":
+                return _from_s3(uri, folder, suffixes)
+            if scheme in ("http", "https"):
+                return [_from_web(uri, folder)]
     raise ConfigError(f"DATASET={uri}: URIs start with s3://, https://, http:// or file://")
 
 
@@ -99,7 +110,7 @@ def _from_web(uri: str, folder: Path) -> Path:
         if error.code in (404, 410):
             raise NotFound(f"{setting}: there is no such file ({error.code})") from error
         raise Unavailable(f"{setting}: the server answers {error.code}") from error
-    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+    except _NO_ANSWER as error:
         raise Unavailable(f"{setting} cannot be reached: {error}") from error
     # A connection that closes early looks like the end of the file.
     if length is not None and int(length) != partial.stat().st_size:

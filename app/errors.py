@@ -5,7 +5,8 @@
     ├── Unavailable           75   store or data out of reach; the same start may succeed later
     ├── AccessDenied          77   the credentials or file permissions do not allow it
     ├── ConfigError           78   a setting, or an input that it names, cannot be used
-    │   ├── NotFound          78   the named input does not exist
+    │   ├── NotFound          78   the named object or input does not exist
+    │   ├── NoBucket          78   the place where it would be does not exist either
     │   ├── Damaged           78   bytes are there, but they are not what was written
     │   └── IncompatibleRun   78   the run in the store was made with other settings
     ├── Fenced                79   another writer holds the run
@@ -53,6 +54,10 @@ class ConfigError(AppError):
 
 class NotFound(ConfigError):
     """The named object, file or dataset does not exist."""
+
+
+class NoBucket(ConfigError):
+    """The bucket does not exist. No NotFound: nothing can be said about what would be in it."""
 
 
 class Damaged(ConfigError):

@@ -83,7 +83,7 @@ def stream_text(loaded: LoadedModel, prompt: str, sampling: Sampling) -> Iterato
     for token in generate_tokens(loaded.model, ids, sampling, loaded.end_token):
         produced.append(token)
         text = loaded.tokenizer.decode(produced)
-        if not text.endswith("\\ufffd"):
+        if not text.endswith("\ufffd"):
             yield text[len(shown) :]
             shown = text
     final = loaded.tokenizer.decode(produced)

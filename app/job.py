@@ -14,9 +14,9 @@ from app.presets import ModelConfig
 from app.pretrained import model_directory, read_config
 from app.record import Identity
 from app.sampler import SampleOrder
-from app.sections import ModelSettings
+from app.sections import ModelSettings, redacted
 from app.settings import Settings
-from app.sources import source_fingerprint
+from app.sources import PinnedSource
 from app.tokenizer import TokenizerFiles, load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -35,14 +35,14 @@ class Job:
     init_directory: Path | None
     tokenizer: TokenizerFiles
 
-    @property
-    def identity(self) -> Identity:
+    def identity(self, source: PinnedSource) -> Identity:
         data, model = self.settings.data, self.settings.model
         return Identity(
             model=self.model_name,
             shape=asdict(self.config),
-            dataset=data.dataset,
-            dataset_fingerprint=source_fingerprint(data),
+            dataset=redacted(data.dataset),
+            dataset_revision=source.revision,
+            dataset_fingerprint=source.fingerprint,
             tokenizer=data.tokenizer,
             tokenizer_fingerprint=self.tokenizer.fingerprint,
             seq_len=self.geometry.seq_len,
@@ -88,10 +88,11 @@ def _resolve_model(
     if settings.init_from is None:
         return name, config, None
     directory = model_directory(settings.init_from, "INIT_FROM")
-    return settings.init_from.rstrip("/").rsplit("/", 1)[-1], read_config(directory), directory
+    assert settings.init_name is not None
+    return settings.init_name, read_config(directory), directory
 
 
-def prepare_tokens(job: Job, target: int) -> PreparedData:
+def prepare_tokens(job: Job, source: PinnedSource, target: int) -> PreparedData:
     """Tokens for `target` steps, and a validation split where one is asked for."""
     order = SampleOrder(n_sequences=None, seed=job.settings.run.seed)
     sequences = target * job.geometry.global_batch_size
@@ -107,11 +108,13 @@ def prepare_tokens(job: Job, target: int) -> PreparedData:
             duration(progress.seconds),
         )
 
-    data = prepare(job.settings.data, job.tokenizer, tokens, report)
+    data = prepare(source.settings, job.tokenizer, tokens, report, source=source.fingerprint)
     check_enough(data, job.geometry.seq_len)
     if job.settings.data.val_every_steps:
-        held_out = data.validation.n_tokens if data.validation else 0
-        if held_out <= job.geometry.seq_len:
+        held_out = min(
+            job.settings.data.val_tokens, data.validation.n_tokens - 1 if data.validation else 0
+        )
+        if held_out < job.geometry.seq_len:
             raise ConfigError(
                 f"VAL_EVERY_STEPS={job.settings.data.val_every_steps}, but DATASET="
                 f"{job.settings.data.dataset} is too small to hold out {job.geometry.seq_len + 1} "

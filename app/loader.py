@@ -4,6 +4,7 @@ Shapes: B sequences per micro-batch, T = SEQ_LEN tokens.
 """
 
 import math
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -91,7 +92,14 @@ def training_loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
+        worker_init_fn=_leave_signals_to_the_job,
     )
+
+
+def _leave_signals_to_the_job(worker: int) -> None:
+    """Ctrl-C and some schedulers signal the whole group, and the job still needs its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
+from pydantic import TypeAdapter, ValidationError
+
 from app.console import duration
 from app.errors import ConfigError, NotFound
 from app.failures import disk_failures
@@ -42,6 +44,9 @@ class Row:
     validation_loss: float | None
     attempt: int
     time: float
+
+
+_ROW = TypeAdapter(Row)
 
 
 class Writer(Protocol):
@@ -171,7 +176,8 @@ class MetricsLog:
         """What a checkpoint takes along into the store: key to content."""
         objects: dict[str, Data] = {METRICS_KEY: list(self._lines)}
         if self._tensorboard:
-            objects[TENSORBOARD_KEY] = [self._tensorboard.content()]
+            with disk_failures(self._place):
+                objects[TENSORBOARD_KEY] = [self._tensorboard.content()]
         return objects
 
     def close(self) -> None:
@@ -208,8 +214,8 @@ def _rows(content: bytes) -> tuple[list[Row], int]:
     rows, unreadable = [], 0
     for line in io.BytesIO(content):
         try:
-            rows.append(Row(**json.loads(line)))
-        except (ValueError, TypeError):
+            rows.append(_ROW.validate_json(line))
+        except ValidationError:
             unreadable += 1
     return rows, unreadable
 

@@ -140,13 +140,15 @@ class SmolLM2(nn.Module):
     def initialize(self, seed: int) -> None:
         """Draw every matrix from N(0, initializer_range²), from `seed` alone.
 
-        On the CPU, one generator through the modules in order, so that every device
-        and every trainer starts from the same weights.
+        Drawn on the CPU, by one generator through the modules in order, so that every
+        device and every trainer starts from the same weights.
         """
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
-                module.weight.normal_(0.0, self.config.initializer_range, generator=generator)
+                drawn = torch.empty(module.weight.shape)
+                drawn.normal_(0.0, self.config.initializer_range, generator=generator)
+                module.weight.copy_(drawn)
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> int:

@@ -92,15 +92,15 @@ class Schedule:
         """The rate of optimizer step `step`, counted from 0."""
         settings = self.settings
         peak, floor = settings.learning_rate, settings.learning_rate * settings.min_lr_ratio
+        horizon = self.horizons[0] if settings.extension_lr == "hold" else self.horizons[-1]
+        if settings.lr_schedule == "cosine" and step >= horizon:
+            return floor
         if step < settings.warmup_steps:
             return peak * (step + 1) / settings.warmup_steps
         if settings.lr_schedule == "constant":
             return peak
         if settings.lr_schedule == "wsd":
             return self._stable_then_decay(step, peak, floor)
-        horizon = self.horizons[0] if settings.extension_lr == "hold" else self.horizons[-1]
-        if step >= horizon:
-            return floor
         progress = (step - settings.warmup_steps) / max(1, horizon - settings.warmup_steps)
         return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 

@@ -1,6 +1,6 @@
 """Being asked to stop: SIGTERM from an orchestrator, SIGINT from a keyboard.
 
-Until training starts there is nothing to save, and the signal raises Preempted where
+Until training starts there is nothing to save, and the signal raises Interrupted where
 it strikes. From `defer` on it only sets a flag, which the loop reads at its next
 boundary; a second SIGTERM changes nothing.
 """
@@ -10,6 +10,16 @@ import time
 from types import FrameType
 
 from app.errors import Preempted
+
+NOTHING_TO_SAVE = "stopped before training began: nothing to save, nothing lost"
+
+
+class Interrupted(BaseException):
+    """Raised by a signal, in the middle of anything.
+
+    Not an Exception, as KeyboardInterrupt is none: no library may swallow it, and none of
+    our own handlers may take it for a damaged file.
+    """
 
 
 class StopRequest:
@@ -43,13 +53,13 @@ class StopRequest:
 
     def raise_if_requested(self) -> None:
         if self.requested:
-            raise Preempted("stopped before training began: nothing to save, nothing lost")
+            raise Preempted(NOTHING_TO_SAVE)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         again = self.requested
         if not again:
             self.requested_at = time.monotonic()
         if not self._deferred and not again:
-            self.raise_if_requested()
+            raise Interrupted
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt

@@ -5,19 +5,16 @@ validates: so the training data depend on nothing but the source and the tokeniz
 first text never is, so that a dataset of one text can be trained on.
 """
 
-import fcntl
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from app.errors import ConfigError
 from app.failures import disk_failures
+from app.locks import locked_folder
 from app.sections import DataSettings
 from app.shards import SHARD_TOKENS, ShardIndex, ShardWriter, TokenShards, read_index
 from app.sources import Piece, documents, source_fingerprint
@@ -28,7 +25,6 @@ MAX_VALIDATION_TOKENS = 4_000_000
 
 _BATCH_CHARACTERS = 1 << 21  # enough for all cores, a second or two of work
 _REPORT_SECONDS = 2.0
-_LOCK_POLL_SECONDS = 0.2
 _VERSION = 1  # of the way that pieces become shards
 
 
@@ -63,18 +59,20 @@ def prepare(
     tokens_needed: int | None,
     report: Callable[[PrepareProgress], None],
     *,
+    source: str | None = None,
     shard_tokens: int = SHARD_TOKENS,
 ) -> PreparedData:
     """At least `tokens_needed` training tokens (None: all), or as many as DATASET has.
 
     Tokens that were there before stay as they are: going on later only appends. Of two
-    processes, one works and the other waits for it. `report` is called every two seconds
+    processes, one works and the other waits for it. `source` is the fingerprint of DATASET,
+    where it is known. `report` is called every two seconds
     or so; what it raises ends the preparation, and costs what is not sealed.
 
     Raises what `documents` raises; ConfigError for a dataset without text; for DATA_DIR
     AccessDenied (not writable) or Unavailable (full); Damaged for a changed cache.
     """
-    source = source_fingerprint(data)
+    source = source or source_fingerprint(data)
     identity = f"{_VERSION} {source} {tokenizer.fingerprint} {tokenizer.eos_token_id}"
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()
     directory = data.data_dir / "tokens" / fingerprint[:24]
@@ -92,7 +90,7 @@ def prepare(
         index = read_index(directory, source, tokenizer.fingerprint)
         if not enough(index):
             directory.mkdir(parents=True, exist_ok=True)
-            with _locked(
+            with locked_folder(
                 directory, lambda: reporter.update(index.documents, index.n_tokens("train"))
             ):
                 index = read_index(directory, source, tokenizer.fingerprint)
@@ -192,20 +190,3 @@ def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-@contextmanager
-def _locked(directory: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold the directory's lock; the system releases it however the process ends."""
-    descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                waiting()
-                time.sleep(_LOCK_POLL_SECONDS)
-        yield
-    finally:
-        os.close(descriptor)

@@ -16,6 +16,16 @@ from app.presets import ModelConfig
 from app.state import MODEL_FILE, load_weights
 
 _INDEX_FILE = "model.safetensors.index.json"
+_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
+_LARGEST_SIZE = 2**20
+_MOST_PARAMETERS = 8_000_000_000
 _FILES = ["config.json", MODEL_FILE, "model-*.safetensors", _INDEX_FILE, "tokenizer*", "special_*"]
 
 
@@ -36,12 +46,20 @@ def read_config(directory: Path) -> ModelConfig:
     """
     path = directory / "config.json"
     try:
-        config: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        config = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise NotFound(f"{path} does not exist: not a Hugging Face model directory") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise Damaged(f"{path} is not a JSON object")
+    return _shape(config, path)
+
+
+def _shape(config: dict[str, Any], path: Path) -> ModelConfig:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise Damaged(f"{path}: rope_parameters is not a JSON object")
     unsupported = {
         "model_type": config.get("model_type") != "llama",
         "tie_word_embeddings": not config.get("tie_word_embeddings", False),
@@ -53,24 +71,30 @@ def read_config(directory: Path) -> ModelConfig:
     if wrong := [name for name, is_wrong in unsupported.items() if is_wrong]:
         raise ConfigError(f"{path}: {wrong[0]}={config.get(wrong[0])!r} is not supported")
     try:
-        shape = {
-            "hidden_size": int(config["hidden_size"]),
-            "intermediate_size": int(config["intermediate_size"]),
-            "num_hidden_layers": int(config["num_hidden_layers"]),
-            "num_attention_heads": int(config["num_attention_heads"]),
-            "vocab_size": int(config["vocab_size"]),
-            "max_position_embeddings": int(config["max_position_embeddings"]),
-        }
-    except (KeyError, TypeError, ValueError) as error:
+        result = ModelConfig(
+            **{name: int(config[name]) for name in _SIZES},
+            num_key_value_heads=int(
+                config.get("num_key_value_heads") or config["num_attention_heads"]
+            ),
+            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
+            rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            initializer_range=float(config.get("initializer_range", 0.02)),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise Damaged(f"{path}: {error} is missing or not a number") from error
-    heads = shape["num_attention_heads"]
-    result = ModelConfig(
-        **shape,
-        num_key_value_heads=int(config.get("num_key_value_heads") or heads),
-        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
-        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        initializer_range=float(config.get("initializer_range", 0.02)),
-    )
+    sizes = {name: getattr(result, name) for name in (*_SIZES, "num_key_value_heads")}
+    if wrong := [name for name, size in sizes.items() if not 0 < size <= _LARGEST_SIZE]:
+        raise ConfigError(f"{path}: {wrong[0]}={sizes[wrong[0]]} cannot be used")
+    if result.parameter_count > _MOST_PARAMETERS:
+        raise ConfigError(
+            f"{path} describes {result.parameter_count:,} parameters, more than this job trains "
+            f"({_MOST_PARAMETERS:,})"
+        )
+    if (
+        result.hidden_size % result.num_attention_heads
+        or result.num_attention_heads % result.num_key_value_heads
+    ):
+        raise ConfigError(f"{path}: heads, key/value heads and hidden_size do not divide")
     if config.get("head_dim") not in (None, result.head_dim):
         raise ConfigError(f"{path}: head_dim={config['head_dim']} is not hidden_size / heads")
     if result.vocab_size > 65_536:

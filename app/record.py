@@ -26,6 +26,7 @@ class Identity(BaseModel):
     model: str
     shape: dict[str, Any]
     dataset: str
+    dataset_revision: str | None = None
     dataset_fingerprint: str
     tokenizer: str
     tokenizer_fingerprint: str

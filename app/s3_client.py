@@ -16,7 +16,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from s3transfer.exceptions import RetriesExceededError as TransferRetriesExceededError
 
-from app.errors import AccessDenied, AppError, ConfigError, Damaged, NotFound, Unavailable
+from app.errors import AccessDenied, AppError, ConfigError, Damaged, NoBucket, NotFound, Unavailable
 from app.sections import redacted
 
 # An endpoint that swallows packets is given up after about half a minute.
@@ -164,7 +164,7 @@ def _from_answer(error: ClientError, place: str, endpoint: str) -> AppError:
         hint = "set this machine's clock" if code == "RequestTimeTooSkewed" else "check the AWS key"
         return AccessDenied(f"{place}: access denied ({said}): {hint} and what it may do there")
     if code == "NoSuchBucket":
-        return NotFound(f"{place}: {endpoint} has no such bucket: create it, or correct its name")
+        return NoBucket(f"{place}: {endpoint} has no such bucket: create it, or correct its name")
     if code in ("NoSuchKey", "NoSuchVersion"):
         return NotFound(f"{place} does not exist")
     if status == 404:

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from app.attempts import AttemptJournal
-from app.checkpoints import CheckpointName, commit, prune
+from app.checkpoints import CheckpointName, commit
 from app.console import duration, size
 from app.errors import AccessDenied, Unavailable
 from app.lease import Lease
+from app.retention import prune
 from app.sections import CheckpointSettings
 from app.state import Snapshot
 from app.stores import Data, Store
@@ -124,11 +125,12 @@ class CheckpointSaver:
                 return
             except (Unavailable, AccessDenied) as error:
                 stale = time.monotonic() - began
-                if stale + pause > self._settings.give_up_seconds:
+                if stale >= self._settings.give_up_seconds:
                     raise type(error)(
                         f"no checkpoint could be saved for {duration(stale)} "
                         f"(GIVE_UP_SECONDS={self._settings.give_up_seconds:g}): {error}"
                     ) from error
+                pause = min(pause, self._settings.give_up_seconds - stale)
                 log.warning(
                     "saving step %d failed, again in %.0f s: %s",
                     request.snapshot.step,
@@ -136,7 +138,9 @@ class CheckpointSaver:
                     error,
                 )
             with self._changed:
-                if self._changed.wait_for(lambda: self._closing, timeout=pause):
+                # A newer snapshot is tried at once: it may be the last one.
+                self._changed.wait_for(lambda: self._closing or self._waiting, timeout=pause)
+                if self._closing:
                     return
                 if self._waiting is not None:
                     request, self._waiting = self._waiting, None

@@ -77,6 +77,11 @@ class ModelSettings(Section):
         description="start from the weights of a Hugging Face directory or hub id",
     )
 
+    @property
+    def init_name(self) -> str | None:
+        """What a run from INIT_FROM is called: the last part of it."""
+        return self.init_from.rstrip("/").rsplit("/", 1)[-1] if self.init_from else None
+
 
 class DataSettings(Section):
     dataset: str = Field(
@@ -291,6 +296,7 @@ def variables() -> Iterator[Variable]:
 
 
 def redacted(text: str) -> str:
-    """`text` without the user:password part of URIs and without token-like words."""
+    """`text` without user:password and query values of URIs, and without token-like words."""
     text = re.sub(r"//[^/@\s]*@", "//***@", text)
+    text = re.sub(r"([?&][A-Za-z0-9_.~%-]+=)[^&\s'\"]+", r"\1***", text)
     return re.sub(r"\b(hf_|AKIA|ASIA)[A-Za-z0-9]{8,}", r"\1***", text)

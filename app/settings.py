@@ -97,7 +97,8 @@ def misspelled(names: list[str]) -> Iterator[tuple[str, str]]:
     for name in sorted(set(names)):
         if name.upper() not in known:
             nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.9)
-            if nearest:
+            # COMPILER and MODELS are other programs' words, not our COMPILE and MODEL.
+            if nearest and ("_" in name or not name.upper().startswith(nearest[0])):
                 yield name, nearest[0]
 
 
@@ -165,5 +166,15 @@ def _impossible_combinations(settings: Settings) -> Iterator[str]:
                 f"SEQ_LEN={model.seq_len} is above the context of MODEL={model.model}: "
                 f"at most {longest} tokens"
             )
+    if model.seq_len and data.val_every_steps and data.val_tokens < model.seq_len:
+        yield (
+            f"VAL_TOKENS={data.val_tokens} is less than one sequence of SEQ_LEN={model.seq_len}: "
+            "set it higher"
+        )
+    if model.init_from and not settings.is_default("MODEL"):
+        yield (
+            f"MODEL={model.model} has no meaning with INIT_FROM={model.init_from}, whose "
+            "config.json gives the shape: unset one of them"
+        )
     if data.dataset == "builtin" and not settings.is_default("DATASET_CONFIG"):
         yield "DATASET_CONFIG has no meaning with DATASET=builtin: unset it or name a dataset"

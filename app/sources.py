@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,6 +56,29 @@ def documents(settings: DataSettings, skip: int = 0) -> Iterator[Piece]:
     paths = source_files(settings)
     pieces = itertools.chain.from_iterable(_file_pieces(path, settings) for path in paths)
     return itertools.islice(pieces, skip, None)
+
+
+@dataclass(frozen=True)
+class PinnedSource:
+    """DATASET with its content decided: `settings` names the revision of a hub dataset."""
+
+    settings: DataSettings
+    fingerprint: str
+    revision: str | None
+
+
+def pin_source(settings: DataSettings, revision: str | None = None) -> PinnedSource:
+    """Decide now what DATASET is, so that a commit on the hub does not change a running run.
+
+    `revision` is the one that the run was begun with. With it the hub need not answer.
+    Raises as `documents`.
+    """
+    if settings.dataset != BUILTIN and is_hub_id(settings.dataset):
+        repo_id, revision = _hub_revision(settings, revision)
+        settings = settings.model_copy(update={"dataset": f"{repo_id}@{revision}"})
+    else:
+        revision = None
+    return PinnedSource(settings, source_fingerprint(settings), revision)
 
 
 def source_fingerprint(settings: DataSettings) -> str:
@@ -264,11 +288,15 @@ def _hub_pieces(settings: DataSettings, skip: int) -> Iterator[Piece]:
         raise Damaged(f"{setting} cannot be read: {_first_line(error)}") from error
 
 
-def _hub_revision(settings: DataSettings) -> tuple[str, str]:
+def _hub_revision(settings: DataSettings, known: str | None = None) -> tuple[str, str]:
     """Repository id and commit of DATASET=owner/name or owner/name@revision."""
+    repo_id, _, named = settings.dataset.partition("@")
+    revision = known or named
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        return repo_id, revision
+
     from huggingface_hub import HfApi
 
-    repo_id, _, revision = settings.dataset.partition("@")
     with hub_failures(f"DATASET={settings.dataset}"):
         api = HfApi()
         info = api.dataset_info(repo_id, revision=revision or None, timeout=30)

@@ -6,50 +6,42 @@ the lease taken, and what the store says is read again under it.
 """
 
 import logging
-import tempfile
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from app.admission import check_against_record, check_space, is_finished, source_of_run
 from app.attempt import Attempt, Corpus, Sections, Trainer
 from app.attempts import AttemptJournal, AttemptRecord, now, read_attempts
-from app.checkpoints import (
-    LATEST,
-    CheckpointName,
-    highest_epoch,
-    newest_valid,
-    quarantine,
-    read_latest,
-    remove_unfinished,
-    set_late_aside,
-    stored_checkpoints,
-)
-from app.errors import AppError, ConfigError, Damaged
+from app.checkpoints import CheckpointName, highest_epoch, newest_valid
+from app.errors import AppError, Preempted
+from app.failures import disk_failures
 from app.health import beat
 from app.job import Job, prepare_tokens, resolve_job
 from app.lease import Lease, holder_identity
 from app.metrics import MetricsLog, Row, local_rows, stored_rows
 from app.model import SmolLM2
 from app.objective import Schedule, build_optimizer
-from app.preemption import StopRequest
+from app.preemption import NOTHING_TO_SAVE, Interrupted, StopRequest
 from app.prepare import PreparedData
 from app.pretrained import load_pretrained
 from app.record import (
     Identity,
-    RunRecord,
     StoredRecord,
-    check_identity,
     create_record,
     extend,
     load_record,
 )
+from app.retention import quarantine, remove_unfinished, set_late_aside
 from app.sampler import SampleOrder
 from app.saver import CheckpointSaver
 from app.sections import redacted
 from app.settings import Settings
-from app.state import Progress, huggingface_files, restore
+from app.state import STATE_FILES, Progress, huggingface_files, restore
 from app.stores import Store, open_store
 
 log = logging.getLogger(__name__)
@@ -68,6 +60,9 @@ def run(settings: Settings, stop: StopRequest) -> None:
     except AppError as error:
         why = f"exit {error.exit_code}: {redacted(str(error))}"
         raise
+    except Interrupted:
+        why = f"exit {Preempted.exit_code}: {NOTHING_TO_SAVE}"
+        raise
     except BaseException as error:
         why = f"{type(error).__name__}: {redacted(str(error))}"
         raise
@@ -81,13 +76,15 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     job = resolve_job(settings)
     store = open_store(settings.checkpoints.checkpoint_uri, job.run_name)
     store.check()
-    identity = job.identity
     stored = load_record(store)
-    _check_against_record(job, stored, identity, store)
-    if stored is not None and _finished(job, stored.record, store):
+    source = source_of_run(job, stored)
+    identity = job.identity(source)
+    check_against_record(job, stored, identity, store)
+    if stored is not None and is_finished(job, stored.record, store):
         log.info("nothing to do: %s is finished at step %d", job.run_name, stored.record.target)
         return None
-    data = prepare_tokens(job, _highest_target(job, stored))
+    check_space(job, store)
+    data = prepare_tokens(job, source, _highest_target(job, stored))
     lease = Lease(store, settings.checkpoints.lease_ttl, holder_identity())
     lease.acquire(
         settings.checkpoints.lease_wait,
@@ -101,46 +98,6 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     except BaseException:
         lease.release()
         raise
-
-
-def _check_against_record(
-    job: Job, stored: StoredRecord | None, identity: Identity, store: Store
-) -> None:
-    """Raises IncompatibleRun or Damaged; nothing is written."""
-    settings = job.settings
-    checkpoints = stored_checkpoints(store)
-    committed = any(checkpoint.committed for checkpoint in checkpoints)
-    late = [str(checkpoint.name) for checkpoint in checkpoints if checkpoint.late]
-    if stored is None:
-        if committed:
-            raise Damaged(
-                f"{store.uri} holds checkpoints, but no run.json: restore it from a backup, or "
-                "choose another RUN_NAME to start again"
-            )
-        return
-    if not committed and (latest := read_latest(store)) and latest not in late:
-        raise Damaged(
-            f"{store.uri}/{LATEST} names {latest}, but no checkpoint is left: restore one from a "
-            "backup, or choose another RUN_NAME to start again"
-        )
-    check_identity(stored.record, identity, store.uri)
-    total = settings.run.total_steps
-    if not settings.is_default("TOTAL_STEPS") and total != stored.record.total_steps:
-        raise ConfigError(
-            f"TOTAL_STEPS={total}, but {store.uri} was started with "
-            f"TOTAL_STEPS={stored.record.total_steps}, which its learning rates follow: set "
-            "it back, extend a finished run with ADDITIONAL_STEPS, or choose another RUN_NAME"
-        )
-
-
-def _finished(job: Job, record: RunRecord, store: Store) -> bool:
-    """Whether this start has nothing to do. Reads only."""
-    run = job.settings.run
-    applied = any(run.extension_id and e.id == run.extension_id for e in record.extensions)
-    if run.additional_steps and not applied:
-        return False
-    newest = next((c for c in stored_checkpoints(store) if c.committed), None)
-    return newest is not None and newest.name.step >= record.target
 
 
 def _highest_target(job: Job, stored: StoredRecord | None) -> int:
@@ -171,7 +128,7 @@ def _open_under_lease(run: HeldRun, identity: Identity, stop: StopRequest) -> At
     """Read the store again, now that nobody else writes to it, and restore."""
     job, store, settings = run.job, run.store, run.job.settings
     stored = load_record(store)
-    _check_against_record(job, stored, identity, store)
+    check_against_record(job, stored, identity, store)
     if stored is None:
         stored = create_record(store, job.run_name, identity, settings.run.total_steps)
     for name in set_late_aside(store):
@@ -203,9 +160,9 @@ def _open_under_lease(run: HeldRun, identity: Identity, stop: StopRequest) -> At
 
 def _restore(run: HeldRun, model: SmolLM2, optimizer: torch.optim.Optimizer) -> Resumed | None:
     """Load the newest valid checkpoint, or draw the first weights. Damaged ones move aside."""
-    job, data_dir = run.job, run.job.settings.data.data_dir
-    with tempfile.TemporaryDirectory(prefix=".restore-", dir=data_dir) as scratch:
-        found = newest_valid(run.store, Path(scratch))
+    job = run.job
+    with _restore_folder(job) as scratch:
+        found = newest_valid(run.store, scratch, required=STATE_FILES)
         if found is None:
             if job.init_directory:
                 load_pretrained(job.init_directory, model)
@@ -222,6 +179,20 @@ def _restore(run: HeldRun, model: SmolLM2, optimizer: torch.optim.Optimizer) -> 
         if before[key] != now[key]:
             log.warning("%s changed during the run: %s, was %s", key.upper(), now[key], before[key])
     return Resumed(found.name, progress)
+
+
+@contextmanager
+def _restore_folder(job: Job) -> Iterator[Path]:
+    """Where a checkpoint is downloaded to; a killed attempt's is emptied first."""
+    folder = job.settings.data.data_dir / "restore" / job.run_name
+    with disk_failures(f"DATA_DIR={job.settings.data.data_dir}"):
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # a download may still be under way
 
 
 def _announce(run: HeldRun, schedule: Schedule, resumed: Resumed | None) -> None:
@@ -244,7 +215,7 @@ def _announce(run: HeldRun, schedule: Schedule, resumed: Resumed | None) -> None
     )
     log.info(
         "data %s: %s tokens%s; step = %d sequences of %d tokens in micro-batches of %d",
-        data.dataset,
+        redacted(data.dataset),
         f"{corpus.n_tokens:,}",
         "" if run.data.complete else " so far, as many as the run needs",
         geometry.global_batch_size,

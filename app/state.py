@@ -12,7 +12,8 @@ import base64
 import json
 import platform
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -33,6 +34,9 @@ STATE_FORMAT = 1
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+STATE_FILES = (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE)
+
+_MAX_STATE_BYTES = 16 * 2**20
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -140,6 +144,8 @@ def restore(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
 
 def read_progress(path: Path) -> Progress:
     """Raises Damaged if the file is not a state.json of this format."""
+    if path.stat().st_size > _MAX_STATE_BYTES:
+        raise Damaged(f"{path.name} has {path.stat().st_size} bytes: it is no training state")
     try:
         progress = Progress.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -154,15 +160,19 @@ def read_progress(path: Path) -> Progress:
 
 def load_weights(paths: Sequence[Path], model: nn.Module) -> None:
     """Copy safetensors files into `model`; a redundant lm_head.weight is left out."""
-    tensors: dict[str, Tensor] = {}
-    for path in paths:
-        tensors.update(_read_tensors(path))
-    tensors.pop("lm_head.weight", None)
     own = dict(model.state_dict())
-    _same_tensors(paths[0], {name: t.shape for name, t in own.items()}, tensors)
+    found = {name: shape for path in paths for name, shape in _read_shapes(path).items()}
+    found.pop("lm_head.weight", None)
+    _same_tensors(paths[0], {name: tensor.shape for name, tensor in own.items()}, found)
+    tensors = {name: tensor for path in paths for name, tensor in _read_tensors(path).items()}
     with torch.no_grad():
         for name, target in own.items():
             target.copy_(tensors[name])
+
+
+def checkpoint_bytes(n_parameters: int) -> int:
+    """About the size of a checkpoint: float32 weights and two moments, and a few megabytes."""
+    return 3 * 4 * n_parameters + 4_000_000
 
 
 def library_versions() -> dict[str, str]:
@@ -231,12 +241,12 @@ def _optimizer_tensors(
 
 
 def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    tensors = _read_tensors(path)
     shapes: dict[str, torch.Size] = {}
     for name, parameter in model.named_parameters():
         shapes[f"step.{name}"] = torch.Size([])
         shapes[f"exp_avg.{name}"] = shapes[f"exp_avg_sq.{name}"] = parameter.shape
-    _same_tensors(path, shapes, tensors)
+    _same_tensors(path, shapes, _read_shapes(path))
+    tensors = _read_tensors(path)
     names = {parameter: name for name, parameter in model.named_parameters()}
     ordered = [p for group in optimizer.param_groups for p in group["params"]]
     state = {
@@ -249,17 +259,29 @@ def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        return load_file(path)
+        yield
     except FileNotFoundError as error:
         raise Damaged(f"{path.name} is missing") from error
     except SafetensorError as error:
         raise Damaged(f"{path.name} is not a readable safetensors file: {error}") from error
 
 
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    with _reading(path):
+        return load_file(path)
+
+
+def _read_shapes(path: Path) -> dict[str, torch.Size]:
+    """From the header alone: a file of another model must not fill the memory first."""
+    with _reading(path), safe_open(path, framework="pt") as file:
+        return {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+
+
 def _same_tensors(
-    path: Path, expected: Mapping[str, torch.Size], found: Mapping[str, Tensor]
+    path: Path, expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]
 ) -> None:
     """Raises IncompatibleRun unless names and shapes are those of this model."""
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
@@ -267,9 +289,9 @@ def _same_tensors(
         example = f"{missing[0]} is missing" if missing else f"{extra[0]} is unknown"
         raise IncompatibleRun(f"{path.name} belongs to another model: {example}")
     for name, shape in expected.items():
-        if found[name].shape != shape:
+        if found[name] != shape:
             raise IncompatibleRun(
-                f"{path.name} belongs to another model: {name} is {tuple(found[name].shape)}, "
+                f"{path.name} belongs to another model: {name} is {tuple(found[name])}, "
                 f"expected {tuple(shape)}"
             )
 

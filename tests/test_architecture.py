@@ -19,6 +19,7 @@ ORDER = [
     "objective",
     "builtin",
     "failures",
+    "locks",
     "s3_client",
     "tokenizer",
     "downloads",
@@ -35,6 +36,7 @@ ORDER = [
     "console",
     "attempts",
     "checkpoints",
+    "retention",
     "pretrained",
     "decoding",
     "health",
@@ -46,6 +48,7 @@ ORDER = [
     "train_torch",
     "train_lightning",
     "job",
+    "admission",
     "start",
     "generate",
     "commands",
@@ -107,6 +110,11 @@ def test_nothing_can_unpickle(path: Path) -> None:
     forbidden = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     assert not forbidden & {name.split(".")[0] for name in imported(tree)}
     for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in ("torch", "numpy"):
+            assert not {"load", "save"} & {alias.name for alias in node.names}
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "pl.Trainer":
+            switches = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            assert switches["enable_checkpointing"] == switches["logger"] == "False"
         if isinstance(node, ast.Attribute):
             dotted = ast.unparse(node)
             assert dotted not in {"torch.load", "torch.save", "np.load", "numpy.load"}, dotted

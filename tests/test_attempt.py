@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from app.attempt import Attempt
-from app.checkpoints import stored_checkpoints
-from app.errors import ConfigError, Preempted
+from app.attempts import read_attempts
+from app.checkpoints import read_manifest, stored_checkpoints
+from app.errors import ConfigError, Preempted, Unavailable
 from app.preemption import StopRequest
 from app.settings import load_settings
 from app.start import open_attempt
@@ -17,6 +18,9 @@ from app.stores import open_store
 from app.train_torch import train
 
 Opener = Callable[..., Attempt]
+
+
+LONG_TEXT = "\n".join(f"Line {number} of a text that is long enough." for number in range(20_000))
 
 
 class QuietStop(StopRequest):
@@ -115,11 +119,76 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
     assert committed(tmp_path) == []
 
 
+def test_an_infinite_gradient_under_a_finite_loss_is_not_saved(
+    opened: Opener, tmp_path: Path
+) -> None:
+    attempt = opened(checkpoint_every_steps="2", log_every_steps="100")
+    attempt.begin()
+    attempt.step_done(torch.tensor(1.0), torch.tensor(float("inf")))
+    with pytest.raises(ConfigError, match="nothing of it was saved"):
+        attempt.step_done(torch.tensor(1.0), torch.tensor(1.0))
+    attempt.close("the test is over")
+    assert committed(tmp_path) == []
+
+
+def test_the_loss_of_a_checkpoint_is_that_of_its_own_step(
+    opened: Opener, stop: QuietStop, tmp_path: Path
+) -> None:
+    attempt = opened(log_every_steps="100", checkpoint_every_steps="100")
+    attempt.begin()
+    for loss in (4.0, 3.0, 2.5):
+        attempt.step_done(torch.tensor(loss), torch.tensor(1.0))
+    stop.request()
+    with pytest.raises(Preempted):
+        attempt.finish()
+    store = open_store(f"file://{tmp_path}", "tiny")
+    assert read_manifest(store, stored_checkpoints(store)[0].name).train_loss == 2.5
+
+
+def test_an_evaluation_that_does_not_fit_into_the_grace_is_left_out(
+    opened: Opener, stop: QuietStop, tmp_path: Path
+) -> None:
+    (tmp_path / "long.txt").write_text(LONG_TEXT)
+    attempt = opened(dataset=str(tmp_path / "long.txt"), val_every_steps="1", val_tokens="256")
+    attempt.begin()
+    stop.request(seconds_ago=24.0)
+    attempt._saver.last_commit_seconds = 60.0
+    assert attempt.evaluate() is None
+    attempt._saver.last_commit_seconds = 0.0
+    stop.request()
+    assert attempt.evaluate() is not None
+
+
+def test_the_last_save_is_waited_for_no_longer_than_the_grace(
+    opened: Opener, stop: QuietStop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = opened(total_steps="1", grace_seconds="1")
+
+    def unreachable(*_: object) -> None:
+        raise Unavailable("503")
+
+    monkeypatch.setattr(attempt._saver._store, "put", unreachable)
+    train(attempt)
+    stop.request()
+    with pytest.raises(Preempted, match="stopped at step 1 of 1; newest checkpoint: step 0"):
+        attempt.finish()
+    assert committed(tmp_path) == []
+
+
+def test_an_attempt_says_why_it_ended(opened: Opener, tmp_path: Path) -> None:
+    attempt = opened(total_steps="2")
+    train(attempt)
+    attempt.finish()
+    attempt.close("target reached")
+    (record,) = read_attempts(open_store(f"file://{tmp_path}", "tiny"), newest=9)
+    assert (record.steps, record.saves, record.ended) == (2, 1, "target reached")
+    assert record.seconds_to_first_step is not None and record.seconds_to_first_step > 0
+
+
 def test_evaluation_is_deterministic_and_leaves_training_alone(
     opened: Opener, job_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    text = "\n".join(f"Line {number} of a text that is long enough." for number in range(20_000))
-    (tmp_path / "long.txt").write_text(text)
+    (tmp_path / "long.txt").write_text(LONG_TEXT)
     attempt = opened(dataset=str(tmp_path / "long.txt"), val_every_steps="2", val_tokens="256")
     torch.manual_seed(4)
     state = torch.get_rng_state()

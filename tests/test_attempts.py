@@ -74,8 +74,8 @@ def test_a_journal_is_read_back_with_its_end(folder: Store) -> None:
     assert (read.steps, read.saves, read.stall_seconds) == (12, 2, 0.75)
     assert (read.longest_upload_lag, read.ended) == (3.0, "target reached")
     assert summary(read) == (
-        "attempt 3: 12 steps in 1:00; 2 saves held training up for 0.75 s (1.25 %); longest way "
-        "from snapshot to commit 3.0 s"
+        "attempt 3: 12 steps in 1:00; 2 saves held training up for 0.75 s (1.25 %), the slowest "
+        "was in the store after 3.0 s"
     )
 
 

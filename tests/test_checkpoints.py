@@ -14,14 +14,11 @@ from app.checkpoints import (
     fetch,
     find_checkpoint,
     newest_valid,
-    prune,
-    quarantine,
     read_manifest,
-    remove_unfinished,
-    set_late_aside,
     stored_checkpoints,
 )
 from app.errors import Damaged, Fenced, IncompatibleRun, NotFound, Unavailable
+from app.retention import prune, quarantine, remove_unfinished, set_late_aside
 from app.stores import Data, Store, open_store
 
 FILES: dict[str, Data] = {

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.downloads import download
-from app.errors import AccessDenied, ConfigError, NotFound, Unavailable
+from app.errors import AccessDenied, ConfigError, NoBucket, NotFound, Unavailable
 
 SUFFIXES = (".txt", ".jsonl")
 
@@ -121,7 +121,7 @@ def test_an_object_is_fetched_again_only_when_it_changed(
 def test_a_bucket_or_an_object_that_is_not_there_is_not_found(filled: str, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no object matches"):
         download(f"s3://{filled}/none/", tmp_path, SUFFIXES)
-    with pytest.raises(NotFound, match="no such bucket"):
+    with pytest.raises(NoBucket, match="no such bucket"):
         download(f"s3://{filled}-missing/in/", tmp_path, SUFFIXES)
 
 

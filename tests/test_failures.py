@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
-from app.errors import AccessDenied, ConfigError, NotFound, Unavailable
+from app.errors import AccessDenied, ConfigError, NoBucket, Unavailable
 from app.failures import disk_failures, hub_failures
 from app.pretrained import model_directory
 from app.s3_client import s3_failures
@@ -47,7 +47,7 @@ def client_error(status: int, code: str) -> ClientError:
     [
         (client_error(403, "AccessDenied"), AccessDenied),
         (client_error(401, "Unauthorized"), AccessDenied),
-        (client_error(404, "NoSuchBucket"), NotFound),
+        (client_error(404, "NoSuchBucket"), NoBucket),
         (client_error(503, "SlowDown"), Unavailable),
         (NoCredentialsError(), AccessDenied),
         (EndpointConnectionError(endpoint_url="http://x"), Unavailable),

@@ -50,6 +50,15 @@ def test_the_breakdown_counts_what_the_module_holds(name: str) -> None:
     assert sum(p.numel() for p in model.parameters()) == PRESETS[name].parameter_count
 
 
+def test_the_first_weights_are_the_same_wherever_the_model_lies() -> None:
+    """Drawn on the CPU and copied: another device's generator would draw others."""
+    here, there = SmolLM2(SMALL), SmolLM2(SMALL).to(torch.bfloat16)
+    here.initialize(5)
+    there.initialize(5)
+    for a, b in zip(here.parameters(), there.parameters(), strict=True):
+        assert torch.equal(a.to(torch.bfloat16), b)
+
+
 def test_k_and_v_are_576_by_192() -> None:
     with torch.device("meta"):
         weights = SmolLM2(PRESETS["smollm2-135m"]).state_dict()

@@ -48,6 +48,11 @@ def test_an_extension_holds_the_floor_and_keeps_the_past() -> None:
     assert after.learning_rate(5000) == after.learning_rate(5499) == pytest.approx(3e-5)
 
 
+def test_a_run_shorter_than_its_warm_up_is_not_warmed_up_further_by_an_extension() -> None:
+    extended = schedule([60, 160])
+    assert {extended.learning_rate(step) for step in range(60, 160)} == {3e-4 * 0.1}
+
+
 def test_a_stretched_extension_follows_the_longer_cosine() -> None:
     stretched = schedule([5000, 10_000], extension_lr="stretch")
     assert stretched.learning_rate(5000) == pytest.approx(schedule([10_000]).learning_rate(5000))

@@ -145,7 +145,7 @@ def test_a_second_start_reads_and_writes_nothing(
 ) -> None:
     first = run(corpus, tmp_path, tokenizer)
     monkeypatch.setattr(module, "documents", None)
-    monkeypatch.setattr("app.prepare.fcntl.flock", None)
+    monkeypatch.setattr("app.locks.fcntl.flock", None)
     second = run(corpus, tmp_path, tokenizer, needed=10**9)
     assert second.fingerprint == first.fingerprint
     assert second.train.n_tokens == first.train.n_tokens

@@ -48,12 +48,13 @@ class FlakyStore:
         self._store, self.failures = store, failures
         self.gate = threading.Event()
         self.gate.set()
-        self.entered = threading.Event()
+        self.entered, self.failed = threading.Event(), threading.Event()
 
     def put(self, key: str, data: Data) -> None:
         self.entered.set()
         assert self.gate.wait(30)
         if self.failures:
+            self.failed.set()
             raise self.failures.pop(0)
         self._store.put(key, data)
 
@@ -74,7 +75,13 @@ def folder(tmp_path: Path) -> Store:
 class Bench:
     """A saver over a flaky store."""
 
-    def __init__(self, folder: Store, failures: list[AppError], give_up: float = 60) -> None:
+    def __init__(
+        self,
+        folder: Store,
+        failures: list[AppError],
+        give_up: float = 60,
+        first_pause: float = 0.01,
+    ) -> None:
         self.store, self.lease = FlakyStore(folder, failures), StubLease()
         self.saver = CheckpointSaver(
             self.store,  # type: ignore[arg-type]
@@ -82,7 +89,7 @@ class Bench:
             CheckpointSettings(give_up_seconds=give_up),
             extra_files={"config.json": b"{}"},
             journal=AttemptJournal(folder, RECORD),
-            first_pause=0.01,
+            first_pause=first_pause,
         )
 
     def steps(self) -> list[int]:
@@ -142,6 +149,18 @@ def test_a_store_that_stays_away_ends_the_job_with_75(folder: Store, benches: li
         bench.saver.wait(30)
     with pytest.raises(Unavailable):
         bench.saver.submit(request(40))
+
+
+def test_a_newer_snapshot_does_not_wait_for_the_pause_of_an_older_one(
+    folder: Store, benches: list[Bench]
+) -> None:
+    bench = Bench(folder, [Unavailable("503")], first_pause=3600)
+    benches.append(bench)
+    bench.saver.submit(request(20))
+    assert bench.store.failed.wait(30)
+    bench.saver.submit(request(40))
+    assert bench.saver.wait(30)
+    assert bench.steps() == [40]
 
 
 def test_access_that_vanishes_and_comes_back_loses_nothing(

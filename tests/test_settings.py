@@ -71,6 +71,8 @@ def test_a_misspelled_name_is_reported_with_the_nearest_one(
 
 
 def test_foreign_names_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("COMPILER", "MODELS", "DEVICES"):
+        monkeypatch.setenv(name, "x")
     for name in ("HOME", "MODE", "AWS_REGION", "HF_TOKEN", "KUBERNETES_PORT", "LOGNAME", "SHLVL"):
         monkeypatch.setenv(name, "x")
     load_settings()
@@ -115,6 +117,8 @@ def test_every_problem_gets_a_line_of_its_own() -> None:
         ({"global_batch_size": "5"}, "GLOBAL_BATCH_SIZE=5 is not a multiple of BATCH_SIZE=2"),
         ({"model": "tiny", "seq_len": "512"}, "SEQ_LEN=512 is above the context of MODEL=tiny"),
         ({"seq_len": "4096"}, "at most 2048 tokens"),
+        ({"seq_len": "1024", "val_every_steps": "5", "val_tokens": "512"}, "VAL_TOKENS=512"),
+        ({"init_from": "a/b", "model": "tiny"}, "MODEL=tiny has no meaning with INIT_FROM=a/b"),
         ({"dataset_config": "x"}, "DATASET_CONFIG has no meaning with DATASET=builtin"),
     ],
 )
@@ -133,6 +137,9 @@ def test_printed_values_hide_credentials() -> None:
     shown = [settings.shown(variable) for variable in variables()]
     assert not any("verysecret" in value for value in shown)
     assert redacted("token hf_abcdefghijkl") == "token hf_***"
+    signed = "https://host/x.jsonl?X-Amz-Signature=verysecret&X-Amz-Security-Token=verysecret'"
+    assert "verysecret" not in redacted(signed)
+    assert "verysecret" not in problems(batch_size="0", dataset=signed)
 
 
 def test_every_variable_has_help_and_a_unique_name() -> None:

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from app.errors import AccessDenied, ConfigError, Damaged, NotFound, Unavailable
 from app.sections import DataSettings
-from app.sources import PIECE_CHARACTERS, Piece, documents, is_hub_id, source_fingerprint
+from app.sources import (
+    PIECE_CHARACTERS,
+    Piece,
+    documents,
+    is_hub_id,
+    pin_source,
+    source_fingerprint,
+)
 from tests.hubserver import REVISION, hub, use_endpoint
 
 ROWS = ["first text", "", "second\ntext", "drítter – text 日本"]
@@ -273,6 +280,19 @@ def test_a_dataset_of_the_hub_is_streamed(tmp_path: Path, monkeypatch: pytest.Mo
         assert source_fingerprint(source("o/good")) == source_fingerprint(
             source(f"o/good@{REVISION}")
         )
+
+
+def test_a_run_goes_on_with_the_revision_that_it_was_begun_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = DataSettings(dataset="o/good", data_dir=tmp_path)
+    with hub(monkeypatch, tmp_path, HUB_FILES) as requests:
+        begun = pin_source(settings)
+        assert (begun.revision, begun.settings.dataset) == (REVISION, f"o/good@{REVISION}")
+        asked = len(requests)
+        assert pin_source(settings, REVISION) == begun
+        assert pin_source(settings, "b" * 40).fingerprint != begun.fingerprint
+        assert len(requests) == asked, "a known revision needs no hub"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Bad input: one clear line, the right exit code, and nothing written."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -102,11 +103,16 @@ def test_a_tokenizer_larger_than_the_vocabulary(train: Train, tmp_path: Path) ->
     assert_nothing_written(tmp_path / "store")
 
 
-def test_a_volume_that_cannot_be_written(train: Train, tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_volume(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir(mode=0o555)
+    assert_refused(train(), 77, "CHECKPOINT_URI")
+    assert_nothing_written(tmp_path / "store")
+
+
+def test_a_file_where_the_volume_should_be(train: Train, tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file where the folder should be")
-    code, log = train()
-    assert code in (77, 78), log
-    assert len(error_lines(log)) == 1
+    assert_refused(train(), 78, "CHECKPOINT_URI")
     assert (tmp_path / "store").read_text() == "a file where the folder should be"
 
 
@@ -165,6 +171,68 @@ def test_checkpoints_without_a_run_record_are_not_overwritten(train: Train, tmp_
     assert_refused(train(), 78, "no run.json")
 
 
+@pytest.mark.parametrize("left", ["LATEST", "logs/metrics.jsonl", "quarantine/x/reason.json"])
+def test_any_trace_of_a_run_without_its_record_is_not_overwritten(
+    left: str, train: Train, tmp_path: Path
+) -> None:
+    trace = tmp_path / "store" / "tiny" / left
+    trace.parent.mkdir(parents=True)
+    trace.write_text("step-0000000002-e000001\n")
+    assert_refused(train(), 78, f"holds {left}, but no run.json")
+    assert trace.read_text() == "step-0000000002-e000001\n"
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_checkpoint_that_lists_too_little_is_damaged(
+    file: str, train: Train, tmp_path: Path
+) -> None:
+    assert train()[0] == 0
+    newest = newest_checkpoint(tmp_path / "store" / "tiny")
+    manifest = json.loads((newest / "manifest.json").read_text())
+    del manifest["files"][file]
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    code, log = train(ADDITIONAL_STEPS="2", TOTAL_STEPS="4")
+    assert code == 0, log
+    assert f"does not list {file}" in log and "resumed from step 2" in log
+
+
+def test_a_late_checkpoint_is_set_aside_with_one_loud_line(train: Train, tmp_path: Path) -> None:
+    assert train(KEEP_TOP="9")[0] == 0
+    run = tmp_path / "store" / "tiny"
+    (run / "attempts" / "e000002-from-0000000002.json").write_text("{}")
+    code, log = train()
+    assert code == 0, log
+    assert [line for line in error_lines(log) if "LATE CHECKPOINT step-0000000004-e000001" in line]
+    assert "resumed from step 2" in log
+
+
+def test_a_deleted_lease_does_not_turn_the_epochs_back(train: Train, tmp_path: Path) -> None:
+    assert train()[0] == 0
+    (tmp_path / "store" / "tiny" / "lease.json").unlink()
+    code, log = train(ADDITIONAL_STEPS="2")
+    assert code == 0, log
+    assert "(attempt 2)" in log
+    assert newest_checkpoint(tmp_path / "store" / "tiny").name == "step-0000000006-e000002"
+
+
+def test_a_killed_restore_leaves_nothing_behind(
+    train: Train, tmp_path: Path, job_environment: dict[str, str]
+) -> None:
+    left = Path(job_environment["DATA_DIR"]) / "restore" / "tiny" / "step" / "model.safetensors"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    assert train()[0] == 0
+    assert not left.parent.parent.exists()
+
+
+def test_a_volume_without_room_for_a_checkpoint(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.stores.local.LocalStore.free_bytes", lambda self: 20_000_000)
+    assert_refused(train(), 75, "has 20.0 MB free, and a checkpoint of tiny takes 44.1 MB")
+    assert_nothing_written(tmp_path / "store")
+
+
 def test_a_record_whose_checkpoints_vanished_is_not_started_again(
     train: Train, tmp_path: Path
 ) -> None:
@@ -177,6 +245,11 @@ def test_validation_needs_held_out_text(train: Train, tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("word " * 400)
     outcome = train(DATASET=str(tmp_path / "one.txt"), VAL_EVERY_STEPS="1")
     assert_refused(outcome, 78, "VAL_EVERY_STEPS")
+
+
+def test_validation_of_less_than_a_sequence(train: Train, tmp_path: Path) -> None:
+    outcome = train(VAL_EVERY_STEPS="1", VAL_TOKENS="256", SEQ_LEN="257")
+    assert outcome[0] == 78 and "VAL_TOKENS=256" in outcome[1]
 
 
 def test_a_missing_bucket_and_a_dead_endpoint(

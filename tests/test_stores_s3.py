@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import AccessDenied, AppError, ConfigError, NotFound, Unavailable
+from app.errors import AccessDenied, AppError, ConfigError, NoBucket, NotFound, Unavailable
 from app.stores import Store, open_store
 from app.stores.s3 import BufferReader, S3Store
 from tests.interposed import Answer, Answering, Interposed
@@ -51,10 +51,10 @@ class TestS3Store:
             s3_client.put_object(Bucket=bucket, Key=f"some/prefix/run/{name}")
         assert keys(s3) == []
 
-    def test_a_missing_bucket_is_not_found(self, bucket: str) -> None:
+    def test_a_missing_bucket_is_not_taken_for_an_empty_one(self, bucket: str) -> None:
         store = open_store(f"s3://{bucket}-missing", "run")
         for use in (store.check, lambda: keys(store), lambda: store.put("a", [b"x"])):
-            with pytest.raises(NotFound, match=f"{bucket}-missing.*no such bucket"):
+            with pytest.raises(NoBucket, match=f"{bucket}-missing.*no such bucket"):
                 use()
 
     @pytest.mark.usefixtures("bucket", "no_backoff")
@@ -94,7 +94,7 @@ class TestS3Store:
             ((400, xml("ExpiredToken")), AccessDenied),
             ((401, xml("Unauthorized")), AccessDenied),
             ((404, xml("NoSuchKey")), NotFound),
-            ((404, xml("NoSuchBucket")), NotFound),
+            ((404, xml("NoSuchBucket")), NoBucket),
             ((404, "<html>default backend</html>"), Unavailable),
             ((503, xml("SlowDown")), Unavailable),
             ((500, xml("InternalError")), Unavailable),

@@ -55,8 +55,8 @@ class Store(Protocol):
     without names reserved for the store; any other key raises ConfigError. The key
     `a` and the key `a/b` cannot both exist.
 
-    Methods raise NotFound (the object or the bucket is not there), AccessDenied,
-    Unavailable (no answer, an answer that says "not now", no space left), ConfigError.
+    Methods raise NotFound (the object is not there), NoBucket, AccessDenied, Unavailable
+    (no answer, an answer that says "not now", no space left), ConfigError.
     None of them guesses one from another. Methods may be called from several threads.
     What the SDK does not retry is the caller's to retry.
     """
@@ -117,6 +117,10 @@ class Store(Protocol):
 
     def move(self, source_key: str, target_key: str) -> None:
         """Rename, replacing the target. The source goes only when the target is there."""
+        ...
+
+    def free_bytes(self) -> int | None:
+        """Space left for this user; None if the store does not know an end."""
         ...
 
     def exclusive_lock(self) -> ExclusiveLock | None:

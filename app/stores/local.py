@@ -139,6 +139,14 @@ class LocalStore:
             _sync_folder(source.parent)
             self._remove_empty_folders(source.parent)
 
+    def free_bytes(self) -> int | None:
+        place = self._root
+        while not place.exists():
+            place = place.parent
+        with _failures(place):
+            status = os.statvfs(place)
+        return status.f_bavail * status.f_frsize
+
     def exclusive_lock(self) -> "FileLock | None":
         path = self._root / _PROCESS_LOCK
         with _failures(path):

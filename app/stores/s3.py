@@ -161,6 +161,9 @@ class S3Store:
                 raise
         self._delete([source_key])
 
+    def free_bytes(self) -> int | None:
+        return None
+
     def exclusive_lock(self) -> ExclusiveLock | None:
         return None
 

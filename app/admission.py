@@ -1,0 +1,71 @@
+"""What is refused, or found to be finished, before anything is written to the store."""
+
+from app.checkpoints import LATEST, read_latest, stored_checkpoints
+from app.console import size
+from app.errors import ConfigError, Damaged, Unavailable
+from app.job import Job
+from app.lease import LEASE
+from app.record import Identity, RunRecord, StoredRecord, check_identity
+from app.sources import PinnedSource, pin_source
+from app.state import checkpoint_bytes
+from app.stores import Store
+
+
+def source_of_run(job: Job, stored: StoredRecord | None) -> PinnedSource:
+    """A run goes on with the revision of the hub dataset that it was begun with."""
+    data = job.settings.data
+    recorded = stored.record.identity if stored else None
+    same = recorded is not None and recorded.dataset == data.dataset
+    return pin_source(data, recorded.dataset_revision if recorded and same else None)
+
+
+def check_space(job: Job, store: Store) -> None:
+    """Raises Unavailable where not one checkpoint fits."""
+    free, needed = store.free_bytes(), checkpoint_bytes(job.config.parameter_count)
+    if free is not None and free < needed:
+        raise Unavailable(
+            f"CHECKPOINT_URI: {store.uri} has {size(free)} free, and a checkpoint of "
+            f"{job.model_name} takes {size(needed)}: free some space, or name another place"
+        )
+
+
+def check_against_record(
+    job: Job, stored: StoredRecord | None, identity: Identity, store: Store
+) -> None:
+    """Raises IncompatibleRun or Damaged; nothing is written."""
+    settings = job.settings
+    checkpoints = stored_checkpoints(store)
+    committed = any(checkpoint.committed for checkpoint in checkpoints)
+    late = [str(checkpoint.name) for checkpoint in checkpoints if checkpoint.late]
+    if stored is None:
+        # The lease comes before the record, everything else after it.
+        traces = (info.key for info in store.list("") if info.key != LEASE)
+        if trace := next(traces, None):
+            raise Damaged(
+                f"{store.uri} holds {trace}, but no run.json: restore it from a backup, or "
+                "choose another RUN_NAME to start again"
+            )
+        return
+    if not committed and (latest := read_latest(store)) and latest not in late:
+        raise Damaged(
+            f"{store.uri}/{LATEST} names {latest}, but no checkpoint is left: restore one from a "
+            "backup, or choose another RUN_NAME to start again"
+        )
+    check_identity(stored.record, identity, store.uri)
+    total = settings.run.total_steps
+    if not settings.is_default("TOTAL_STEPS") and total != stored.record.total_steps:
+        raise ConfigError(
+            f"TOTAL_STEPS={total}, but {store.uri} was started with "
+            f"TOTAL_STEPS={stored.record.total_steps}, which its learning rates follow: set "
+            "it back, extend a finished run with ADDITIONAL_STEPS, or choose another RUN_NAME"
+        )
+
+
+def is_finished(job: Job, record: RunRecord, store: Store) -> bool:
+    """Whether this start has nothing to do. Reads only."""
+    run = job.settings.run
+    applied = any(run.extension_id and e.id == run.extension_id for e in record.extensions)
+    if run.additional_steps and not applied:
+        return False
+    newest = next((c for c in stored_checkpoints(store) if c.committed), None)
+    return newest is not None and newest.name.step >= record.target

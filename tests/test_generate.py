@@ -1,0 +1,53 @@
+"""Text in pieces, as it goes to a terminal."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from app.decoding import Sampling
+from app.errors import ConfigError
+from app.generate import LoadedModel, stream_text
+from app.model import SmolLM2
+from app.presets import PRESETS
+
+
+@pytest.fixture
+def loaded(small_tokenizer: Path) -> LoadedModel:
+    model = SmolLM2(dataclasses.replace(PRESETS["tiny"], vocab_size=300))
+    tokenizer = Tokenizer.from_file(str(small_tokenizer / "tokenizer.json"))
+    return LoadedModel(model.eval(), tokenizer, 0, "a test")
+
+
+@pytest.mark.parametrize("text", ["plain", "naïve — é", "日本語 😀!"])
+def test_pieces_are_whole_characters_and_together_the_text(
+    text: str, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = loaded.tokenizer.encode(text).ids
+
+    def drawn(*_: Any) -> Iterator[int]:
+        yield from ids
+
+    monkeypatch.setattr("app.generate.generate_tokens", drawn)
+    pieces = list(stream_text(loaded, "prompt", Sampling()))
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert len([piece for piece in pieces if piece]) > 1
+
+
+def test_a_character_that_never_becomes_whole_is_shown_in_the_end(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = loaded.tokenizer.encode("é").ids[:1]
+    monkeypatch.setattr("app.generate.generate_tokens", lambda *_: iter(half))
+    assert "".join(stream_text(loaded, "prompt", Sampling())) == "\ufffd"
+
+
+def test_an_empty_prompt_starts_from_the_end_of_text(loaded: LoadedModel) -> None:
+    assert isinstance("".join(stream_text(loaded, "", Sampling(max_tokens=3))), str)
+    without = dataclasses.replace(loaded, end_token=None)
+    with pytest.raises(ConfigError, match="--prompt is empty"):
+        list(stream_text(without, "", Sampling(max_tokens=3)))
