@@ -13,11 +13,12 @@ A folder without a manifest is an upload that was cut short. Checkpoints order b
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -165,18 +166,24 @@ def read_latest(store: Store) -> str | None:
     return content.decode("utf-8", "replace").strip()
 
 
+class Held(Protocol):
+    """The right to write to the run: what a commit needs of `app.lease.Lease`."""
+
+    def check(self) -> None: ...
+    def put(self, key: str, content: bytes) -> None: ...
+
+
 def commit(
     store: Store,
     name: CheckpointName,
     files: Mapping[str, Data],
     train_loss: float | None,
-    check_lease: Callable[[], None],
+    lease: Held,
 ) -> Manifest:
     """Write a checkpoint: data, then manifest, then pointer.
 
-    `check_lease` raises Fenced when the run is not ours any more; it is asked before
-    the manifest, which is the step that others can see. Raises Unavailable if the store
-    lists other sizes than were written.
+    The lease is asked before the manifest, which is the step that others can see. Raises
+    Fenced, and Unavailable if the store lists other sizes than were written.
     """
     entries = {
         file: FileEntry(size=_size(data), sha256=_sha256(data)) for file, data in files.items()
@@ -194,9 +201,9 @@ def commit(
         _check_sizes(store, name, manifest)
     except Damaged as error:
         raise Unavailable(f"{store.uri} did not keep what was written: {error}") from error
-    check_lease()
+    lease.check()
     store.put(name.key(MANIFEST), [manifest.model_dump_json(indent=1).encode()])
-    store.put(LATEST, [f"{name}\n".encode()])
+    lease.put(LATEST, f"{name}\n".encode())
     return manifest
 
 

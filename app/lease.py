@@ -27,6 +27,7 @@ from app.stores import ExclusiveLock, Store
 
 LEASE = "lease.json"
 
+_LARGEST_SHARED = 1 << 30
 _JOIN_SECONDS = 5.0  # of a grace period, for a renewal that is under way
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class Lease:
         self._store, self._ttl, self._clock = store, ttl, clock or Clock()
         self._record: LeaseRecord | None = None
         self._etag = ""
+        self._etags: dict[str, str | None] = {}
         self._kernel_lock: ExclusiveLock | None = None
         self._lost = threading.Event()
         self._stop = threading.Event()
@@ -148,6 +150,26 @@ class Lease:
             f"{self._store.uri} was taken over by {record.holder} (epoch {record.epoch}, ours was "
             f"{self.epoch}): this process stops and commits nothing more"
         )
+
+    def put(self, key: str, content: bytes) -> None:
+        """Replace an object that every attempt writes under the same name.
+
+        Raises Fenced where this process has lost the run, also if that happened after its
+        last look: the object is then another one than this process knows.
+        """
+        while True:
+            if key not in self._etags:
+                self._etags[key] = self._current_etag(key)
+                self.check()
+            known = self._etags[key]
+            if known is None:
+                etag = self._store.put_if_absent(key, content)
+            else:
+                etag = self._store.put_if_match(key, content, known)
+            if etag is not None:
+                self._etags[key] = etag
+                return
+            del self._etags[key]  # a successor's write, or the last one of a predecessor
 
     def release(self) -> None:
         """Stop renewing and let the next process start at once, if the lease is still ours."""
@@ -255,6 +277,12 @@ class Lease:
 
     def _still_renewing(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
+
+    def _current_etag(self, key: str) -> str | None:
+        try:
+            return self._store.get(key, max_bytes=_LARGEST_SHARED)[1]
+        except NotFound:
+            return None
 
     def _mark_released(self) -> None:
         released = self._held().model_copy(update={"released": True})

@@ -21,7 +21,7 @@ from app.console import duration
 from app.errors import ConfigError, NotFound
 from app.failures import disk_failures
 from app.sections import LogSettings
-from app.stores import Data, Store
+from app.stores import Store
 
 log = logging.getLogger(__name__)
 
@@ -172,12 +172,12 @@ class MetricsLog:
             self._file.flush()
             self._pass_on(row)
 
-    def objects(self) -> dict[str, Data]:
+    def objects(self) -> dict[str, bytes]:
         """What a checkpoint takes along into the store: key to content."""
-        objects: dict[str, Data] = {METRICS_KEY: list(self._lines)}
+        objects = {METRICS_KEY: b"".join(self._lines)}
         if self._tensorboard:
             with disk_failures(self._place):
-                objects[TENSORBOARD_KEY] = [self._tensorboard.content()]
+                objects[TENSORBOARD_KEY] = self._tensorboard.content()
         return objects
 
     def close(self) -> None:

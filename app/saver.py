@@ -19,7 +19,7 @@ from app.lease import Lease
 from app.retention import prune
 from app.sections import CheckpointSettings
 from app.state import Snapshot
-from app.stores import Data, Store
+from app.stores import Store
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class SaveRequest:
     """
 
     snapshot: Snapshot
-    logs: Mapping[str, Data]
+    logs: Mapping[str, bytes]
     taken_at: float = field(default_factory=time.monotonic)
 
 
@@ -150,14 +150,16 @@ class CheckpointSaver:
         started = time.monotonic()
         snapshot = request.snapshot
         self._lease.check()
-        for key, content in {**request.logs, **self._journal.objects()}.items():
-            self._store.put(key, content)
+        for key, content in request.logs.items():
+            self._lease.put(key, content)
+        for key, buffers in self._journal.objects().items():
+            self._store.put(key, buffers)
         manifest = commit(
             self._store,
             CheckpointName(snapshot.step, self._lease.epoch),
             snapshot.files(self._extra_files),
             snapshot.progress.train_loss,
-            self._lease.check,
+            self._lease,
         )
         self.last_commit_seconds = time.monotonic() - started
         self.committed_at = time.monotonic()

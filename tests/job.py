@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from app.metrics import METRICS_KEY
 from app.sections import variables
+from app.stores import Store
 
 ROOT = Path(__file__).parent.parent
+
+Action = Callable[[subprocess.Popen[str]], None]
 
 
 @dataclass(frozen=True)
@@ -45,25 +51,26 @@ class JobRunner:
             text=True,
         )
 
-    def run(self, *arguments: str) -> Finished:
+    def run(self, *arguments: str, when: Mapping[str, Action] | None = None) -> Finished:
+        """Run to the end; each action of `when` is taken at the first line with its text."""
         process = self.start(*arguments)
-        log, _ = process.communicate(timeout=240)
-        return Finished(process.returncode, log)
+        watchdog = threading.Timer(240, process.kill)
+        watchdog.start()
+        waiting, lines = dict(when or {}), []
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            for text in [text for text in waiting if text in line]:
+                waiting.pop(text)(process)
+        code = process.wait()
+        watchdog.cancel()
+        log = "".join(lines)
+        assert not waiting, f"{list(waiting)} never appeared in:\n{log}"
+        return Finished(code, log)
 
     def signal_when(self, text: str, number: signal.Signals, *arguments: str) -> Finished:
         """Send a signal as soon as a line with `text` is printed."""
-        process = self.start(*arguments)
-        assert process.stdout is not None
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if text in line:
-                process.send_signal(number)
-                break
-        rest, _ = process.communicate(timeout=240)
-        log = "".join(lines) + rest
-        assert text in log, f"{text!r} never appeared in:\n{log}"
-        return Finished(process.returncode, log)
+        return self.run(*arguments, when={text: lambda process: process.send_signal(number)})
 
 
 def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -73,6 +80,35 @@ def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
         for file in ("model.safetensors", "optimizer.safetensors")
         for name, tensor in load_file(checkpoint / file).items()
     }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Every tensor of the last checkpoint, and (step, loss, gradient norm) of every row."""
+
+    tensors: Mapping[str, torch.Tensor]
+    rows: list[tuple[int, float, float]]
+
+    def differences(self, other: "Outcome") -> list[str]:
+        """What is not the same, to the last bit."""
+        names = sorted(self.tensors.keys() | other.tensors.keys())
+        found = [name for name in names if not self._same(other, name)]
+        return found + ([f"rows {self.rows} {other.rows}"] if self.rows != other.rows else [])
+
+    def _same(self, other: "Outcome", name: str) -> bool:
+        a, b = self.tensors.get(name), other.tensors.get(name)
+        return a is not None and b is not None and torch.equal(a, b)
+
+
+def outcome(store: Store) -> Outcome:
+    """What a finished run left in its store."""
+    with tempfile.TemporaryDirectory() as folder:
+        last = store.get("LATEST")[0].decode().strip()
+        keys = [f"checkpoints/{last}/{name}.safetensors" for name in ("model", "optimizer")]
+        paths = [store.fetch(key, Path(folder)) for key in keys]
+        found = {name: tensor.clone() for name, tensor in tensors(paths[0].parent).items()}
+    rows = [json.loads(line) for line in store.get(METRICS_KEY)[0].splitlines()]
+    return Outcome(found, [(row["step"], row["loss"], row["grad_norm"]) for row in rows])
 
 
 def newest_checkpoint(run: Path) -> Path:

@@ -2,6 +2,7 @@
 
     python -m tests.kill_anywhere --store local --kills 50 --seed 1
     python -m tests.kill_anywhere --store s3 --kills 2000        # for hours
+    python -m tests.kill_anywhere --store s3 --zombies           # paused, not killed
 
 Each attempt is a process that ends itself with SIGKILL at a failpoint: at an operation
 of its store, before it, after it, or between two buffers of an upload; or it is killed
@@ -38,9 +39,8 @@ import app.commands
 import app.start
 import app.train_torch  # noqa: F401 - imported once here, and not in each attempt
 from app.cli import main as job
-from app.metrics import METRICS_KEY
 from app.stores import Data, Store, open_store
-from tests.job import ROOT, tensors
+from tests.job import ROOT, outcome
 
 TOTAL_STEPS, EVERY = 10, 2
 # The kinds of operations, and about how many of each there are in an attempt.
@@ -53,16 +53,17 @@ OPERATIONS = {
     "lease": 6,
     "record": 2,
 }
-FINISHED, KILLED, HUNG = 0, -signal.SIGKILL, -1000
+FINISHED, FENCED, KILLED, HUNG = 0, 79, -signal.SIGKILL, -1000
 HANG_SECONDS = 120
 
 
 @dataclass
 class Failpoint:
-    """Die at occurrence number `at` of an operation of `category`."""
+    """Die, or be paused, at occurrence number `at` of an operation of `category`."""
 
     category: str
     at: int
+    number: signal.Signals = signal.SIGKILL
 
     def __str__(self) -> str:
         return f"at operation {self.at} of kind {self.category}"
@@ -71,7 +72,7 @@ class Failpoint:
         if category == self.category:
             self.at -= 1
             if self.at == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self.number)
 
 
 class DeadlyData(Sequence[bytes | memoryview]):
@@ -146,6 +147,10 @@ class Arena:
 
     def attempt(self, run: str, failpoint: Failpoint | None, die_after: float | None) -> int:
         """One attempt of `run`: its exit code, or minus the signal that ended it."""
+        return self.in_child(run, self.training(failpoint), die_after)
+
+    def training(self, failpoint: Failpoint | None) -> Callable[[], int]:
+        """The train command, over a store with a failpoint."""
 
         def train() -> int:
             if failpoint is None:
@@ -157,24 +162,11 @@ class Arena:
             with mock.patch("app.start.open_store", deadly):
                 return job(["train"])
 
-        return self.in_child(run, train, die_after)
+        return train
 
     def in_child(self, run: str, work: Callable[[], int], die_after: float | None = None) -> int:
         """Fork, and do `work` with the variables of `run`. Its output goes to <run>.log."""
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                log = os.open(self.folder / f"{run}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                os.dup2(log, 1)
-                os.dup2(log, 2)
-                os.environ.update(self.environment, RUN_NAME=run, CHECKPOINT_URI=self.uri)
-                code = work()
-            except BaseException:  # noqa: BLE001 - a fork must never return
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                os._exit(code)
+        child = self.fork(run, work)
         hung = threading.Event()
 
         def kill() -> None:
@@ -189,33 +181,64 @@ class Arena:
         timer.join()
         return HUNG if hung.is_set() else os.waitstatus_to_exitcode(status)
 
+    def fork(self, run: str, work: Callable[[], int]) -> int:
+        """The process id of a child that does `work`."""
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                log = os.open(self.folder / f"{run}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                os.dup2(log, 1)
+                os.dup2(log, 2)
+                os.environ.update(self.environment, RUN_NAME=run, CHECKPOINT_URI=self.uri)
+                code = work()
+            except BaseException:  # noqa: BLE001 - a fork must never return
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+        return child
+
     def store(self, run: str) -> Store:
         os.environ.update(self.environment)
         return open_store(self.uri, run)
 
 
-def outcome(arena: Arena, run: str) -> tuple[dict[str, Any], list[tuple[int, float, float]]]:
-    """Every tensor of the last checkpoint, and (step, loss, gradient norm) of every row."""
-    store = arena.store(run)
-    with tempfile.TemporaryDirectory() as folder:
-        last = store.get("LATEST")[0].decode().strip()
-        keys = [f"checkpoints/{last}/{name}.safetensors" for name in ("model", "optimizer")]
-        paths = [store.fetch(key, Path(folder)) for key in keys]
-        found = {name: tensor.clone() for name, tensor in tensors(paths[0].parent).items()}
-    rows = [json.loads(line) for line in store.get(METRICS_KEY)[0].splitlines()]
-    return found, [(row["step"], row["loss"], row["grad_norm"]) for row in rows]
-
-
-def compare(arena: Arena, run: str, reference: str) -> int:
+def compare(arena: Arena, run: str) -> int:
     """Print what differs between a run and the reference, and return 1; nothing should."""
-    (weights, rows), (expected, expected_rows) = outcome(arena, run), outcome(arena, reference)
-    problems = [name for name in expected if not torch.equal(weights[name], expected[name])]
-    if rows != expected_rows:
-        problems.append(f"rows {[row[0] for row in rows]}")
+    problems = outcome(arena.store(run)).differences(outcome(arena.store("reference")))
     if job(["checkpoints", "verify"]) != FINISHED:
         problems.append("checkpoints verify")
     print("\n".join(f"DIFFERS: {problem}" for problem in problems))
     return 1 if problems else FINISHED
+
+
+def zombies(arena: Arena, seed: int) -> str | None:
+    """Pause an attempt at each kind of operation, let a successor finish, and wake it up.
+
+    What went wrong, if anything did: the zombie has to end as fenced, and to change nothing.
+    """
+    draw = random.Random(seed)
+    code = arena.attempt("reference", None, None)
+    if code != FINISHED:
+        return f"the reference ended with {code}"
+    for category in ("data", "manifest", "pointer", "logs", "prune", "lease"):
+        at = draw.randint(1, 4)
+        paused = Failpoint(category, at, signal.SIGSTOP)
+        run = f"zombie-{category}"
+        zombie = arena.fork(run, arena.training(paused))
+        _, status = os.waitpid(zombie, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):
+            return f"{run} never came to operation {at}"
+        successor = arena.attempt(run, None, None)
+        os.kill(zombie, signal.SIGCONT)
+        _, status = os.waitpid(zombie, 0)
+        code = os.waitstatus_to_exitcode(status)
+        same = arena.in_child(run, lambda run=run: compare(arena, run))  # type: ignore[misc]
+        print(f"zombie {paused}: exit {code}, successor {successor}, differs {same}", flush=True)
+        if (successor, code, same) != (FINISHED, FENCED, FINISHED):
+            return (arena.folder / f"{run}.log").read_text("utf-8")[-6000:]
+    return None
 
 
 def kill_anywhere(arena: Arena, kills: int, seed: int) -> str | None:
@@ -236,7 +259,7 @@ def kill_anywhere(arena: Arena, kills: int, seed: int) -> str | None:
             where = f"after {die_after:.2f} s" if die_after else failpoint
             print(f"kill {done}: {run}, {where}", flush=True)
         elif code == FINISHED:
-            code = arena.in_child(run, lambda run=run: compare(arena, run, "reference"))  # type: ignore[misc]
+            code = arena.in_child(run, lambda run=run: compare(arena, run))  # type: ignore[misc]
             compared += 1
     print(f"{done} kills, {compared} finished runs equal the reference", flush=True)
     if code in (FINISHED, KILLED):
@@ -280,6 +303,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--store", choices=("local", "s3"), default="local")
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--zombies", action="store_true", help="pause and wake instead of killing")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 100_000)
     parser.add_argument("--job", type=json.loads, required=True, help="variables, as JSON")
     arguments = parser.parse_args()
@@ -302,9 +326,11 @@ def main() -> int:
             server, extra = s3_server(folder)
             environment |= extra
         try:
-            problem = kill_anywhere(
-                Arena(environment, uri, folder), arguments.kills, arguments.seed
-            )
+            arena = Arena(environment, uri, folder)
+            if arguments.zombies:
+                problem = zombies(arena, arguments.seed)
+            else:
+                problem = kill_anywhere(arena, arguments.kills, arguments.seed)
         finally:
             if server is not None:
                 server.kill()

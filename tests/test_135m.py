@@ -13,6 +13,7 @@ from app.presets import PRESETS
 from app.sections import OptimizerSettings
 from app.state import capture, huggingface_files
 from app.stores import open_store
+from tests.test_checkpoints import FreeLease
 from tests.test_state import progress
 
 
@@ -34,7 +35,7 @@ def test_a_trained_135m_checkpoint_loads_in_transformers_with_the_same_logits(
     files = capture(model, optimizer, progress(1)).files(
         huggingface_files(config, small_tokenizer, 0, 0)
     )
-    commit(store, name, files, loss.item(), lambda: None)
+    commit(store, name, files, loss.item(), FreeLease(store))
     directory = fetch(store, name, tmp_path)
 
     loaded = AutoModelForCausalLM.from_pretrained(directory)

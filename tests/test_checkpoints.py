@@ -27,8 +27,26 @@ FILES: dict[str, Data] = {
 }
 
 
-def nothing() -> None:
+class FreeLease:
     """A lease that is always ours."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def check(self) -> None: ...
+
+    def put(self, key: str, content: bytes) -> None:
+        self.check()
+        self._store.put(key, [content])
+
+
+class LostLease(FreeLease):
+    def check(self) -> None:
+        raise Fenced("held by another")
+
+
+def nothing() -> None:
+    """As a lease that is always ours."""
 
 
 def lost() -> None:
@@ -44,7 +62,7 @@ def commit_step(
     store: Store, step: int, loss: float | None = None, epoch: int = 1
 ) -> CheckpointName:
     name = CheckpointName(step, epoch)
-    commit(store, name, FILES, loss if loss is not None else 10.0 - step / 100, nothing)
+    commit(store, name, FILES, loss if loss is not None else 10.0 - step / 100, FreeLease(store))
     return name
 
 
@@ -70,7 +88,7 @@ class Recorder:
 def test_data_goes_first_then_the_manifest_then_the_pointer(folder: Store) -> None:
     recorder = Recorder(folder)
     name = CheckpointName(20, 3)
-    commit(recorder, name, FILES, 1.0, nothing)  # type: ignore[arg-type]
+    commit(recorder, name, FILES, 1.0, FreeLease(recorder))  # type: ignore[arg-type]
     assert set(recorder.written[:-2]) == {name.key(file) for file in FILES}
     assert recorder.written[-2:] == [name.key(MANIFEST), LATEST]
 
@@ -84,7 +102,7 @@ def test_a_committed_checkpoint_is_read_back_and_verified(folder: Store, tmp_pat
 
 def test_without_the_lease_no_manifest_is_written(folder: Store) -> None:
     with pytest.raises(Fenced):
-        commit(folder, CheckpointName(20, 1), FILES, 1.0, lost)
+        commit(folder, CheckpointName(20, 1), FILES, 1.0, LostLease(folder))
     assert committed_steps(folder) == []
 
 
@@ -220,7 +238,9 @@ def test_a_store_that_loses_what_was_written_is_tried_again_not_called_damaged(
 
     monkeypatch.setattr(type(folder), "put", forgetful)
     with pytest.raises(Unavailable, match="did not keep"):
-        commit(folder, CheckpointName(20, 1), {**FILES, "state.json": [b"{1}"]}, 1.0, nothing)
+        commit(
+            folder, CheckpointName(20, 1), {**FILES, "state.json": [b"{1}"]}, 1.0, FreeLease(folder)
+        )
     assert committed_steps(folder) == []
 
 

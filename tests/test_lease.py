@@ -212,6 +212,39 @@ def test_a_deleted_lease_stops_its_holder(store: Store, time: FakeTime) -> None:
     assert [info.key for info in store.list("")] == []
 
 
+def test_a_shared_object_is_replaced_by_its_holder(store: Store, time: FakeTime) -> None:
+    store.put("LATEST", [b"before"])
+    lease = acquired(store, "a", time)
+    for content in (b"one", b"two"):
+        lease.put("LATEST", content)
+        lease.put("log", content)
+    assert store.get("LATEST")[0] == store.get("log")[0] == b"two"
+
+
+def test_who_lost_the_lease_after_its_last_look_cannot_replace_a_shared_object(
+    remote: Store, time: FakeTime
+) -> None:
+    zombie = acquired(remote, "zombie", time)
+    zombie.put("log", b"zombie's")
+    time.sleep(TTL)
+    successor = acquired(remote, "successor", time)
+    successor.put("log", b"successor's")
+    with pytest.raises(Fenced, match="taken over by successor"):
+        zombie.put("log", b"zombie's again")
+    assert remote.get("log")[0] == b"successor's"
+
+
+def test_a_zombies_last_write_does_not_stop_its_successor(remote: Store, time: FakeTime) -> None:
+    zombie = acquired(remote, "zombie", time)
+    zombie.put("log", b"zombie's")
+    time.sleep(TTL)
+    successor = acquired(remote, "successor", time)
+    successor.put("log", b"successor's")
+    remote.put("log", [b"written between the look and the lease"])
+    successor.put("log", b"successor's again")
+    assert remote.get("log")[0] == b"successor's again"
+
+
 def test_epochs_go_on_growing_where_the_record_was_deleted(store: Store, time: FakeTime) -> None:
     acquired(store, "a", time).release()
     store.delete([LEASE])

@@ -34,8 +34,8 @@ def folder(tmp_path: Path) -> Store:
 
 
 def upload(log: MetricsLog, store: Store) -> None:
-    for key, data in log.objects().items():
-        store.put(key, data)
+    for key, content in log.objects().items():
+        store.put(key, [content])
 
 
 def scalars(directory: Path) -> list[tuple[int, float]]:
@@ -84,7 +84,7 @@ def test_an_unreadable_line_costs_only_itself(
 ) -> None:
     log = MetricsLog(Path(folder.uri.removeprefix("file://")), LogSettings(), "run", [])
     log.add(row(1))
-    content = b"".join(bytes(part) for part in log.objects()[METRICS_KEY])
+    content = log.objects()[METRICS_KEY]
     log.close()
     folder.put(METRICS_KEY, [content, b'{"step": 2, "lo', b"\n", b"[]\n"])
     assert [r.step for r in stored_rows(folder)] == [1]

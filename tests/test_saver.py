@@ -33,12 +33,16 @@ class StubLease:
 
     epoch = 1
 
-    def __init__(self) -> None:
-        self.is_lost = False
+    def __init__(self, store: "FlakyStore") -> None:
+        self._store, self.is_lost = store, False
 
     def check(self) -> None:
         if self.is_lost:
             raise Fenced("held by another process")
+
+    def put(self, key: str, content: bytes) -> None:
+        self.check()
+        self._store.put(key, [content])
 
 
 class FlakyStore:
@@ -64,7 +68,7 @@ class FlakyStore:
 
 def request(step: int) -> SaveRequest:
     snapshot = Snapshot(progress(step), {"w": torch.ones(3)}, {"exp_avg.w": torch.ones(3)})
-    return SaveRequest(snapshot, {"logs/metrics.jsonl": [b"{}\n"]})
+    return SaveRequest(snapshot, {"logs/metrics.jsonl": b"{}\n"})
 
 
 @pytest.fixture
@@ -82,7 +86,8 @@ class Bench:
         give_up: float = 60,
         first_pause: float = 0.01,
     ) -> None:
-        self.store, self.lease = FlakyStore(folder, failures), StubLease()
+        self.store = FlakyStore(folder, failures)
+        self.lease = StubLease(self.store)
         self.saver = CheckpointSaver(
             self.store,  # type: ignore[arg-type]
             self.lease,  # type: ignore[arg-type]
