@@ -15,6 +15,7 @@ from botocore import exceptions as aws
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from s3transfer.exceptions import RetriesExceededError as TransferRetriesExceededError
+from urllib3.exceptions import HTTPError
 
 from app.errors import AccessDenied, AppError, ConfigError, Damaged, NoBucket, NotFound, Unavailable
 from app.sections import redacted
@@ -99,6 +100,9 @@ def s3_failures(place: str, endpoint: str) -> Iterator[None]:
         yield
     except (BotoCoreError, ClientError, Boto3Error, TransferRetriesExceededError) as error:
         raise _from_sdk_error(error, place, endpoint) from error
+    except (HTTPError, ConnectionError) as error:
+        # An answer that breaks off in its body, which the SDK does not always translate.
+        raise Unavailable(f"{place}: the answer broke off ({error})") from error
 
 
 def explain_head(client: Any, error: ClientError, bucket: str, key: str) -> None:

@@ -54,7 +54,7 @@ class JobRunner:
     def run(self, *arguments: str, when: Mapping[str, Action] | None = None) -> Finished:
         """Run to the end; each action of `when` is taken at the first line with its text."""
         process = self.start(*arguments)
-        watchdog = threading.Timer(240, process.kill)
+        watchdog = threading.Timer(120, process.kill)
         watchdog.start()
         waiting, lines = dict(when or {}), []
         assert process.stdout is not None

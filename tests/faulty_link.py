@@ -1,0 +1,143 @@
+"""A TCP proxy on loopback, between a job and its store, that breaks connections."""
+
+import random
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Literal
+from urllib.parse import urlsplit
+
+Fault = Literal["reset", "cut", "slow"]
+_CHUNK = 16_384
+
+
+class FaultyLink:
+    """Forwards every connection; while `fault` is set, about every second one suffers it.
+
+    reset   is closed at once, with RST
+    cut     delivers the request, and breaks in the middle of the answer: nobody knows
+            what the server did
+    slow    trickles
+    """
+
+    def __init__(self, target: tuple[str, int], seed: int) -> None:
+        self.fault: Fault | None = None
+        self.suffered = 0
+        self._target, self._draw = target, random.Random(seed)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._closing = threading.Event()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def close(self) -> None:
+        self._closing.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while not self._closing.is_set():
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        """One connection, which may carry many requests: each is judged by itself."""
+        server: socket.socket | None = None
+        try:
+            while request := client.recv(_CHUNK):
+                fault = self.fault if self._draw.random() < 0.5 else None
+                self.suffered += fault is not None
+                if fault == "reset":
+                    _abort(client)
+                    return
+                if server is None:
+                    server = socket.create_connection(self._target)
+                    threading.Thread(
+                        target=self._answer, args=(server, client), daemon=True
+                    ).start()
+                if fault == "cut":
+                    self._cut(client, server, request)
+                    return
+                for piece in _pieces(request, 512 if fault == "slow" else _CHUNK):
+                    server.sendall(piece)
+                    if fault == "slow":
+                        self._closing.wait(0.005)
+        except OSError:
+            pass  # one side is gone: the other is closed below
+        finally:
+            for end in filter(None, (client, server)):
+                # A close alone would wait for the thread that reads from it.
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+                end.close()
+
+    def _cut(self, client: socket.socket, server: socket.socket, request: bytes) -> None:
+        """Let the request through, and break while it is being answered."""
+        server.sendall(request)
+        client.settimeout(0.2)
+        try:
+            while more := client.recv(_CHUNK):
+                server.sendall(more)
+        except TimeoutError:
+            pass
+        _abort(client)
+
+    def _answer(self, server: socket.socket, client: socket.socket) -> None:
+        try:
+            while answer := server.recv(_CHUNK):
+                if self.fault == "cut" and self._draw.random() < 0.2:
+                    self.suffered += 1
+                    client.sendall(answer[: len(answer) // 2])
+                    _abort(client)
+                    return
+                client.sendall(answer)
+        except OSError:
+            pass
+        finally:
+            # The server's end of the connection is the client's too.
+            with suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+
+
+def _pieces(data: bytes, size: int) -> Iterator[bytes]:
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
+
+
+def _abort(connection: socket.socket) -> None:
+    """Close with RST instead of FIN."""
+    with suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.shutdown(socket.SHUT_RD)  # wakes a thread that reads; nothing is sent
+    connection.close()
+
+
+@contextmanager
+def faulty_link(endpoint: str, seed: int) -> Iterator[FaultyLink]:
+    parts = urlsplit(endpoint)
+    link = FaultyLink((parts.hostname or "", parts.port or 80), seed)
+    try:
+        yield link
+    finally:
+        link.close()
+
+
+def while_between(
+    link: FaultyLink, fault: Fault, first: str, last: str
+) -> dict[str, Callable[[object], None]]:
+    """For JobRunner: `fault` from the line with `first` to the one with `last`."""
+
+    def begin(_: object) -> None:
+        link.fault = fault
+
+    def end(_: object) -> None:
+        link.fault = None
+
+    return {first: begin, last: end}

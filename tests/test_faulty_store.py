@@ -1,0 +1,189 @@
+"""A store that breaks, refuses, trickles or lies: nothing is lost, and the exit code is right.
+
+Real jobs against a real server; the faults are between them.
+"""
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.stores import open_store
+from tests.conftest import S3Server
+from tests.faulty_link import Fault, FaultyLink, faulty_link, while_between
+from tests.interposed import Interposed
+from tests.job import JobRunner, Outcome, outcome
+
+pytestmark = pytest.mark.slow
+SEED = 7
+
+
+@pytest.fixture
+def link(
+    running_s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FaultyLink]:
+    with faulty_link(running_s3.endpoint, SEED) as between:
+        print(f"seed {SEED}")
+        yield between
+
+
+def s3_job(job_environment: dict[str, str], bucket: str, endpoint: str, run: str) -> JobRunner:
+    return JobRunner(
+        {
+            **job_environment,
+            "RUN_NAME": run,
+            "CHECKPOINT_URI": f"s3://{bucket}/prefix",
+            "AWS_ENDPOINT_URL_S3": endpoint,
+            "TRAINER": "torch",
+            "TOTAL_STEPS": "12",
+            "CHECKPOINT_EVERY_STEPS": "2",
+            "KEEP_TOP": "1",
+            "LEASE_TTL": "2",
+            "OMP_NUM_THREADS": "1",
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    running_s3: S3Server, s3_client: Any, job_environment: dict[str, str]
+) -> Iterator[Outcome]:
+    """What the run is without any fault."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL_S3", running_s3.endpoint)
+        s3_client.create_bucket(Bucket="undisturbed")
+        job = s3_job(job_environment, "undisturbed", running_s3.endpoint, "straight")
+        finished = job.run("train")
+        assert finished.code == 0, finished.log
+        yield outcome(open_store("s3://undisturbed/prefix", "straight"))
+
+
+def assert_whole(job: JobRunner, undisturbed: Outcome, bucket: str) -> None:
+    verified = job.run("checkpoints", "verify")
+    assert verified.code == 0, verified.log
+    store = open_store(f"s3://{bucket}/prefix", job.environment["RUN_NAME"])
+    assert outcome(store).differences(undisturbed) == []
+    assert not list(store.list("quarantine/"))
+
+
+@pytest.mark.parametrize("fault", ["reset", "cut", "slow"])
+def test_a_link_that_breaks_costs_nothing(
+    fault: Fault,
+    link: FaultyLink,
+    bucket: str,
+    s3_server: str,
+    job_environment: dict[str, str],
+    undisturbed: Outcome,
+) -> None:
+    job = s3_job(job_environment, bucket, link.url, fault)
+    finished = job.run("train", when=while_between(link, fault, "step 3/", "step 11/"))
+    assert finished.code == 0, finished.log
+    assert link.suffered, "no request met the fault"
+    assert_whole(job.with_(AWS_ENDPOINT_URL_S3=s3_server), undisturbed, bucket)
+
+
+def test_torn_reads_at_a_resume_are_read_again_and_damage_nothing(
+    link: FaultyLink,
+    bucket: str,
+    s3_server: str,
+    job_environment: dict[str, str],
+    undisturbed: Outcome,
+) -> None:
+    job = s3_job(job_environment, bucket, link.url, "torn")
+    assert job.signal_when("step 7/12", signal.SIGKILL, "train").code == -signal.SIGKILL
+    link.fault = "cut"
+    attempts = 0
+    code = 75
+    while code == 75 and attempts < 10:
+        attempts += 1
+        finished = job.run("train")
+        code = finished.code
+        if attempts == 3:
+            link.fault = None
+    assert code == 0, finished.log
+    assert link.suffered
+    assert_whole(job.with_(AWS_ENDPOINT_URL_S3=s3_server), undisturbed, bucket)
+
+
+ANSWERS = {
+    "500": (500, "<Error><Code>InternalError</Code></Error>"),
+    "503": (503, "<Error><Code>SlowDown</Code></Error>"),
+    "403": (403, "<Error><Code>AccessDenied</Code></Error>"),
+}
+
+
+# The SDK itself tries again after 500 and 503, two times.
+REFUSALS = {"500": 8, "503": 8, "403": 3}
+
+
+@pytest.mark.parametrize("status", list(ANSWERS))
+def test_refusals_that_pass_cost_nothing(
+    status: str,
+    s3_answers: Interposed,
+    bucket: str,
+    s3_server: str,
+    job_environment: dict[str, str],
+    undisturbed: Outcome,
+) -> None:
+    refused = 0
+
+    def refuse(environ: dict[str, Any]) -> tuple[int, str] | None:
+        nonlocal refused
+        if environ["REQUEST_METHOD"] in ("PUT", "POST") and refused < REFUSALS[status]:
+            refused += 1
+            return ANSWERS[status]
+        return None
+
+    def begin(_: subprocess.Popen[str]) -> None:
+        s3_answers.answering = refuse
+
+    job = s3_job(job_environment, bucket, s3_server, f"passing-{status}")
+    finished = job.run("train", when={"step 3/": begin, "failed, again in": lambda _: None})
+    assert finished.code == 0, finished.log
+    assert refused == REFUSALS[status]
+    assert_whole(job, undisturbed, bucket)
+
+
+@pytest.mark.parametrize(("status", "code"), [("503", 75), ("403", 77)])
+def test_refusals_that_stay_end_the_job_and_the_next_start_goes_on(
+    status: str,
+    code: int,
+    s3_answers: Interposed,
+    bucket: str,
+    s3_server: str,
+    job_environment: dict[str, str],
+    undisturbed: Outcome,
+) -> None:
+    def begin(_: subprocess.Popen[str]) -> None:
+        s3_answers.answering = lambda environ: ANSWERS[status]
+
+    job = s3_job(job_environment, bucket, s3_server, f"staying-{status}")
+    given_up = job.with_(GIVE_UP_SECONDS="1").run("train", when={"checkpoint step 4 saved": begin})
+    assert given_up.code == code, given_up.log
+    assert "GIVE_UP_SECONDS=1" in given_up.log
+    s3_answers.reset()
+    finished = job.run("train")
+    assert finished.code == 0, finished.log
+    assert "resumed from step 4" in finished.log
+    assert_whole(job, undisturbed, bucket)
+
+
+@pytest.mark.parametrize("status", ["503", "403"])
+def test_a_store_that_refuses_from_the_start_is_never_taken_for_an_empty_one(
+    status: str,
+    s3_answers: Interposed,
+    bucket: str,
+    s3_server: str,
+    job_environment: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    job = s3_job(job_environment, bucket, s3_server, "refused").with_(DATA_DIR=str(tmp_path))
+    s3_answers.answering = lambda environ: ANSWERS[status]
+    refused = job.run("train")
+    assert refused.code == {"503": 75, "403": 77}[status], refused.log
+    assert refused.log.count(" ERROR: ") == 1
+    s3_answers.reset()
+    assert list(open_store(f"s3://{bucket}/prefix", "refused").list("")) == []
