@@ -1,11 +1,12 @@
 """What is refused, or found to be finished, before anything is written to the store."""
 
-from app.checkpoints import LATEST, read_latest, stored_checkpoints
+from app.attempts import ATTEMPTS, fences
+from app.checkpoints import LATEST, check_sizes, read_latest, read_manifest, stored_checkpoints
 from app.console import size
 from app.errors import ConfigError, Damaged, Unavailable
 from app.job import Job
 from app.lease import LEASE
-from app.record import Identity, RunRecord, StoredRecord, check_identity
+from app.record import RECORD, Identity, RunRecord, StoredRecord, check_identity
 from app.sources import PinnedSource, pin_source
 from app.state import checkpoint_bytes
 from app.stores import Store
@@ -34,9 +35,7 @@ def check_against_record(
 ) -> None:
     """Raises IncompatibleRun or Damaged; nothing is written."""
     settings = job.settings
-    checkpoints = stored_checkpoints(store)
-    committed = any(checkpoint.committed for checkpoint in checkpoints)
-    late = [str(checkpoint.name) for checkpoint in checkpoints if checkpoint.late]
+    committed = any(checkpoint.committed for checkpoint in stored_checkpoints(store))
     if stored is None:
         # The lease comes before the record, everything else after it.
         traces = (info.key for info in store.list("") if info.key != LEASE)
@@ -46,10 +45,10 @@ def check_against_record(
                 "choose another RUN_NAME to start again"
             )
         return
-    if not committed and (latest := read_latest(store)) and latest not in late:
+    if not committed and (proof := _proof_of_checkpoints(stored.record, store)):
         raise Damaged(
-            f"{store.uri}/{LATEST} names {latest}, but no checkpoint is left: restore one from a "
-            "backup, or choose another RUN_NAME to start again"
+            f"{store.uri}/{proof}, but no checkpoint is left: restore one from a backup, or "
+            "choose another RUN_NAME to start again"
         )
     check_identity(stored.record, identity, store.uri)
     total = settings.run.total_steps
@@ -61,11 +60,34 @@ def check_against_record(
         )
 
 
+def _proof_of_checkpoints(record: RunRecord, store: Store) -> str | None:
+    """What in the store says that there was a checkpoint once."""
+    late = [str(stored.name) for stored in stored_checkpoints(store) if stored.late]
+    latest = read_latest(store)
+    if latest is not None and latest not in late:
+        return f"{LATEST} names {latest}"
+    if record.extensions:
+        return f"{RECORD} has an extension from step {record.extensions[0].base}"
+    if (begun := max((step for _, step in fences(store).starts), default=0)) > 0:
+        return f"{ATTEMPTS} has one that went on from step {begun}"
+    return None
+
+
 def is_finished(job: Job, record: RunRecord, store: Store) -> bool:
-    """Whether this start has nothing to do. Reads only."""
+    """Whether this start has nothing to do. Reads only.
+
+    Of the newest checkpoint, manifest and sizes are looked at; every byte is what
+    `checkpoints verify` is for.
+    """
     run = job.settings.run
     applied = any(run.extension_id and e.id == run.extension_id for e in record.extensions)
     if run.additional_steps and not applied:
         return False
     newest = next((c for c in stored_checkpoints(store) if c.committed), None)
-    return newest is not None and newest.name.step >= record.target
+    if newest is None or newest.name.step < record.target:
+        return False
+    try:
+        check_sizes(store, newest.name, read_manifest(store, newest.name))
+    except Damaged:
+        return False  # the start finds it again, sets it aside and makes its steps anew
+    return True

@@ -198,7 +198,7 @@ def commit(
         files=entries,
     )
     try:
-        _check_sizes(store, name, manifest)
+        check_sizes(store, name, manifest)
     except Damaged as error:
         raise Unavailable(f"{store.uri} did not keep what was written: {error}") from error
     lease.check()
@@ -223,7 +223,7 @@ def fetch(
     manifest = read_manifest(store, name)
     if lacking := sorted({*only, *required} - set(manifest.files)):
         raise Damaged(f"{name.key(MANIFEST)} does not list {lacking[0]}")
-    _check_sizes(store, name, manifest)
+    check_sizes(store, name, manifest)
     wanted = [file for file in manifest.files if not only or file in only]
 
     def fetch_one(file: str) -> Path:
@@ -283,7 +283,8 @@ def newest_valid(
     return None
 
 
-def _check_sizes(store: Store, name: CheckpointName, manifest: Manifest) -> None:
+def check_sizes(store: Store, name: CheckpointName, manifest: Manifest) -> None:
+    """Raises Damaged if a file is missing or has another size than the manifest says."""
     sizes = {info.key.rsplit("/", 1)[1]: info.size for info in store.list(name.key())}
     for file, entry in manifest.files.items():
         if file not in sizes:

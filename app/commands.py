@@ -21,7 +21,7 @@ from app.checkpoints import (
     stored_checkpoints,
 )
 from app.console import size
-from app.errors import ConfigError, Damaged, NotFound
+from app.errors import ConfigError, Damaged, IncompatibleRun, NotFound
 from app.failures import disk_failures
 from app.health import check_heartbeat
 from app.preemption import StopRequest
@@ -138,6 +138,8 @@ def _checkpoint_row(store: Store, stored: StoredCheckpoint) -> dict[str, Any]:
         manifest = read_manifest(store, stored.name)
     except NotFound:
         return row | {"state": "removed just now"}
+    except IncompatibleRun as error:
+        return row | {"state": str(error)}
     except Damaged as error:
         return row | {"state": f"damaged: {error}"}
     row |= {"train_loss": manifest.train_loss, "created_at": manifest.created_at}

@@ -37,7 +37,9 @@ def filter_logits(logits: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:
         logits[seen] = torch.where(past > 0, past / penalty, past * penalty)
     if sampling.temperature == 0:
         return logits
-    logits /= sampling.temperature
+    if sampling.temperature != 1:
+        # The largest becomes 0 first: a tiny temperature makes the others -inf, and nothing NaN.
+        logits = (logits - logits.max()) / sampling.temperature
     if 0 < sampling.top_k < logits.numel():
         threshold = logits.topk(sampling.top_k).values[-1]
         logits[logits < threshold] = -torch.inf

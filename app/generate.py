@@ -1,6 +1,7 @@
 """Text from a checkpoint or a Hugging Face directory, streamed to the terminal."""
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from app.errors import ConfigError, Damaged, NotFound
 from app.model import SmolLM2
 from app.pretrained import load_pretrained, model_directory, read_config
 from app.stores import Store
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ def load_from_store(
         found = newest_valid(store, scratch)
         if found is None:
             raise NotFound(f"{store.uri} holds no checkpoint yet")
+        for damaged, reason in found.damaged:
+            log.warning("%s is damaged and passed over: %s", damaged, reason)
         name, directory = found.name, found.directory
     else:
         name = find_checkpoint(store, checkpoint)
@@ -62,7 +67,7 @@ def load_from_directory(directory: Path, device: str, origin: str) -> LoadedMode
 
 def load_model(spec: str, device: str) -> LoadedModel:
     """A Hugging Face directory or hub id."""
-    return load_from_directory(model_directory(spec, "--model"), device, spec)
+    return load_from_directory(model_directory(spec, "--model_dir"), device, spec)
 
 
 def stream_text(loaded: LoadedModel, prompt: str, sampling: Sampling) -> Iterator[str]:

@@ -124,6 +124,8 @@ class Schedule:
             phrase += f", floor {settings.learning_rate * settings.min_lr_ratio:g}"
         if settings.warmup_steps:
             phrase += f", warm-up {settings.warmup_steps} steps"
+            if settings.warmup_steps >= self.horizons[0]:
+                phrase += " (longer than the run: the peak is never reached)"
         if len(self.horizons) > 1:
             stage = {
                 "constant": "constant in the extension",

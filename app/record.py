@@ -86,7 +86,7 @@ def load_record(store: Store) -> StoredRecord | None:
         record = RunRecord.model_validate_json(content)
     except ValidationError as error:
         problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
+        where = ".".join(str(part) for part in problem["loc"]) or "content"
         raise Damaged(
             f"{store.uri}/{RECORD} is damaged ({where}: {problem['msg']}): restore it from a "
             "backup, or choose another RUN_NAME; the job never starts from zero beside checkpoints"
@@ -164,7 +164,9 @@ def extend(
     known = next((e for e in record.extensions if extension_id and e.id == extension_id), None)
     if known is not None:
         return ExtensionOutcome(
-            stored, f"{request} (EXTENSION_ID={extension_id}) is applied already"
+            stored,
+            f"{request} (EXTENSION_ID={extension_id}) is applied already: from step {known.base} "
+            f"to step {known.target}",
         )
     if step < record.target:
         stage = "the extension" if record.extensions else "the original run"

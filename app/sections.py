@@ -226,7 +226,10 @@ class CheckpointSettings(Section):
                 raise ValueError("a file URI has three slashes: file:///absolute/folder")
         elif parts.scheme == "s3":
             if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", parts.netloc):
-                raise ValueError("an s3 URI names a bucket: s3://bucket/prefix")
+                raise ValueError(
+                    "an s3 URI names a bucket, of 3 to 63 small letters, digits, dots and dashes: "
+                    "s3://bucket/prefix"
+                )
         else:
             raise ValueError("it starts with file:/// or s3://")
         return uri.rstrip("/") if parts.path.strip("/") else f"{parts.scheme}://{parts.netloc}/"

@@ -195,7 +195,7 @@ def _convert(source: Path, target: Path, setting: str) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"{setting} cannot be loaded as a tokenizer: {reason}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise ConfigError(f"{setting} has no fast version (tokenizer.json): choose another")

@@ -25,7 +25,8 @@ def small_model() -> SmolLM2:
 
 def test_nothing_is_filtered_unless_asked_for() -> None:
     assert kept(PLAIN) == [0, 1, 2, 3, 4]
-    assert torch.equal(filter_logits(LOGITS, NOTHING, PLAIN), LOGITS)
+    same = filter_logits(LOGITS, NOTHING, PLAIN)
+    assert torch.allclose(same.softmax(-1), LOGITS.softmax(-1))
 
 
 def test_top_k_keeps_the_k_largest() -> None:
@@ -42,7 +43,12 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
 
 def test_temperature_divides_the_logits() -> None:
     warm = filter_logits(LOGITS, NOTHING, dataclasses.replace(PLAIN, temperature=2.0))
-    assert torch.equal(warm, LOGITS / 2)
+    assert torch.allclose(warm.softmax(-1), (LOGITS / 2).softmax(-1))
+
+
+def test_the_smallest_temperature_is_greedy_and_no_number_is_lost() -> None:
+    cold = filter_logits(LOGITS, NOTHING, dataclasses.replace(PLAIN, temperature=1e-40))
+    assert cold.softmax(-1).tolist() == [0, 1, 0, 0, 0]
 
 
 def test_repetition_penalty_lowers_what_was_seen_whatever_its_sign() -> None:
