@@ -3,7 +3,9 @@
 import argparse
 import secrets
 import socket
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,12 +94,54 @@ def bucket(s3_server: str, s3_client: Any, monkeypatch: pytest.MonkeyPatch) -> s
     return name
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(scope="session")
+def rclone_server(aws_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a second S3 server, written by others: it checks signatures, not conditions."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    root, log = tmp_path_factory.mktemp("rclone"), tmp_path_factory.mktemp("log") / "rclone.log"
+    key = f"{_AWS['AWS_ACCESS_KEY_ID']},{_AWS['AWS_SECRET_ACCESS_KEY']}"
+    command = ["rclone", "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", key]
+    command += ["--vfs-cache-mode", "off", "--config", "", str(root)]
+    with log.open("wb") as output:
+        server = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        deadline = time.monotonic() + 30
+        while not _listens(port):
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def rclone_bucket(rclone_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a new, empty bucket of rclone's; AWS_ENDPOINT_URL_S3 points to it."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", rclone_server)
+    name = f"bucket-{secrets.token_hex(4)}"
+    client: Any = boto3.session.Session().client("s3", endpoint_url=rclone_server)
+    client.create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture(params=["local", "s3", "rclone"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """Each kind of store in turn, empty."""
+    """Each kind of store in turn, empty: a folder, and two independent S3 servers."""
     if request.param == "local":
         return open_store(f"file://{tmp_path}/store", "run")
-    return open_store(f"s3://{request.getfixturevalue('bucket')}/some/prefix", "run")
+    bucket = {"s3": "bucket", "rclone": "rclone_bucket"}[request.param]
+    store = open_store(f"s3://{request.getfixturevalue(bucket)}/some/prefix", "run")
+    if request.param == "rclone":
+        store.check()  # finds out that conditional writes are not to be trusted here
+    return store
 
 
 @pytest.fixture

@@ -43,6 +43,8 @@ class FaultyLink:
         while not self._closing.is_set():
             try:
                 client, _ = self._listener.accept()
+            except ConnectionAbortedError:
+                continue  # the client was gone before it was served
             except OSError:
                 return
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()

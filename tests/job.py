@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from app.checkpoints import find_checkpoint
 from app.metrics import METRICS_KEY
 from app.sections import variables
 from app.stores import Store
@@ -103,8 +104,8 @@ class Outcome:
 def outcome(store: Store) -> Outcome:
     """What a finished run left in its store."""
     with tempfile.TemporaryDirectory() as folder:
-        last = store.get("LATEST")[0].decode().strip()
-        keys = [f"checkpoints/{last}/{name}.safetensors" for name in ("model", "optimizer")]
+        last = find_checkpoint(store, "latest")
+        keys = [last.key(f"{name}.safetensors") for name in ("model", "optimizer")]
         paths = [store.fetch(key, Path(folder)) for key in keys]
         found = {name: tensor.clone() for name, tensor in tensors(paths[0].parent).items()}
     rows = [json.loads(line) for line in store.get(METRICS_KEY)[0].splitlines()]

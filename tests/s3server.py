@@ -7,6 +7,7 @@ as the stack's own server does.
     python tests/s3server.py PORT
 """
 
+import io
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -28,6 +29,9 @@ class AtomicConditionalWrites:
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         conditional = "HTTP_IF_MATCH" in environ or "HTTP_IF_NONE_MATCH" in environ
         if conditional and environ["REQUEST_METHOD"] in ("PUT", "POST", "DELETE"):
+            # A client that is paused in the middle of its request must not hold the lock.
+            body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            environ["wsgi.input"] = io.BytesIO(body)
             with self._lock:
                 return list(self._app(environ, start_response))
         return self._app(environ, start_response)

@@ -252,6 +252,28 @@ def test_validation_of_less_than_a_sequence(train: Train, tmp_path: Path) -> Non
     assert outcome[0] == 78 and "VAL_TOKENS=256" in outcome[1]
 
 
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_a_wrong_key(
+    name: str, train: Train, rclone_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "wrong-and-secret")
+    code, log = train(CHECKPOINT_URI=f"s3://{rclone_bucket}/x")
+    assert_refused((code, log), 77, "access denied")
+    assert "wrong-and-secret" not in log
+
+
+def test_a_store_without_conditional_writes_trains_and_says_so(
+    train: Train, rclone_bucket: str
+) -> None:
+    uri = f"s3://{rclone_bucket}/x"
+    code, log = train(CHECKPOINT_URI=uri)
+    assert code == 0, log
+    assert "SINGLE-WRITER PROTECTION IS OFF" in log
+    code, log = train(CHECKPOINT_URI=uri, ADDITIONAL_STEPS="2")
+    assert code == 0, log
+    assert "resumed from step 4" in log and "target reached: step 6 of 6" in log
+
+
 def test_a_missing_bucket_and_a_dead_endpoint(
     train: Train, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,10 +118,12 @@ class TestEveryStore:
         assert keys(store) == []
 
     def test_lets_one_of_many_creators_win(self, store: Store) -> None:
+        needs_conditions(store)
         etags = race(lambda name: store.put_if_absent("lease", name))
         assert store.get("lease") == single_winner(etags)
 
     def test_lets_one_of_many_replacers_win(self, store: Store) -> None:
+        needs_conditions(store)
         etag = store.put_if_absent("lease", b"old")
         assert etag
         etags = race(lambda name: store.put_if_match("lease", name, etag))
@@ -143,14 +145,21 @@ class TestEveryStore:
                     use(key)
         assert not list(tmp_path.rglob("*"))
 
-    def test_checks_itself_and_leaves_nothing(self, store: Store, tmp_path: Path) -> None:
+    def test_checks_itself_and_leaves_nothing(
+        self, store: Store, tmp_path: Path, request: pytest.FixtureRequest
+    ) -> None:
         store.check()
-        assert store.conditional_writes
+        assert store.conditional_writes is ("rclone" not in request.node.name)
         assert keys(store) == []
         assert not list(tmp_path.rglob("*"))
 
     def test_names_its_root(self, store: Store) -> None:
         assert store.uri.endswith("/run")
+
+
+def needs_conditions(store: Store) -> None:
+    if not store.conditional_writes:
+        pytest.skip("this server ignores conditions: nothing keeps two writers apart")
 
 
 def race(write: Callable[[bytes], str | None]) -> dict[bytes, str | None]:
