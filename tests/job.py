@@ -50,6 +50,7 @@ class JobRunner:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
 
     def run(self, *arguments: str, when: Mapping[str, Action] | None = None) -> Finished:

@@ -1,5 +1,6 @@
 """Killed and continued equals never killed: real processes, zero tolerance."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -82,6 +83,19 @@ def test_sigterm_commits_the_step_and_exits_143(
     assert stopped.code == 143, stopped.log
     step = int(newest_checkpoint(tmp_path / "tiny").name.split("-")[1])
     assert step >= 4
+    assert f"stopped at step {step} of 12; newest checkpoint: step {step}" in stopped.log
+
+
+@pytest.mark.parametrize(
+    ("trainer", "number"), [("lightning", signal.SIGINT), ("torch", signal.SIGTERM)]
+)
+def test_a_signal_to_the_whole_group_is_the_jobs_and_not_its_workers(
+    trainer: str, number: signal.Signals, job_environment: dict[str, str], tmp_path: Path
+) -> None:
+    runner = job(job_environment, tmp_path, trainer).with_(NUM_WORKERS="2")
+    stopped = runner.run("train", when={"step 4/12": lambda p: os.killpg(p.pid, number)})
+    assert stopped.code == 143, stopped.log
+    step = int(newest_checkpoint(tmp_path / "tiny").name.split("-")[1])
     assert f"stopped at step {step} of 12; newest checkpoint: step {step}" in stopped.log
 
 
