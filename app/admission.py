@@ -6,7 +6,7 @@ from app.console import size
 from app.errors import ConfigError, Damaged, Unavailable
 from app.job import Job
 from app.lease import LEASE
-from app.record import RECORD, Identity, RunRecord, StoredRecord, check_identity
+from app.record import RECORD, Identity, RunRecord, StoredRecord, check_identity, load_record
 from app.sources import PinnedSource, pin_source
 from app.state import checkpoint_bytes
 from app.stores import Store
@@ -21,9 +21,13 @@ def source_of_run(job: Job, stored: StoredRecord | None) -> PinnedSource:
 
 
 def check_space(job: Job, store: Store) -> None:
-    """Raises Unavailable where not one checkpoint fits."""
+    """Raises Unavailable where not one checkpoint fits, beside what this start will remove."""
     free, needed = store.free_bytes(), checkpoint_bytes(job.config.parameter_count)
-    if free is not None and free < needed:
+    if free is None:
+        return
+    cut_short = [stored for stored in stored_checkpoints(store) if not stored.finished]
+    free += sum(sum(stored.sizes.values()) for stored in cut_short)
+    if free < needed:
         raise Unavailable(
             f"CHECKPOINT_URI: {store.uri} has {size(free)} free, and a checkpoint of "
             f"{job.model_name} takes {size(needed)}: free some space, or name another place"
@@ -39,7 +43,8 @@ def check_against_record(
     if stored is None:
         # The lease comes before the record, everything else after it.
         traces = (info.key for info in store.list("") if info.key != LEASE)
-        if trace := next(traces, None):
+        # A process that started beside this one may have made it since.
+        if (trace := next(traces, None)) and load_record(store) is None:
             raise Damaged(
                 f"{store.uri} holds {trace}, but no run.json: restore it from a backup, or "
                 "choose another RUN_NAME to start again"

@@ -237,9 +237,13 @@ def fetch(
     pool = ThreadPoolExecutor(max_workers=4)
     try:
         paths = list(pool.map(fetch_one, wanted))
-    finally:
-        # Who was interrupted does not wait for gigabytes.
+    except Exception:
+        pool.shutdown(cancel_futures=True)
+        raise
+    except BaseException:  # who is interrupted does not wait for gigabytes
         pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
     return paths[0].parent
 
 

@@ -6,11 +6,8 @@ the lease taken, and what the store says is read again under it.
 """
 
 import logging
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -23,6 +20,7 @@ from app.failures import disk_failures
 from app.health import beat
 from app.job import Job, prepare_tokens, resolve_job
 from app.lease import Lease, holder_identity
+from app.locks import own_folder
 from app.metrics import MetricsLog, Row, local_rows, stored_rows
 from app.model import SmolLM2
 from app.objective import Schedule, build_optimizer
@@ -161,7 +159,8 @@ def _open_under_lease(run: HeldRun, identity: Identity, stop: StopRequest) -> At
 def _restore(run: HeldRun, model: SmolLM2, optimizer: torch.optim.Optimizer) -> Resumed | None:
     """Load the newest valid checkpoint, or draw the first weights. Damaged ones move aside."""
     job = run.job
-    with _restore_folder(job) as scratch:
+    data_dir = job.settings.data.data_dir
+    with disk_failures(f"DATA_DIR={data_dir}"), own_folder(data_dir / "restore") as scratch:
         found = newest_valid(run.store, scratch, required=STATE_FILES)
         if found is None:
             if job.init_directory:
@@ -179,20 +178,6 @@ def _restore(run: HeldRun, model: SmolLM2, optimizer: torch.optim.Optimizer) -> 
         if before[key] != now[key]:
             log.warning("%s changed during the run: %s, was %s", key.upper(), now[key], before[key])
     return Resumed(found.name, progress)
-
-
-@contextmanager
-def _restore_folder(job: Job) -> Iterator[Path]:
-    """Where a checkpoint is downloaded to; a killed attempt's is emptied first."""
-    folder = job.settings.data.data_dir / "restore" / job.run_name
-    with disk_failures(f"DATA_DIR={job.settings.data.data_dir}"):
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # a download may still be under way
 
 
 def _announce(run: HeldRun, schedule: Schedule, resumed: Resumed | None) -> None:

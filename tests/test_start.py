@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from app import cli
+from app.locks import own_folder
+from app.record import load_record
 from app.sections import variables
 from tests.job import newest_checkpoint
 
@@ -218,11 +220,15 @@ def test_a_deleted_lease_does_not_turn_the_epochs_back(train: Train, tmp_path: P
 def test_a_killed_restore_leaves_nothing_behind(
     train: Train, tmp_path: Path, job_environment: dict[str, str]
 ) -> None:
-    left = Path(job_environment["DATA_DIR"]) / "restore" / "tiny" / "step" / "model.safetensors"
+    restores = Path(job_environment["DATA_DIR"]) / "restore"
+    left = restores / "killed" / "step" / "model.safetensors"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half")
-    assert train()[0] == 0
-    assert not left.parent.parent.exists()
+    with own_folder(restores) as living:
+        assert not left.exists()
+        assert train()[0] == 0
+        assert [path for path in restores.iterdir() if path.is_dir()] == [living]
+    assert not living.exists()
 
 
 def test_a_volume_without_room_for_a_checkpoint(
@@ -231,6 +237,30 @@ def test_a_volume_without_room_for_a_checkpoint(
     monkeypatch.setattr("app.stores.local.LocalStore.free_bytes", lambda self: 20_000_000)
     assert_refused(train(), 75, "has 20.0 MB free, and a checkpoint of tiny takes 44.1 MB")
     assert_nothing_written(tmp_path / "store")
+
+
+def test_an_upload_that_was_cut_short_does_not_take_the_room_of_the_next(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train()[0] == 0
+    half = tmp_path / "store/tiny/checkpoints/step-0000000006-e000001/model.safetensors"
+    half.parent.mkdir()
+    half.write_bytes(bytes(30_000_000))
+    monkeypatch.setattr("app.stores.local.LocalStore.free_bytes", lambda self: 20_000_000)
+    code, log = train(ADDITIONAL_STEPS="2")
+    assert code == 0, log
+    assert not half.exists()
+
+
+def test_a_record_made_by_a_process_beside_this_one_is_not_called_missing(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train()[0] == 0
+    first = iter([lambda store: None])
+    monkeypatch.setattr("app.start.load_record", lambda store: next(first, load_record)(store))
+    code, log = train(ADDITIONAL_STEPS="2")
+    assert code == 0, log
+    assert "resumed from step 4" in log
 
 
 def test_a_record_whose_checkpoints_vanished_is_not_started_again(

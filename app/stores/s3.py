@@ -129,6 +129,9 @@ class S3Store:
                 except ClientError as error:
                     explain_head(self._client, error, self._bucket, self._prefix + key)
                     raise
+        except FileNotFoundError as error:
+            # Of the object, S3 says NoSuchKey. This is the folder here.
+            raise Unavailable(f"the download to {path} was removed meanwhile") from error
         except OSError as error:
             raise from_os_error(error, f"the download to {path}") from error
         return path
