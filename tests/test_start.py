@@ -10,8 +10,9 @@ import pytest
 
 from app import cli
 from app.locks import own_folder
-from app.record import load_record
+from app.record import StoredRecord, load_record
 from app.sections import variables
+from app.stores import Store
 from tests.job import newest_checkpoint
 
 Train = Callable[..., tuple[int, str]]
@@ -256,8 +257,13 @@ def test_a_record_made_by_a_process_beside_this_one_is_not_called_missing(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert train()[0] == 0
-    first = iter([lambda store: None])
-    monkeypatch.setattr("app.start.load_record", lambda store: next(first, load_record)(store))
+    asked = []
+
+    def none_at_first(store: Store) -> StoredRecord | None:
+        asked.append(store)
+        return load_record(store) if len(asked) > 1 else None
+
+    monkeypatch.setattr("app.start.load_record", none_at_first)
     code, log = train(ADDITIONAL_STEPS="2")
     assert code == 0, log
     assert "resumed from step 4" in log
