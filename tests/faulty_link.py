@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Literal
 from urllib.parse import urlsplit
 
-Fault = Literal["reset", "cut", "slow"]
+Fault = Literal["reset", "slow"]
 _CHUNK = 16_384
 
 
@@ -17,8 +17,6 @@ class FaultyLink:
     """Forwards every connection; while `fault` is set, about every second one suffers it.
 
     reset   is closed at once, with RST
-    cut     delivers the request, and breaks in the middle of the answer: nobody knows
-            what the server did
     slow    trickles
     """
 
@@ -64,9 +62,6 @@ class FaultyLink:
                     threading.Thread(
                         target=self._answer, args=(server, client), daemon=True
                     ).start()
-                if fault == "cut":
-                    self._cut(client, server, request)
-                    return
                 for piece in _pieces(request, 512 if fault == "slow" else _CHUNK):
                     server.sendall(piece)
                     if fault == "slow":
@@ -80,25 +75,9 @@ class FaultyLink:
                     end.shutdown(socket.SHUT_RDWR)
                 end.close()
 
-    def _cut(self, client: socket.socket, server: socket.socket, request: bytes) -> None:
-        """Let the request through, and break while it is being answered."""
-        server.sendall(request)
-        client.settimeout(0.2)
-        try:
-            while more := client.recv(_CHUNK):
-                server.sendall(more)
-        except TimeoutError:
-            pass
-        _abort(client)
-
     def _answer(self, server: socket.socket, client: socket.socket) -> None:
         try:
             while answer := server.recv(_CHUNK):
-                if self.fault == "cut" and self._draw.random() < 0.2:
-                    self.suffered += 1
-                    client.sendall(answer[: len(answer) // 2])
-                    _abort(client)
-                    return
                 client.sendall(answer)
         except OSError:
             pass

@@ -22,6 +22,7 @@ class Interposed:
     def reset(self) -> None:
         self.answering: Answering = lambda environ: None
         self.requests: list[str] = []
+        self.withheld = 0  # bytes that an answer announces and does not deliver
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         self.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
@@ -34,7 +35,7 @@ class Interposed:
         headers = {
             "Content-Type": "application/xml",
             "ETag": '"0"',
-            "Content-Length": str(len(body)),
+            "Content-Length": str(len(body) + self.withheld),
         }
         start_response(f"{status} Scripted", list(headers.items()))
         return [body]

@@ -174,6 +174,17 @@ class TestS3Store:
         assert s3.put_if_match("a", b"2", etag)
         assert s3.get("a")[0] == b"2"
 
+    def test_an_answer_that_breaks_off_is_an_outage(
+        self, s3: S3Store, s3_answers: Interposed, tmp_path: Path
+    ) -> None:
+        s3.put("a", [b"whole"])
+        s3_answers.answering = only("GET", (200, "half"), path="/a")
+        s3_answers.withheld = 4
+        with pytest.raises(Unavailable, match=r"broke off|broken"):
+            s3.get("a")
+        s3_answers.reset()
+        assert s3.get("a")[0] == b"whole"
+
     def test_a_server_that_stores_other_bytes_is_found_out(
         self, s3: S3Store, s3_answers: Interposed
     ) -> None:
