@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from app.errors import ConfigError, Damaged, NotFound
-from app.failures import disk_failures, hub_failures
+from app.hub import hub_snapshot, looks_like_path
 from app.presets import ModelConfig
 from app.state import MODEL_FILE, load_weights
 
@@ -34,9 +34,9 @@ def model_directory(spec: str, variable: str) -> Path:
     path = Path(spec)
     if path.is_dir():
         return path
-    if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
+    if looks_like_path(spec):
         raise NotFound(f"{variable}={spec}: there is no such directory")
-    return _download(spec, variable)
+    return hub_snapshot(spec, f"{variable}={spec}", _FILES)
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -115,11 +115,3 @@ def load_pretrained(directory: Path, model: nn.Module) -> None:
     except (ValueError, KeyError, AttributeError) as error:
         raise Damaged(f"{directory / _INDEX_FILE} is not an index of shards") from error
     load_weights([directory / name for name in names], model)
-
-
-def _download(repo_id: str, variable: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    setting = f"{variable}={repo_id}"
-    with hub_failures(setting), disk_failures("the hub's cache (HF_HOME)"):
-        return Path(snapshot_download(repo_id, allow_patterns=_FILES))

@@ -21,6 +21,7 @@ from app.builtin import BUILTIN, builtin_documents, builtin_fingerprint
 from app.downloads import download
 from app.errors import ConfigError, Damaged, NotFound, Unavailable
 from app.failures import from_os_error, hub_failures
+from app.hub import looks_like_path
 from app.sections import DataSettings
 
 FORMATS = (".txt", ".jsonl", ".parquet")
@@ -110,13 +111,12 @@ def source_fingerprint(settings: DataSettings) -> str:
 
 def is_hub_id(dataset: str) -> bool:
     """Whether DATASET can only mean the hub: it neither looks like a path nor is one."""
-    looks_like_path = (
-        dataset.startswith(("/", ".", "~"))
+    names_files = (
+        looks_like_path(dataset)
         or dataset.endswith(SUFFIXES)
-        or dataset.count("/") > 1
         or any(mark in dataset for mark in (*"*?[", "://"))
     )
-    return not looks_like_path and not Path(dataset).exists()
+    return not names_files and not Path(dataset).exists()
 
 
 def source_files(settings: DataSettings) -> list[Path]:

@@ -22,7 +22,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from app.builtin import BUILTIN, builtin_documents, builtin_fingerprint
 from app.errors import ConfigError, Damaged, NotFound
-from app.failures import disk_failures, hub_failures
+from app.failures import disk_failures
+from app.hub import hub_snapshot, looks_like_path
 
 BUILTIN_DIRECTORY = Path("/opt/builtin/tokenizer")
 BUILTIN_VOCAB_SIZE = 49_152
@@ -163,7 +164,7 @@ def _load_foreign(spec: str, cache: Path, place: str) -> TokenizerFiles:
     with disk_failures(setting):
         if path.is_dir():
             source, name = path, f"{path.name}-{_content_hash(path)}"
-        elif spec.startswith((".", "/", "~")) or spec.count("/") > 1 or path.exists():
+        elif looks_like_path(spec) or path.exists():
             raise NotFound(f"{setting}: there is no such directory")
         else:
             source, name = None, spec.replace("/", "--")
@@ -172,15 +173,8 @@ def _load_foreign(spec: str, cache: Path, place: str) -> TokenizerFiles:
         # What is here already needs neither the hub nor seconds of importing transformers.
         if not directory.is_dir():
             with _appearing_at(directory) as scratch:
-                _convert(source or _download(spec, setting), scratch, setting)
+                _convert(source or hub_snapshot(spec, setting, _HUB_FILES), scratch, setting)
     return read_tokenizer(directory, setting)
-
-
-def _download(repo_id: str, setting: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    with hub_failures(setting), disk_failures("the hub's cache (HF_HOME)"):
-        return Path(snapshot_download(repo_id, allow_patterns=_HUB_FILES))
 
 
 def _convert(source: Path, target: Path, setting: str) -> None:

@@ -21,6 +21,7 @@ ORDER = [
     "failures",
     "locks",
     "s3_client",
+    "hub",
     "tokenizer",
     "downloads",
     "sources",

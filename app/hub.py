@@ -1,0 +1,22 @@
+"""The Hugging Face hub: what is an id there, and a repository's files as a local folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from app.failures import disk_failures, hub_failures
+
+
+def looks_like_path(spec: str) -> bool:
+    """Whether `spec` cannot be a hub id (name or owner/name)."""
+    return spec.startswith(("/", ".", "~")) or spec.count("/") > 1
+
+
+def hub_snapshot(repo_id: str, setting: str, patterns: Sequence[str]) -> Path:
+    """The local folder of a hub repository's files; `setting` is like "TOKENIZER=owner/name".
+
+    Raises NotFound, AccessDenied, Unavailable.
+    """
+    from huggingface_hub import snapshot_download
+
+    with hub_failures(setting), disk_failures("the hub's cache (HF_HOME)"):
+        return Path(snapshot_download(repo_id, allow_patterns=list(patterns)))
