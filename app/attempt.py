@@ -35,7 +35,7 @@ from app.saver import CheckpointSaver, SaveRequest
 from app.sections import CheckpointSettings, DataSettings, LogSettings, OptimizerSettings
 from app.shards import TokenShards
 from app.state import Progress, RandomState, capture, library_versions
-from app.tokenizer import TokenizerFiles
+from app.tokenizer import TokenizerFiles, open_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -360,10 +360,8 @@ class Attempt:
 
     def _log_sample(self) -> None:
         """A short text from the model as it is; the run's random numbers are left alone."""
-        from tokenizers import Tokenizer
-
         files = self._corpus.tokenizer
-        tokenizer = Tokenizer.from_file(str(files.directory / "tokenizer.json"))
+        tokenizer = open_tokenizer(files.directory / "tokenizer.json")
         self.model.eval()
         with self.compute.autocast():
             ids = list(generate_tokens(self.model, [files.eos_token_id], _SAMPLE, None))

@@ -167,7 +167,7 @@ def read_latest(store: Store) -> str | None:
 
 
 class Held(Protocol):
-    """The right to write to the run: what a commit needs of `app.lease.Lease`."""
+    """The right to write to the run: what saving needs of `app.lease.Lease`."""
 
     def check(self) -> None: ...
     def put(self, key: str, content: bytes) -> None: ...

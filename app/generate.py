@@ -11,10 +11,11 @@ from tokenizers import Tokenizer
 from app.checkpoints import fetch, find_checkpoint, newest_valid
 from app.compute import resolve_device
 from app.decoding import Sampling, generate_tokens
-from app.errors import ConfigError, Damaged, NotFound
+from app.errors import ConfigError, NotFound
 from app.model import SmolLM2
 from app.pretrained import load_pretrained, model_directory, read_config
 from app.stores import Store
+from app.tokenizer import open_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +59,7 @@ def load_from_directory(directory: Path, device: str, origin: str) -> LoadedMode
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise NotFound(f"{path} does not exist: the directory has no fast tokenizer")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise Damaged(f"{path} is not a tokenizer: {error}") from error
-    return LoadedModel(model, tokenizer, _end_token(directory), origin)
+    return LoadedModel(model, open_tokenizer(path), _end_token(directory), origin)
 
 
 def load_model(spec: str, device: str) -> LoadedModel:

@@ -67,7 +67,7 @@ class Lease:
     """
 
     def __init__(self, store: Store, ttl: float, holder: str, clock: Clock | None = None) -> None:
-        self.holder, self.epoch, self._above = holder, 0, 0
+        self.holder, self.epoch = holder, 0
         self._store, self._ttl, self._clock = store, ttl, clock or Clock()
         self._record: LeaseRecord | None = None
         self._etag = ""
@@ -100,9 +100,8 @@ class Lease:
         gets a line for the log when waiting begins and ends. Raises Fenced (naming the
         holder), Preempted when `stopping()`, Damaged, and the store's errors.
         """
-        self._above = above
         try:
-            self._acquire(wait, on_wait, stopping)
+            self._acquire(wait, on_wait, stopping, above)
         except BaseException:
             self.release()
             raise
@@ -185,7 +184,11 @@ class Lease:
             self._drop_kernel_lock()
 
     def _acquire(
-        self, wait: float, on_wait: Callable[[str], None], stopping: Callable[[], bool]
+        self,
+        wait: float,
+        on_wait: Callable[[str], None],
+        stopping: Callable[[], bool],
+        above: int,
     ) -> None:
         started = since = self._clock.monotonic()
         watched: str | None = None
@@ -196,7 +199,7 @@ class Lease:
             asked = self._clock.monotonic()
             current = self._read()
             if current is None:
-                if self._take(None, ""):
+                if self._take(None, "", above):
                     return
             elif self._is_own_write(current[0]):
                 self._hold(*current)
@@ -208,7 +211,7 @@ class Lease:
                     watched, since = etag, self._clock.monotonic()
                 # From one answer to the next question: a slow store makes no holder look silent.
                 reason = self._vacant(record, asked - since)
-                if reason is not None and self._take(record, etag):
+                if reason is not None and self._take(record, etag, above):
                     if reason:
                         on_wait(f"taking over from {record.holder}, {reason}")
                     return
@@ -232,11 +235,11 @@ class Lease:
             return f"which has been silent for {silence:.0f} s"
         return None
 
-    def _take(self, previous: LeaseRecord | None, etag: str) -> bool:
+    def _take(self, previous: LeaseRecord | None, etag: str, above: int) -> bool:
         """Write our record over the one of `etag`. False if somebody else was faster."""
         record = LeaseRecord(
             holder=self.holder,
-            epoch=max(self._above, previous.epoch if previous else 0) + 1,
+            epoch=max(above, previous.epoch if previous else 0) + 1,
             renewal=0,
             ttl=self._ttl,
             expires_at=self._clock.unix() + self._ttl,

@@ -5,13 +5,14 @@ Nothing is deleted before its successor is committed, and only by the holder of 
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from app.checkpoints import (
     LATEST,
     MANIFEST,
     CheckpointName,
+    Held,
     Manifest,
     StoredCheckpoint,
     read_latest,
@@ -30,7 +31,7 @@ def prune(
     store: Store,
     keep_top: int,
     protected: Sequence[CheckpointName],
-    check_lease: Callable[[], None],
+    lease: Held,
 ) -> list[CheckpointName]:
     """Delete all but the best `keep_top` by train loss, the newest, and the `protected` ones.
 
@@ -51,7 +52,7 @@ def prune(
         if not upload.finished and upload.name < newest and upload.name.epoch == newest.epoch
     ]
     if doomed or given_up:
-        check_lease()
+        lease.check()
     for name in [*doomed, *given_up]:
         _delete(store, name)
     return doomed

@@ -176,7 +176,7 @@ class CheckpointSaver:
     def _prune(self) -> None:
         """Failing to tidy up is no reason to lose a step: the next save tries again."""
         try:
-            pruned = prune(self._store, self._settings.keep_top, self._protected, self._lease.check)
+            pruned = prune(self._store, self._settings.keep_top, self._protected, self._lease)
         except (Unavailable, AccessDenied) as error:
             log.warning("old checkpoints could not be removed: %s", error)
             return

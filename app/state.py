@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from app.errors import Damaged, IncompatibleRun
 from app.presets import ModelConfig
 from app.stores import Data
+from app.tokenizer import TOKENIZER_FILE_TYPES
 
 STATE_FORMAT = 1
 MODEL_FILE = "model.safetensors"
@@ -207,7 +208,7 @@ def huggingface_files(
         "generation_config.json": _json_bytes({"_from_model_config": True, **special}),
     }
     for path in sorted(tokenizer_directory.iterdir()):
-        if path.is_file() and path.suffix in (".json", ".txt", ".jinja", ".model"):
+        if path.is_file() and path.suffix in TOKENIZER_FILE_TYPES:
             files[path.name] = path.read_bytes()
     return files
 

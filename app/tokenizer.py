@@ -33,7 +33,7 @@ _HUB_FILES = ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "con
 _HUB_FILES += ["vocab.*", "merges.txt", "*.model", "chat_template*"]
 # Parts of tokenizer.json that TextEncoder switches off, so that they change no token id.
 _NOT_USED = ("padding", "post_processor", "truncation")
-_FILE_TYPES = (".json", ".txt", ".model", ".jinja")
+TOKENIZER_FILE_TYPES = (".json", ".txt", ".model", ".jinja")
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def read_tokenizer(directory: Path, setting: str) -> TokenizerFiles:
     """What `directory` holds; `setting` is like "TOKENIZER=builtin" and is named in errors."""
     content = _read_json(directory / "tokenizer.json")
     config = _read_json(directory / "tokenizer_config.json")
-    vocabulary = _open(directory / "tokenizer.json").get_vocab(with_added_tokens=True)
+    vocabulary = open_tokenizer(directory / "tokenizer.json").get_vocab(with_added_tokens=True)
     relevant = {key: content[key] for key in content if key not in _NOT_USED}
     canonical = json.dumps(relevant, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     eos = _token_id(config, "eos_token", vocabulary)
@@ -146,7 +146,7 @@ class TextEncoder:
     """Text to token ids, without special tokens, on all cores."""
 
     def __init__(self, files: TokenizerFiles) -> None:
-        self._tokenizer = _open(files.directory / "tokenizer.json")
+        self._tokenizer = open_tokenizer(files.directory / "tokenizer.json")
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         # "<|endoftext|>" inside a document is text: only we end documents.
@@ -182,7 +182,7 @@ def _convert(source: Path, target: Path, setting: str) -> None:
     for path in sorted(source.glob("*.json")):
         _read_json(path)
     if (source / "tokenizer.json").is_file():
-        _open(source / "tokenizer.json")
+        open_tokenizer(source / "tokenizer.json")
 
     from transformers import AutoTokenizer
 
@@ -205,7 +205,7 @@ def _convert(source: Path, target: Path, setting: str) -> None:
 def _content_hash(directory: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(directory.iterdir()):
-        if path.suffix in _FILE_TYPES and path.is_file():
+        if path.suffix in TOKENIZER_FILE_TYPES and path.is_file():
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -242,7 +242,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _open(path: Path) -> Tokenizer:
+def open_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer.json at `path`. Raises Damaged."""
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust side raises nothing more specific

@@ -45,14 +45,6 @@ class LostLease(FreeLease):
         raise Fenced("held by another")
 
 
-def nothing() -> None:
-    """As a lease that is always ours."""
-
-
-def lost() -> None:
-    raise Fenced("held by another")
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Store:
     return open_store(f"file://{tmp_path}", "run")
@@ -207,7 +199,7 @@ def test_the_best_by_loss_the_newest_and_the_protected_stay(folder: Store) -> No
     losses = {20: 5.0, 40: 1.0, 60: 4.0, 80: 2.0, 100: 3.0, 120: 9.0}
     for step, loss in losses.items():
         commit_step(folder, step, loss)
-    pruned = prune(folder, 2, [CheckpointName(60, 1)], nothing)
+    pruned = prune(folder, 2, [CheckpointName(60, 1)], FreeLease(folder))
     assert [name.step for name in pruned] == [20, 100]
     assert committed_steps(folder) == [120, 80, 60, 40]
 
@@ -216,7 +208,7 @@ def test_a_loser_prunes_nothing(folder: Store) -> None:
     for step in (20, 40, 60):
         commit_step(folder, step)
     with pytest.raises(Fenced):
-        prune(folder, 0, [], lost)
+        prune(folder, 0, [], LostLease(folder))
     assert committed_steps(folder) == [60, 40, 20]
 
 
@@ -269,7 +261,7 @@ def test_a_zombies_late_commit_is_no_checkpoint_of_the_run(folder: Store, tmp_pa
     assert find_checkpoint(folder, "latest") == ours
     found = newest_valid(folder, tmp_path / "scratch")
     assert found is not None and (found.name, list(found.damaged)) == (ours, [])
-    assert prune(folder, 0, [], nothing) == [CheckpointName(10, 1)]
+    assert prune(folder, 0, [], FreeLease(folder)) == [CheckpointName(10, 1)]
     assert read_manifest(folder, late).step == 30
 
 

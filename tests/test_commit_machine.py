@@ -16,7 +16,7 @@ from app.checkpoints import CheckpointName, commit, fetch, newest_valid, stored_
 from app.errors import Damaged
 from app.retention import prune, quarantine, remove_unfinished, set_late_aside
 from app.stores import Data, Store, open_store
-from tests.test_checkpoints import FreeLease, nothing
+from tests.test_checkpoints import FreeLease
 
 KEEP_TOP = 1
 
@@ -74,7 +74,7 @@ class CommitMachine(RuleBasedStateMachine):
         try:
             commit(store, name, content, loss, FreeLease(store))
             self.step, self.newest = name.step, name
-            prune(store, KEEP_TOP, [], nothing)
+            prune(store, KEEP_TOP, [], FreeLease(store))
         except Died:
             self.restarts()
 
