@@ -28,6 +28,7 @@ from app.preemption import StopRequest
 from app.record import load_record
 from app.sections import variables
 from app.settings import Settings, variable_table
+from app.spot import watched_for_notices
 from app.stores import Store, open_store
 
 log = logging.getLogger(__name__)
@@ -37,9 +38,11 @@ _WEIGHTS_ONLY_LEAVES_OUT = ("optimizer.safetensors",)
 
 
 def train(settings: Settings, _: argparse.Namespace, stop: StopRequest) -> None:
-    from app.start import run
+    # From here on, so that a notice counts while libraries load and data is prepared, too.
+    with watched_for_notices(settings.checkpoints, settings.metadata_servers):
+        from app.start import run
 
-    run(settings, stop)
+        run(settings, stop)
 
 
 def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:

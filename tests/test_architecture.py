@@ -43,6 +43,7 @@ ORDER = [
     "health",
     "evaluation",
     "preemption",
+    "spot",
     "metrics",
     "saver",
     "attempt",
