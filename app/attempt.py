@@ -339,11 +339,14 @@ class Attempt:
             validation_loss=evaluated,
             attempt=self._lease.epoch,
             time=time.time(),
+            checkpoint_age_seconds=self._save_age(),
+            saves_committed=self._saver.saves_committed,
+            failed_saves=self._saver.failed_saves,
         )
         self._clock.last_row, self._clock.last_row_step = now, self.step
         self._clock.aside_since_row = 0.0
         self._metrics.add(row)
-        text = step_line(row, self.target, self._clock.step_seconds, self._save_age())
+        text = step_line(row, self.target, self._clock.step_seconds)
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {row.loss:.3f}, lr {row.learning_rate:.2e}")
             if evaluated is None:
