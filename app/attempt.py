@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 _SAMPLE = Sampling(max_tokens=40)
 _POLL_SECONDS = 0.5
+_REPORT_SECONDS = 60.0
+_EXIT_SECONDS = 5.0  # of a grace period, to give the lease back and to end
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Attempt:
         metrics: MetricsLog,
         journal: AttemptJournal,
         stop: StopRequest,
+        publish_report: Callable[[float], None],
         start_step: int,
         resumed_from_save_at: float | None = None,
     ) -> None:
@@ -104,6 +107,7 @@ class Attempt:
         self.target = schedule.horizons[-1]
         self._corpus, self._saver, self._lease = corpus, saver, lease
         self._metrics, self._journal, self._stop = metrics, journal, stop
+        self._publish_report = publish_report  # within that many seconds
         self._saved_step = start_step
         self._resumed_from_save_at = resumed_from_save_at
         self._loss: Tensor | None = None  # of the last finished step
@@ -239,7 +243,12 @@ class Attempt:
         self._saver.close()
         self._metrics.close()
         if not self._lease.lost:
-            self._journal.end(why)
+            recorded = self._journal.end(why)
+            seconds = (
+                self._grace_left() - _EXIT_SECONDS if self._stop.requested else _REPORT_SECONDS
+            )
+            if recorded and seconds > 0:
+                self._publish_report(seconds)
         self._lease.release()
 
     @contextmanager
@@ -290,8 +299,10 @@ class Attempt:
         self._journal.saved(time.monotonic() - started)
 
     def _fits(self, seconds: float) -> bool:
-        left = self.sections.checkpoints.grace_seconds - self._stop.seconds_since()
-        return seconds < left
+        return seconds < self._grace_left()
+
+    def _grace_left(self) -> float:
+        return self.sections.checkpoints.grace_seconds - self._stop.seconds_since()
 
     def _save_last(self) -> None:
         """SIGKILL follows GRACE_SECONDS after SIGTERM: do what saves the most until then."""

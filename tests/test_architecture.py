@@ -45,6 +45,8 @@ ORDER = [
     "preemption",
     "spot",
     "metrics",
+    "charts",
+    "report",
     "saver",
     "attempt",
     "train_torch",
