@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 _SAMPLE = Sampling(max_tokens=40)
 _POLL_SECONDS = 0.5
+_REPORT_SECONDS = 60.0
+_EXIT_SECONDS = 5.0  # of a grace period, to give the lease back and to end
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Attempt:
         metrics: MetricsLog,
         journal: AttemptJournal,
         stop: StopRequest,
+        publish_report: Callable[[float], None],
         start_step: int,
         resumed_from_save_at: float | None = None,
     ) -> None:
@@ -104,6 +107,7 @@ class Attempt:
         self.target = schedule.horizons[-1]
         self._corpus, self._saver, self._lease = corpus, saver, lease
         self._metrics, self._journal, self._stop = metrics, journal, stop
+        self._publish_report = publish_report  # within that many seconds
         self._saved_step = start_step
         self._resumed_from_save_at = resumed_from_save_at
         self._loss: Tensor | None = None  # of the last finished step
@@ -239,7 +243,12 @@ class Attempt:
         self._saver.close()
         self._metrics.close()
         if not self._lease.lost:
-            self._journal.end(why)
+            recorded = self._journal.end(why)
+            seconds = (
+                self._grace_left() - _EXIT_SECONDS if self._stop.requested else _REPORT_SECONDS
+            )
+            if recorded and seconds > 0:
+                self._publish_report(seconds)
         self._lease.release()
 
     @contextmanager
@@ -290,8 +299,10 @@ class Attempt:
         self._journal.saved(time.monotonic() - started)
 
     def _fits(self, seconds: float) -> bool:
-        left = self.sections.checkpoints.grace_seconds - self._stop.seconds_since()
-        return seconds < left
+        return seconds < self._grace_left()
+
+    def _grace_left(self) -> float:
+        return self.sections.checkpoints.grace_seconds - self._stop.seconds_since()
 
     def _save_last(self) -> None:
         """SIGKILL follows GRACE_SECONDS after SIGTERM: do what saves the most until then."""
@@ -339,11 +350,14 @@ class Attempt:
             validation_loss=evaluated,
             attempt=self._lease.epoch,
             time=time.time(),
+            checkpoint_age_seconds=self._save_age(),
+            saves_committed=self._saver.saves_committed,
+            failed_saves=self._saver.failed_saves,
         )
         self._clock.last_row, self._clock.last_row_step = now, self.step
         self._clock.aside_since_row = 0.0
         self._metrics.add(row)
-        text = step_line(row, self.target, self._clock.step_seconds, self._save_age())
+        text = step_line(row, self.target, self._clock.step_seconds)
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {row.loss:.3f}, lr {row.learning_rate:.2e}")
             if evaluated is None:

@@ -37,7 +37,9 @@ class AttemptRecord(BaseModel):
 
     `steps_lost` is what the attempt before had made beyond the step this one started
     from, as far as anybody wrote it down. `longest_upload_lag` is the time from a
-    snapshot to its commit. `ended` is None in a record that nobody finished.
+    snapshot to its commit. `saves` were asked for, `commits` are in the store, and
+    `failed_saves` are tries that the store did not take. `ended` is None in a record
+    that nobody finished.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -53,6 +55,8 @@ class AttemptRecord(BaseModel):
     seconds: float = 0.0
     seconds_to_first_step: float | None = None
     saves: int = 0
+    commits: int = 0
+    failed_saves: int = 0
     stall_seconds: float = 0.0
     longest_upload_lag: float = 0.0
     ended: str | None = None
@@ -129,19 +133,28 @@ class AttemptJournal:
             )
 
     def committed(self, upload_lag: float) -> None:
-        self.note(longest_upload_lag=max(upload_lag, self.record.longest_upload_lag))
+        record = self.record
+        self.note(
+            commits=record.commits + 1,
+            longest_upload_lag=max(upload_lag, record.longest_upload_lag),
+        )
+
+    def save_failed(self) -> None:
+        self.note(failed_saves=self.record.failed_saves + 1)
 
     def objects(self) -> dict[str, Data]:
         """What goes into the store with a checkpoint."""
         return {self._record.key: self._content()}
 
-    def end(self, why: str) -> None:
-        """The last words. A store that does not take them is no reason to fail."""
+    def end(self, why: str) -> bool:
+        """The last words. A store that does not take them is no reason to fail: then False."""
         self.note(ended=why)
         try:
             self._store.put(self._record.key, self._content())
         except AppError as error:
             log.warning("the end of this attempt was not recorded: %s", error)
+            return False
+        return True
 
     def _content(self) -> Data:
         return [(self.record.model_dump_json(indent=1) + "\n").encode()]
@@ -149,17 +162,18 @@ class AttemptJournal:
 
 def summary(record: AttemptRecord) -> str:
     """The line that an attempt ends with."""
+    failed = f"; {record.failed_saves} tries to save failed" if record.failed_saves else ""
     share = 100 * record.stall_seconds / max(1e-9, record.seconds)
     return (
         f"attempt {record.epoch}: {record.steps} steps in {duration(record.seconds)}; "
         f"{record.saves} saves held training up for {record.stall_seconds:.2f} s ({share:.2f} %), "
-        f"the slowest was in the store after {record.longest_upload_lag:.1f} s"
+        f"the slowest was in the store after {record.longest_upload_lag:.1f} s{failed}"
     )
 
 
 def attempt_table(records: Sequence[AttemptRecord]) -> list[str]:
     """Lines for a terminal. Durations in seconds; `lag` is from a snapshot to its commit."""
-    columns = ("from", "steps", "lost", "1st step", "saves", "stall", "lag")
+    columns = ("from", "steps", "lost", "1st step", "saves", "failed", "stall", "lag")
     lines = [f"{'attempt':>7} {'started':<19} {' '.join(f'{c:>8}' for c in columns)}  ended"]
     for record in records:
         first = record.seconds_to_first_step
@@ -169,6 +183,7 @@ def attempt_table(records: Sequence[AttemptRecord]) -> list[str]:
             str(record.steps_lost),
             "-" if first is None else f"{first:.1f} s",
             str(record.saves),
+            str(record.failed_saves),
             f"{record.stall_seconds:.2f} s",
             f"{record.longest_upload_lag:.1f} s",
         )

@@ -120,6 +120,8 @@ def _parser() -> _Parser:
         "verify", commands.verify_checkpoints, "check every byte of every checkpoint", verbs
     )
     verify.add_argument("checkpoint", nargs="?", help="step or name; default: all")
+    report = add("report", commands.report, "write a page with the curves and attempts of a run")
+    report.add_argument("--to", metavar="FILE", help="page to write; default: RUN-report.html")
     config = add("config", commands.config, "show every variable, its value and its source")
     config.add_argument("--markdown", action="store_true", help="the README's table")
     add("health", commands.health, "exit 0 while the job in this container makes progress")

@@ -26,8 +26,10 @@ from app.failures import disk_failures
 from app.health import check_heartbeat
 from app.preemption import StopRequest
 from app.record import load_record
+from app.report import page, read_run
 from app.sections import variables
 from app.settings import Settings, variable_table
+from app.spot import watched_for_notices
 from app.stores import Store, open_store
 
 log = logging.getLogger(__name__)
@@ -37,9 +39,11 @@ _WEIGHTS_ONLY_LEAVES_OUT = ("optimizer.safetensors",)
 
 
 def train(settings: Settings, _: argparse.Namespace, stop: StopRequest) -> None:
-    from app.start import run
+    # From here on, so that a notice counts while libraries load and data is prepared, too.
+    with watched_for_notices(settings.checkpoints, settings.metadata_servers):
+        from app.start import run
 
-    run(settings, stop)
+        run(settings, stop)
 
 
 def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
@@ -124,6 +128,19 @@ def list_checkpoints(settings: Settings, arguments: argparse.Namespace, _: StopR
         )
     if attempts:
         print("\n" + "\n".join(attempt_table(attempts)))
+
+
+def report(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
+    """Write the run's page here, whole or not at all."""
+    run = read_run(_existing_run(settings))
+    target = Path(arguments.to or f"{run.name}-report.html").absolute()
+    with disk_failures(f"--to {target}"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".report-", dir=target.parent) as scratch:
+            partial = Path(scratch) / "index.html"
+            partial.write_text(page(run), "utf-8")
+            partial.replace(target)
+    print(target)
 
 
 def _checkpoint_row(store: Store, stored: StoredCheckpoint) -> dict[str, Any]:

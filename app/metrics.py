@@ -32,7 +32,11 @@ _MAX_METRICS_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Row:
-    """One line of metrics.jsonl. Loss in nats per token, time in seconds since 1970."""
+    """One line of metrics.jsonl. Loss in nats per token, time in seconds since 1970.
+
+    The last three say how saving goes: the age of the newest checkpoint, how many this
+    attempt committed, and how many tries failed since the last one. None in rows of before.
+    """
 
     step: int
     tokens: int
@@ -44,6 +48,9 @@ class Row:
     validation_loss: float | None
     attempt: int
     time: float
+    checkpoint_age_seconds: float | None = None
+    saves_committed: int | None = None
+    failed_saves: int | None = None
 
 
 _ROW = TypeAdapter(Row)
@@ -75,7 +82,11 @@ class CsvWriter:
 class TensorBoardWriter:
     """One event file, named so that every attempt replaces it."""
 
-    NAMES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu", "validation_loss")
+    NAMES = tuple(
+        field.name
+        for field in fields(Row)
+        if field.name not in ("step", "tokens", "attempt", "time")
+    )
 
     def __init__(self, directory: Path) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -220,7 +231,7 @@ def _rows(content: bytes) -> tuple[list[Row], int]:
     return rows, unreadable
 
 
-def step_line(row: Row, target: int, step_seconds: float, save_age: float | None) -> str:
+def step_line(row: Row, target: int, step_seconds: float) -> str:
     """The one tidy line of a step."""
     parts = [
         f"step {row.step}/{target}",
@@ -235,7 +246,10 @@ def step_line(row: Row, target: int, step_seconds: float, save_age: float | None
         perplexity = math.exp(min(row.validation_loss, 700))
         parts.append(f"val loss {row.validation_loss:.4f} (ppl {perplexity:,.1f})")
     parts.append(f"ETA {duration((target - row.step) * step_seconds)}")
-    parts.append("not saved yet" if save_age is None else f"saved {duration(save_age)} ago")
+    age = row.checkpoint_age_seconds
+    parts.append("not saved yet" if age is None else f"saved {duration(age)} ago")
+    if row.failed_saves:
+        parts.append(f"{row.failed_saves} failed saves since")
     return " | ".join(parts)
 
 

@@ -54,6 +54,8 @@ class CheckpointSaver:
         self.committed_step: int | None = None
         self.committed_at: float | None = None
         self.last_commit_seconds = 0.0
+        self.saves_committed = 0
+        self.failed_saves = 0  # since the last commit
         self._store, self._lease, self._settings = store, lease, settings
         self._extra_files, self._journal, self._protected = extra_files, journal, protected
         self._first_pause = first_pause
@@ -124,6 +126,8 @@ class CheckpointSaver:
                 self._save(request)
                 return
             except (Unavailable, AccessDenied) as error:
+                self.failed_saves += 1
+                self._journal.save_failed()
                 stale = time.monotonic() - began
                 if stale >= self._settings.give_up_seconds:
                     raise type(error)(
@@ -164,6 +168,8 @@ class CheckpointSaver:
         self.last_commit_seconds = time.monotonic() - started
         self.committed_at = time.monotonic()
         self.committed_step = snapshot.step
+        self.saves_committed += 1
+        self.failed_saves = 0
         self._journal.committed(self.committed_at - request.taken_at)
         log.info(
             "checkpoint step %d saved: %s in %.1f s",

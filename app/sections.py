@@ -188,6 +188,9 @@ class CheckpointSettings(Section):
         description="time between SIGTERM and SIGKILL",
         json_schema_extra=_unit("seconds"),
     )
+    spot_notices: Literal["off", "aws", "gcp"] = Field(
+        "off", description="ask the cloud's metadata server for spot notices, and act as on SIGTERM"
+    )
     lease_ttl: float = Field(
         30,
         ge=2,
@@ -260,6 +263,13 @@ class LogSettings(Section):
         if unknown := [name for name in names if name not in ("tensorboard", "csv", "none")]:
             raise ValueError(f"{unknown[0]!r} is none of tensorboard, csv, none")
         return ",".join(name for name in names if name != "none")
+
+
+class MetadataServers(Section):
+    """Where a machine asks its cloud about itself: the clouds' own names, not the job's."""
+
+    aws_ec2_metadata_service_endpoint: str = "http://169.254.169.254/"
+    gce_metadata_host: str = "169.254.169.254"
 
 
 SECTIONS: dict[str, type[Section]] = {

@@ -3,7 +3,8 @@
 The environment is the only configuration. A command-line flag is the same name in
 lower case, and a `.env` file in the working directory is read too; the order of
 precedence is flag, environment, file, default. Nothing else in the project reads
-the environment, except boto3 (AWS_*) and the hub client (HF_*) for their own names.
+the environment, except boto3 (AWS_*) and the hub client (HF_*) for their own names;
+`metadata_servers` holds what the clouds' own names say about spot notices.
 """
 
 import difflib
@@ -25,6 +26,7 @@ from app.sections import (
     ComputeSettings,
     DataSettings,
     LogSettings,
+    MetadataServers,
     ModelSettings,
     OptimizerSettings,
     RunSettings,
@@ -49,6 +51,7 @@ class Settings:
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
     logs: LogSettings = field(default_factory=LogSettings)
+    metadata_servers: MetadataServers = field(default_factory=MetadataServers)
     sources: Mapping[str, Source] = field(default_factory=dict)
 
     def value(self, variable: Variable) -> Any:

@@ -8,6 +8,7 @@ the lease taken, and what the store says is read again under it.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -34,6 +35,7 @@ from app.record import (
     extend,
     load_record,
 )
+from app.report import publish
 from app.retention import quarantine, remove_unfinished, set_late_aside
 from app.sampler import SampleOrder
 from app.saver import CheckpointSaver
@@ -278,6 +280,7 @@ def _attempt(
         metrics=metrics,
         journal=journal,
         stop=stop,
+        publish_report=partial(publish, run.store, run.lease),
         start_step=step,
         resumed_from_save_at=resumed.progress.saved_at if resumed else None,
     )

@@ -11,7 +11,9 @@ from app.attempt import Attempt
 from app.attempts import read_attempts
 from app.checkpoints import read_manifest, stored_checkpoints
 from app.errors import ConfigError, Preempted, Unavailable
+from app.metrics import Row
 from app.preemption import StopRequest
+from app.report import REPORT_KEY
 from app.settings import load_settings
 from app.start import open_attempt
 from app.stores import open_store
@@ -183,6 +185,52 @@ def test_an_attempt_says_why_it_ended(opened: Opener, tmp_path: Path) -> None:
     (record,) = read_attempts(open_store(f"file://{tmp_path}", "tiny"), newest=9)
     assert (record.steps, record.saves, record.ended) == (2, 1, "target reached")
     assert record.seconds_to_first_step is not None and record.seconds_to_first_step > 0
+
+
+def test_a_row_says_how_saving_goes(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = opened(checkpoint_every_steps="2")
+    attempt.begin()
+    rows: list[Row] = []
+    monkeypatch.setattr(attempt._metrics, "add", rows.append)
+
+    def step() -> None:
+        attempt.step_done(torch.tensor(1.0), torch.tensor(1.0))
+        attempt._saver.wait()
+
+    for _ in range(3):
+        step()
+    attempt._saver.failed_saves = 2
+    step()
+    assert [(row.saves_committed, row.failed_saves) for row in rows] == [
+        (0, 0),
+        (0, 0),
+        (1, 0),
+        (1, 2),
+    ]
+    assert [row.checkpoint_age_seconds is None for row in rows] == [True, True, False, False]
+    assert 0 <= (rows[2].checkpoint_age_seconds or -1) < 60
+
+
+def test_the_end_of_an_attempt_puts_the_report_into_the_store(
+    opened: Opener, tmp_path: Path
+) -> None:
+    attempt = opened(total_steps="2")
+    train(attempt)
+    attempt.finish()
+    attempt.close("target reached")
+    report, _ = open_store(f"file://{tmp_path}", "tiny").get(REPORT_KEY)
+    assert b"<h1>tiny</h1>" in report and b"target reached" in report
+
+
+def test_a_report_that_does_not_fit_into_the_grace_is_left_out(
+    opened: Opener, stop: QuietStop, tmp_path: Path
+) -> None:
+    attempt = opened()
+    stop.request(seconds_ago=21.0)
+    attempt.close("stopped")
+    store = open_store(f"file://{tmp_path}", "tiny")
+    assert [read.ended for read in read_attempts(store, newest=1)] == ["stopped"]
+    assert not list(store.list("report/"))
 
 
 def test_evaluation_is_deterministic_and_leaves_training_alone(

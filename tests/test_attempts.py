@@ -73,10 +73,25 @@ def test_a_journal_is_read_back_with_its_end(folder: Store) -> None:
     (read,) = read_attempts(folder, newest=10)
     assert (read.steps, read.saves, read.stall_seconds) == (12, 2, 0.75)
     assert (read.longest_upload_lag, read.ended) == (3.0, "target reached")
+    assert (read.commits, read.failed_saves) == (2, 0)
     assert summary(read) == (
         "attempt 3: 12 steps in 1:00; 2 saves held training up for 0.75 s (1.25 %), the slowest "
         "was in the store after 3.0 s"
     )
+
+
+def test_tries_to_save_that_failed_are_in_the_record_the_summary_and_the_table(
+    folder: Store,
+) -> None:
+    journal = AttemptJournal(folder, record())
+    journal.save_failed()
+    journal.save_failed()
+    journal.end("exit 75")
+    (read,) = read_attempts(folder, newest=10)
+    assert summary(read).endswith("; 2 tries to save failed")
+    header, line = attempt_table([read])
+    column = header.split().index("failed") + 1  # "1st step" is two words
+    assert line.replace(" s ", " ").split()[column - 2] == "2"
 
 
 def test_a_killed_attempt_leaves_the_words_of_its_last_checkpoint(folder: Store) -> None:

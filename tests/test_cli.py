@@ -64,7 +64,7 @@ def test_help_names_every_command_and_exit_code(capsys: pytest.CaptureFixture[st
         cli.main(["--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    for word in ("train", "prepare", "generate", "checkpoints", "config", "health"):
+    for word in ("train", "prepare", "generate", "checkpoints", "report", "config", "health"):
         assert word in text
     codes = {cls.exit_code for cls in _tree(AppError)}
     assert all(f"{code} " in text for code in codes)

@@ -2,6 +2,10 @@
 
 import csv
 import errno
+import json
+import socket
+import urllib.request
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -38,10 +42,24 @@ def upload(log: MetricsLog, store: Store) -> None:
         store.put(key, [content])
 
 
-def scalars(directory: Path) -> list[tuple[int, float]]:
+def scalars(directory: Path, name: str = "loss") -> list[tuple[int, float]]:
     events = EventAccumulator(str(directory / "tensorboard"))
     events.Reload()
-    return [(event.step, event.value) for event in events.Scalars("loss")]
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def served(port: int) -> dict[str, float]:
+    """Every gauge with its value."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    found = [line.split('{run="run"} ') for line in lines if not line.startswith("#")]
+    return {name: float(value) for name, value in found}
 
 
 def test_replayed_steps_replace_the_lost_ones_in_every_form(folder: Store, tmp_path: Path) -> None:
@@ -99,21 +117,41 @@ def test_loggers_none_writes_rows_only(tmp_path: Path) -> None:
 
 
 def test_prometheus_serves_the_newest_row_and_a_taken_port_is_named(tmp_path: Path) -> None:
-    import socket
-    import urllib.request
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log = MetricsLog(tmp_path, LogSettings(loggers="none", metrics_port=port), "run", [])
     log.add(row(1))
     log.add(row(2))
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    assert 'train_loss{run="run"} 8.0' in text
+    assert served(port)["train_loss"] == 8.0
     with pytest.raises(ConfigError, match=f"METRICS_PORT={port}"):
         MetricsLog(tmp_path, LogSettings(loggers="none", metrics_port=port), "run", [])
     log.close()
+
+
+def test_how_saving_goes_is_in_every_form(tmp_path: Path) -> None:
+    port = free_port()
+    log = MetricsLog(tmp_path, LogSettings(metrics_port=port), "run", [])
+    log.add(row(1))
+    assert "train_checkpoint_age_seconds" not in served(port), "no checkpoint, no age"
+    log.add(replace(row(2), checkpoint_age_seconds=61.5, saves_committed=3, failed_saves=4))
+    gauges = served(port)
+    log.close()
+    names = ("checkpoint_age_seconds", "saves_committed", "failed_saves")
+    assert [gauges[f"train_{name}"] for name in names] == [61.5, 3, 4]
+    assert [scalars(tmp_path, name) for name in names] == [[(2, 61.5)], [(2, 3)], [(2, 4)]]
+    with (tmp_path / "metrics.csv").open() as file:
+        before, after = csv.DictReader(file)
+    assert [before[name] for name in names] == ["", "", ""]
+    assert [float(after[name]) for name in names] == [61.5, 3, 4]
+    written = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])
+    assert [written[name] for name in names] == [61.5, 3, 4]
+
+
+def test_rows_of_a_version_that_knew_less_are_read(folder: Store) -> None:
+    known = asdict(row(1))
+    for name in ("checkpoint_age_seconds", "saves_committed", "failed_saves"):
+        del known[name]
+    folder.put(METRICS_KEY, [json.dumps(known).encode() + b"\n"])
+    assert stored_rows(folder) == [row(1)]
 
 
 def test_a_full_disk_under_the_logs_is_said(
@@ -143,8 +181,11 @@ def test_a_line_says_all_that_is_known_of_a_step() -> None:
         attempt=1,
         time=0.0,
     )
-    assert step_line(row, 60, 1.5, 3.2) == (
+    saved = replace(row, checkpoint_age_seconds=3.2, saves_committed=1, failed_saves=0)
+    assert step_line(saved, 60, 1.5) == (
         "step 20/60 | loss 10.8123 | lr 6.00e-05 | grad 1.50 | 12,346 tok/s | MFU 41.2% | "
         "val loss 2.0000 (ppl 7.4) | ETA 1:00 | saved 0:03 ago"
     )
-    assert step_line(row, 60, 1.5, None).endswith("not saved yet")
+    assert step_line(row, 60, 1.5).endswith("not saved yet")
+    failing = step_line(replace(saved, failed_saves=4), 60, 1.5)
+    assert failing.endswith("saved 0:03 ago | 4 failed saves since")

@@ -88,12 +88,13 @@ class Bench:
     ) -> None:
         self.store = FlakyStore(folder, failures)
         self.lease = StubLease(self.store)
+        self.journal = AttemptJournal(folder, RECORD)
         self.saver = CheckpointSaver(
             self.store,  # type: ignore[arg-type]
             self.lease,  # type: ignore[arg-type]
             CheckpointSettings(give_up_seconds=give_up),
             extra_files={"config.json": b"{}"},
-            journal=AttemptJournal(folder, RECORD),
+            journal=self.journal,
             first_pause=first_pause,
         )
 
@@ -144,6 +145,30 @@ def test_a_store_that_comes_back_loses_nothing(
     assert bench.saver.wait(30)
     assert bench.steps() == [20]
     assert caplog.text.count("saving step 20 failed") == 2
+    assert bench.journal.record.failed_saves == 2 and bench.journal.record.commits == 1
+
+
+def test_failed_tries_are_counted_until_the_next_commit(
+    folder: Store, benches: list[Bench]
+) -> None:
+    bench = Bench(folder, [Unavailable("503"), AccessDenied("403")], first_pause=3600)
+    benches.append(bench)
+    store, saver = bench.store, bench.saver
+    counts = []
+    saver.submit(request(20))
+    for step in (40, 60):
+        assert store.failed.wait(30)
+        store.failed.clear()
+        store.gate.clear()
+        store.entered.clear()
+        saver.submit(request(step))
+        assert store.entered.wait(30)
+        counts.append((saver.saves_committed, saver.failed_saves))
+        store.gate.set()
+    assert saver.wait(30)
+    assert counts == [(0, 1), (0, 2)]
+    assert (saver.saves_committed, saver.failed_saves) == (1, 0)
+    assert bench.journal.record.failed_saves == 2
 
 
 def test_a_store_that_stays_away_ends_the_job_with_75(folder: Store, benches: list[Bench]) -> None:
