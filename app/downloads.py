@@ -1,6 +1,7 @@
 """Files that a URI names, fetched into DATA_DIR/downloads; what is there is not fetched again."""
 
 import fnmatch
+import functools
 import hashlib
 import json
 import re
@@ -49,7 +50,7 @@ def download(uri: str, data_dir: Path, suffixes: Sequence[str]) -> list[Path]:
 def _from_s3(uri: str, folder: Path, suffixes: Sequence[str]) -> list[Path]:
     from botocore.exceptions import ClientError
 
-    from app.s3_client import explain_head, open_client, s3_failures
+    from app.s3_client import explain_head, open_client, s3_failures, transfer
 
     setting = f"DATASET={uri}"
     bucket, _, pattern = uri.removeprefix("s3://").partition("/")
@@ -83,7 +84,7 @@ def _from_s3(uri: str, folder: Path, suffixes: Sequence[str]) -> list[Path]:
             if not path.is_file():
                 partial = path.with_name(path.name + ".partial")
                 try:
-                    client.download_file(bucket, key, str(partial))
+                    transfer(functools.partial(client.download_file, bucket, key, str(partial)))
                 except ClientError as error:
                     explain_head(client, error, bucket, key)
                     raise

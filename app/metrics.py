@@ -192,9 +192,12 @@ class MetricsLog:
         return objects
 
     def close(self) -> None:
-        self._file.close()
-        for writer in self._writers:
-            writer.close()
+        """Close every file, also on a disk that takes no more bytes: the store has the rows."""
+        for close in (self._file.close, *(writer.close for writer in self._writers)):
+            try:
+                close()
+            except OSError as error:
+                log.warning("the last rows are not in %s: %s", self._place, error.strerror)
 
     def _pass_on(self, row: Row) -> None:
         for writer in self._writers:

@@ -5,9 +5,10 @@ AWS_DEFAULT_REGION, AWS_ENDPOINT_URL_S3 and so on.
 S3's codes: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from boto3.exceptions import Boto3Error, RetriesExceededError
 from boto3.session import Session
@@ -76,6 +77,8 @@ _NOT_NOW = {
 }
 _NO_SPACE = {"InsufficientCapacity", "QuotaExceeded", "XMinioStorageFull"}
 
+T = TypeVar("T")
+
 
 def open_client(place: str) -> tuple[Any, str]:
     """An S3 client, safe in threads, and its endpoint (URL). Nothing is contacted yet.
@@ -87,6 +90,7 @@ def open_client(place: str) -> tuple[Any, str]:
         client: Any = Session().client("s3", config=_CONFIG)
     except (BotoCoreError, ValueError) as error:
         raise _unusable(place, redacted(str(error))) from error
+    client.meta.events.register("before-send.s3", _without_expect)
     return client, redacted(str(client.meta.endpoint_url))
 
 
@@ -103,6 +107,19 @@ def s3_failures(place: str, endpoint: str) -> Iterator[None]:
     except (HTTPError, ConnectionError) as error:
         # An answer that breaks off in its body, which the SDK does not always translate.
         raise Unavailable(f"{place}: the answer broke off ({error})") from error
+
+
+def transfer(work: Callable[[], T]) -> T:
+    """Do `work`, which is a managed transfer of the SDK, where a signal does not wait for it.
+
+    The SDK's transfer manager lets no exception pass before its requests are answered, and a
+    server that went silent would keep an interrupted process for minutes.
+    """
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="s3-transfer")
+    try:
+        return pool.submit(work).result()
+    finally:
+        pool.shutdown(wait=False)
 
 
 def explain_head(client: Any, error: ClientError, bucket: str, key: str) -> None:
@@ -129,6 +146,15 @@ def _from_sdk_error(error: Exception, place: str, endpoint: str) -> AppError:
     if isinstance(error, (aws.FlexibleChecksumError, aws.ChecksumError)):
         return Damaged(f"{place} does not match its checksum: {text}")
     return _unusable(place, text)
+
+
+def _without_expect(request: Any, **_: Any) -> None:
+    """Send uploads without `Expect: 100-continue`; the header is not among the signed ones.
+
+    A connection that ends within the interim answer keeps botocore in an endless loop, and one
+    that met a refusal stalls its next request: https://github.com/boto/botocore/issues/3755
+    """
+    request.headers.pop("Expect", None)
 
 
 def error_code(error: ClientError) -> str:

@@ -9,23 +9,27 @@ from contextlib import contextmanager, suppress
 from typing import Literal
 from urllib.parse import urlsplit
 
-Fault = Literal["reset", "slow"]
+Fault = Literal["reset", "slow", "cut", "torn"]
 _CHUNK = 16_384
 
 
 class FaultyLink:
-    """Forwards every connection; while `fault` is set, about every second one suffers it.
+    """Forwards every connection; while `fault` is set, about every second request suffers it,
+    `left` of them at most.
 
-    reset   is closed at once, with RST
-    slow    trickles
+    reset   its connection is closed at once, with RST
+    slow    it trickles
+    cut     it is served, and half of the answer gets through: nobody knows what the server did
+    torn    as cut, but only in the body of a long answer
     """
 
     def __init__(self, target: tuple[str, int], seed: int) -> None:
         self.fault: Fault | None = None
+        self.left = 1_000_000
         self.suffered = 0
         self._target, self._draw = target, random.Random(seed)
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._closing = threading.Event()
+        self._closing, self._counting = threading.Event(), threading.Lock()
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
@@ -47,13 +51,19 @@ class FaultyLink:
                 return
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
+    def _strikes(self, *faults: str) -> bool:
+        with self._counting:
+            struck = self.fault in faults and self.left > 0 and self._draw.random() < 0.5
+            self.left -= struck
+            self.suffered += struck
+            return struck
+
     def _serve(self, client: socket.socket) -> None:
         """One connection, which may carry many requests: each is judged by itself."""
         server: socket.socket | None = None
         try:
             while request := client.recv(_CHUNK):
-                fault = self.fault if self._draw.random() < 0.5 else None
-                self.suffered += fault is not None
+                fault = self.fault if self._strikes("reset", "slow") else None
                 if fault == "reset":
                     _abort(client)
                     return
@@ -78,6 +88,9 @@ class FaultyLink:
     def _answer(self, server: socket.socket, client: socket.socket) -> None:
         try:
             while answer := server.recv(_CHUNK):
+                if self._strikes("cut", *(["torn"] if len(answer) == _CHUNK else [])):
+                    client.sendall(answer[: len(answer) // 2])
+                    return
                 client.sendall(answer)
         except OSError:
             pass

@@ -1,5 +1,6 @@
 """Answers in the place of an S3 server: refusals, outages, and servers that know less."""
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -7,6 +8,33 @@ from tests.s3server import WsgiApp
 
 Answer = tuple[int, str]
 Answering = Callable[[dict[str, Any]], Answer | None]
+
+
+class Held:
+    """Keeps requests of `method` on some paths waiting, from the first until `release`.
+
+    `then` is called once, when the first one has come in. Their bodies are not read: a
+    client that uploads gets stuck in the middle.
+    """
+
+    def __init__(
+        self, method: str, matches: Callable[[str], bool], then: Callable[[], None]
+    ) -> None:
+        self._method, self._matches, self._then = method, matches, then
+        self._lock, self._released = threading.Lock(), threading.Event()
+        self.came = False
+
+    def release(self) -> None:
+        self._released.set()
+
+    def __call__(self, environ: dict[str, Any]) -> Answer | None:
+        if environ["REQUEST_METHOD"] == self._method and self._matches(environ["PATH_INFO"]):
+            with self._lock:
+                first, self.came = not self.came, True
+            if first:
+                self._then()
+            self._released.wait(60)
+        return None
 
 
 class Interposed:

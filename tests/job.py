@@ -8,9 +8,9 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol, Self
 
 import torch
 from safetensors.torch import load_file
@@ -22,7 +22,20 @@ from app.stores import Store
 
 ROOT = Path(__file__).parent.parent
 
-Action = Callable[[subprocess.Popen[str]], None]
+
+class JobProcess(Protocol):
+    """What the tests need of a running job: a part of subprocess.Popen."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def stdout(self) -> IO[str] | None: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def kill(self) -> None: ...
+    def wait(self) -> int: ...
+
+
+Action = Callable[[JobProcess], None]
 
 
 @dataclass(frozen=True)
@@ -37,25 +50,36 @@ class JobRunner:
 
     environment: Mapping[str, str] = field(default_factory=dict)
 
-    def with_(self, **changes: str) -> "JobRunner":
-        return JobRunner({**self.environment, **changes})
+    def with_(self, **changes: str) -> Self:
+        return replace(self, environment={**self.environment, **changes})
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def whole_environment(self) -> dict[str, str]:
         own = {variable.name for variable in variables()}
         inherited = {name: value for name, value in os.environ.items() if name not in own}
+        return {**inherited, **self.environment}
+
+    def start(self, *arguments: str) -> JobProcess:
         return subprocess.Popen(
             [sys.executable, "-m", "app", *arguments],
             cwd=ROOT,
-            env={**inherited, **self.environment},
+            env=self.whole_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
 
-    def run(self, *arguments: str, when: Mapping[str, Action] | None = None) -> Finished:
-        """Run to the end; each action of `when` is taken at the first line with its text."""
+    def run(
+        self,
+        *arguments: str,
+        when: Mapping[str, Action] | None = None,
+        begin: Action | None = None,
+    ) -> Finished:
+        """Run to the end; each action of `when` is taken at the first line with its text,
+        and `begin` as soon as there is a process."""
         process = self.start(*arguments)
+        if begin is not None:
+            begin(process)
         watchdog = threading.Timer(120, process.kill)
         watchdog.start()
         waiting, lines = dict(when or {}), []

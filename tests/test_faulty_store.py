@@ -3,7 +3,7 @@
 Real jobs against a real server; the faults are between them.
 """
 
-import subprocess
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 from app.stores import open_store
 from tests.conftest import S3Server
 from tests.faulty_link import Fault, FaultyLink, faulty_link, while_between
+from tests.forked_job import ForkedJobRunner
 from tests.interposed import Interposed
 from tests.job import JobRunner, Outcome, outcome
 
@@ -30,7 +31,7 @@ def link(
 
 
 def s3_job(job_environment: dict[str, str], bucket: str, endpoint: str, run: str) -> JobRunner:
-    return JobRunner(
+    return ForkedJobRunner(
         {
             **job_environment,
             "RUN_NAME": run,
@@ -68,7 +69,7 @@ def assert_whole(job: JobRunner, undisturbed: Outcome, bucket: str) -> None:
     assert not list(store.list("quarantine/"))
 
 
-@pytest.mark.parametrize("fault", ["reset", "slow"])
+@pytest.mark.parametrize("fault", ["reset", "slow", "cut"])
 def test_a_link_that_breaks_costs_nothing(
     fault: Fault,
     link: FaultyLink,
@@ -81,6 +82,23 @@ def test_a_link_that_breaks_costs_nothing(
     finished = job.run("train", when=while_between(link, fault, "step 3/", "step 11/"))
     assert finished.code == 0, finished.log
     assert link.suffered, "no request met the fault"
+    assert_whole(job.with_(AWS_ENDPOINT_URL_S3=s3_server), undisturbed, bucket)
+
+
+def test_torn_downloads_at_a_resume_are_read_again_and_called_no_damage(
+    link: FaultyLink,
+    bucket: str,
+    s3_server: str,
+    job_environment: dict[str, str],
+    undisturbed: Outcome,
+) -> None:
+    job = s3_job(job_environment, bucket, link.url, "torn")
+    assert job.signal_when("step 7/12", signal.SIGKILL, "train").code == -signal.SIGKILL
+    link.fault, link.left = "torn", 4  # one request is sent five times at most
+    finished = job.run("train")
+    assert finished.code == 0, finished.log
+    assert link.suffered == 4
+    assert "resumed from step" in finished.log and "DAMAGED" not in finished.log
     assert_whole(job.with_(AWS_ENDPOINT_URL_S3=s3_server), undisturbed, bucket)
 
 
@@ -103,7 +121,7 @@ def test_refusals_that_pass_cost_nothing(
     def refuse(environ: dict[str, Any]) -> tuple[int, str] | None:
         return ANSWERS[status] if environ["REQUEST_METHOD"] in ("PUT", "POST") else None
 
-    def begin(_: subprocess.Popen[str]) -> None:
+    def begin(_: object) -> None:
         s3_answers.answering = refuse
 
     # The SDK's own tries are over when the job says so; how many there were is not ours to count.
@@ -124,7 +142,7 @@ def test_refusals_that_stay_end_the_job_and_the_next_start_goes_on(
     job_environment: dict[str, str],
     undisturbed: Outcome,
 ) -> None:
-    def begin(_: subprocess.Popen[str]) -> None:
+    def begin(_: object) -> None:
         s3_answers.answering = lambda environ: ANSWERS[status]
 
     job = s3_job(job_environment, bucket, s3_server, f"staying-{status}")

@@ -90,13 +90,24 @@ def test_sigterm_commits_the_step_and_exits_143(
     ("trainer", "number"), [("lightning", signal.SIGINT), ("torch", signal.SIGTERM)]
 )
 def test_a_signal_to_the_whole_group_is_the_jobs_and_not_its_workers(
-    trainer: str, number: signal.Signals, job_environment: dict[str, str], tmp_path: Path
+    trainer: str,
+    number: signal.Signals,
+    straight: dict[str, Path],
+    job_environment: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     runner = job(job_environment, tmp_path, trainer).with_(NUM_WORKERS="2")
     stopped = runner.run("train", when={"step 4/12": lambda p: os.killpg(p.pid, number)})
     assert stopped.code == 143, stopped.log
     step = int(newest_checkpoint(tmp_path / "tiny").name.split("-")[1])
     assert f"stopped at step {step} of 12; newest checkpoint: step {step}" in stopped.log
+    finished = runner.run("train")
+    assert finished.code == 0, finished.log
+    assert f"resumed from step {step} " in finished.log
+    assert_same_checkpoint(
+        newest_checkpoint(straight[trainer]), newest_checkpoint(tmp_path / "tiny")
+    )
+    assert losses(tmp_path / "tiny") == losses(straight[trainer])
 
 
 def test_an_extension_is_applied_once_however_often_it_starts(

@@ -174,6 +174,40 @@ class TestS3Store:
         assert s3.put_if_match("a", b"2", etag)
         assert s3.get("a")[0] == b"2"
 
+    def test_a_server_that_compares_etags_without_quotes_still_keeps_two_writers_apart(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        def answering(environ: dict[str, Any]) -> Answer | None:
+            given = environ.get("HTTP_IF_MATCH")
+            if given and given.startswith('"'):
+                return 412, xml("PreconditionFailed")
+            if given:
+                environ["HTTP_IF_MATCH"] = f'"{given}"'
+            return None
+
+        s3_answers.answering = answering
+        s3.check()
+        assert s3.conditional_writes
+        etag = s3.put_if_absent("a", b"1")
+        assert etag and s3.put_if_match("a", b"2", etag)
+        assert s3.put_if_match("a", b"3", etag) is None
+        assert s3.get("a")[0] == b"2"
+
+    def test_an_upload_is_sent_at_once_and_waits_for_no_interim_answer(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        expected: list[str | None] = []
+
+        def answering(environ: dict[str, Any]) -> Answer | None:
+            if environ["REQUEST_METHOD"] == "PUT":
+                expected.append(environ.get("HTTP_EXPECT"))
+            return None
+
+        s3_answers.answering = answering
+        s3.put("a", [bytes(9 * MIB)])
+        s3.put("b", [])
+        assert len(expected) == 3 and set(expected) == {None}
+
     def test_an_answer_that_breaks_off_is_an_outage(
         self, s3: S3Store, s3_answers: Interposed, tmp_path: Path
     ) -> None:

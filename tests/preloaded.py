@@ -1,0 +1,22 @@
+"""What the fork server of `tests.forked_job` imports once, so that each job need not."""
+
+import importlib
+
+import torch
+
+for name in (
+    "app.commands",
+    "app.start",
+    "app.train_lightning",
+    "app.train_torch",
+    "boto3.session",
+    "pytest",
+    "tensorboard.summary.writer.event_file_writer",
+    "tests.forked_job",
+    "tokenizers",
+    "torch._dynamo",
+):
+    importlib.import_module(name)
+
+# A pool of threads does not survive a fork.
+torch.set_num_threads(1)
