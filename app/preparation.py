@@ -319,8 +319,13 @@ class Preparation:
     def _restore(self, named: NamedShard) -> None:
         path = self.directory / named.name
         with suppress(_MadeElsewhere), self._locked(path.exists):
-            if not path.exists():
+            if path.exists():
+                return
+            try:
                 self._corpus.restore(self.index, named.seal, lambda *_: self._advance())
+            except Damaged as error:
+                origin = f" (and {self._cache.uri}, if they come from there)" if self._cache else ""
+                raise Damaged(f"{error}{origin}") from error
 
     def _extend(self) -> None:
         """Make what is missing, unless another process does."""

@@ -10,6 +10,7 @@ or a digit.
 """
 
 import logging
+import shutil
 import threading
 from bisect import bisect
 from collections.abc import Callable
@@ -58,13 +59,15 @@ class TokenCache:
 
         Raises Damaged, NotFound, AccessDenied, Unavailable, OSError.
         """
-        downloaded = self._store.fetch(self._key(named.name), scratch)
+        fetched, path = self._store.fetch(self._key(named.name), scratch), scratch / named.name
+        if fetched != path:  # a store's own file stays where it is
+            shutil.copyfile(fetched, path)
         try:
             verify(scratch, named)
         except Damaged as error:
-            downloaded.unlink(missing_ok=True)
+            path.unlink()
             raise Damaged(f"{self.uri}/{named.name} is not what was uploaded") from error
-        downloaded.replace(directory / named.name)
+        path.replace(directory / named.name)
 
     def upload(self, index: ShardIndex, directory: Path, goes_on: Callable[[], bool]) -> None:
         """Bring the cache up to `index`, whose shards are in `directory`.

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +33,19 @@ class Finished:
 
 @dataclass(frozen=True)
 class JobRunner:
-    """Starts `python -m app` with a clean environment, plus what is given."""
+    """Starts `python -m app` (or another module) with a clean environment, plus what is given."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
+    module: str = "app"
 
     def with_(self, **changes: str) -> "JobRunner":
-        return JobRunner({**self.environment, **changes})
+        return replace(self, environment={**self.environment, **changes})
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         own = {variable.name for variable in variables()}
         inherited = {name: value for name, value in os.environ.items() if name not in own}
         return subprocess.Popen(
-            [sys.executable, "-m", "app", *arguments],
+            [sys.executable, "-m", self.module, *arguments],
             cwd=ROOT,
             env={**inherited, **self.environment},
             stdout=subprocess.PIPE,
