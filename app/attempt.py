@@ -20,22 +20,21 @@ from tqdm import tqdm
 from app.attempts import AttemptJournal, seconds_of_this_process, summary
 from app.compute import Compute
 from app.console import on_terminal
+from app.corpus import Corpus, OutOfData
 from app.decoding import Sampling, generate_tokens
 from app.errors import ConfigError, Preempted
 from app.evaluation import evaluate
 from app.health import beat
 from app.lease import Lease
-from app.loader import BatchGeometry, ValidationBatches, training_loader
+from app.loader import BatchGeometry, training_loader
 from app.metrics import MetricsLog, Row, step_line
 from app.model import SmolLM2, flops_per_token
 from app.objective import LossFunction, Schedule
 from app.preemption import StopRequest
-from app.sampler import SampleOrder
 from app.saver import CheckpointSaver, SaveRequest
 from app.sections import CheckpointSettings, DataSettings, LogSettings, OptimizerSettings
-from app.shards import TokenShards
 from app.state import Progress, RandomState, capture, library_versions
-from app.tokenizer import TokenizerFiles, open_tokenizer
+from app.tokenizer import open_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -43,16 +42,6 @@ _SAMPLE = Sampling(max_tokens=40)
 _POLL_SECONDS = 0.5
 _REPORT_SECONDS = 60.0
 _EXIT_SECONDS = 5.0  # of a grace period, to give the lease back and to end
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The tokens to train on, their order, and the held-out ones."""
-
-    train: TokenShards
-    validation: TokenShards | None
-    order: SampleOrder
-    tokenizer: TokenizerFiles
 
 
 @dataclass(frozen=True)
@@ -121,7 +110,7 @@ class Attempt:
         """Micro-batches (B, T + 1) of all steps that are left."""
         return training_loader(
             self._corpus.train,
-            self._corpus.order,
+            self._corpus.sequences,
             self.geometry,
             self.step,
             self.target,
@@ -170,7 +159,8 @@ class Attempt:
         self.step += 1
         self._journal.note(step=self.step, seconds=time.monotonic() - self._clock.started)
         now = time.monotonic()
-        elapsed, self._clock.step_started = now - self._clock.step_started, now
+        # Waiting for tokens is no measure of what a step takes.
+        elapsed = max(0.0, now - self._clock.step_started - self._corpus.take_waited())
         smooth = 0.1 if self._clock.step_seconds else 1.0
         self._clock.step_seconds += smooth * (elapsed - self._clock.step_seconds)
         last = self.step == self.target
@@ -198,6 +188,7 @@ class Attempt:
         self._saver.raise_if_failed()
         if self._lease.lost:
             self._lease.check()
+        self._corpus.take_waited()
         self._clock.step_started = time.monotonic()
         return self._stop.requested or last
 
@@ -208,10 +199,13 @@ class Attempt:
         worth more than a number about it.
         """
         data, geometry = self.sections.data, self.geometry
-        assert self._corpus.validation is not None, "checked when the attempt was opened"
-        batches = ValidationBatches(
-            self._corpus.validation, geometry.seq_len, geometry.batch_size, data.val_tokens
-        )
+        try:
+            batches = self._corpus.validation(geometry.batch_size, data.val_tokens)
+        except OutOfData as end:
+            if end.__cause__ is not None:
+                raise
+            self._leave_evaluation_out()
+            return None
 
         def goes_on(seconds_left: float) -> bool:
             needed = seconds_left + self._saver.last_commit_seconds
@@ -219,16 +213,28 @@ class Attempt:
 
         loss = evaluate(self.model, self.loss_function, batches, self.compute, goes_on)
         if loss is None:
-            log.warning("asked to stop: the evaluation of step %d is left out", self.step)
+            self._leave_evaluation_out()
         return loss
 
-    def finish(self) -> None:
-        """Commit what is left to commit. Raises Preempted if that did not reach the target."""
+    def _leave_evaluation_out(self) -> None:
+        log.warning("asked to stop: the evaluation of step %d is left out", self.step)
+
+    def finish(self, failure: BaseException | None = None) -> None:
+        """Commit what is left to commit.
+
+        Then raises `failure`, which ended the training before its time, or Preempted if the
+        target was not reached.
+        """
         if self._bar is not None:
             self._bar.close()
         self._save_last()
         committed = self._wait_for_commits()
         log.info(summary(self._journal.record))
+        if failure is not None:
+            log.error(
+                "ended at step %d: newest checkpoint: %d", self.step, self._newest_committed()
+            )
+            raise failure
         if self.step < self.target or not committed:
             raise Preempted(
                 f"stopped at step {self.step} of {self.target}; newest checkpoint: step "
@@ -240,6 +246,7 @@ class Attempt:
         """Leave nothing running, and say why the attempt ended."""
         if self._bar is not None:
             self._bar.close()
+        self._corpus.close()
         self._saver.close()
         self._metrics.close()
         if not self._lease.lost:

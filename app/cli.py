@@ -100,6 +100,9 @@ def _parser() -> _Parser:
 
     add("train", commands.train, "train, or continue, the run that the settings name")
     prepare = add("prepare", commands.prepare, "tokenize the dataset without training")
+    prepare.add_argument(
+        "--all", action="store_true", help="the whole dataset, not only what the run needs"
+    )
     prepare.add_argument("--tokenizer_only", metavar="DIR", help="only train the builtin tokenizer")
     generate = add("generate", commands.generate, "continue a prompt with a checkpoint")
     _add_generate_arguments(generate)

@@ -47,8 +47,9 @@ def train(settings: Settings, _: argparse.Namespace, stop: StopRequest) -> None:
 
 
 def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
-    from app.job import prepare_tokens, resolve_job
+    from app.job import open_preparation, resolve_job
     from app.sources import pin_source
+    from app.token_progress import TokenProgress
     from app.tokenizer import build_builtin_tokenizer
 
     if arguments.tokenizer_only:
@@ -56,9 +57,14 @@ def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -
             files = build_builtin_tokenizer(Path(arguments.tokenizer_only))
         print(f"{files.directory}: {files.vocab_size:,} tokens")
         return
-    target = settings.run.total_steps + settings.run.additional_steps
-    data = prepare_tokens(resolve_job(settings), pin_source(settings.data), target)
-    print(f"{data.train.n_tokens:,} training tokens in {settings.data.data_dir}")
+    steps = range(settings.run.total_steps + settings.run.additional_steps)
+    source, progress = pin_source(settings.data), TokenProgress()
+    preparation = open_preparation(
+        resolve_job(settings), source, steps, progress.waiting, everything=arguments.all
+    )
+    preparation.run()
+    progress.arrived()
+    print(f"{preparation.train.n_tokens:,} training tokens in {settings.data.data_dir}")
 
 
 def config(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:

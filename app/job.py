@@ -1,15 +1,14 @@
 """A job: the settings with everything decided that depends on device, model and tokenizer."""
 
 import logging
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from app.compute import Compute, resolve_compute, resolve_model
-from app.console import duration
 from app.errors import ConfigError
-from app.health import beat
 from app.loader import BatchGeometry
-from app.prepare import PreparedData, PrepareProgress, check_enough, prepare
+from app.preparation import Preparation, PrepareProgress, TokenNeed, Waiting
 from app.presets import ModelConfig
 from app.pretrained import model_directory, read_config
 from app.record import Identity
@@ -17,6 +16,7 @@ from app.sampler import SampleOrder
 from app.sections import ModelSettings, redacted
 from app.settings import Settings
 from app.sources import PinnedSource
+from app.token_cache import open_token_cache
 from app.tokenizer import TokenizerFiles, load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -92,32 +92,48 @@ def _resolve_model(
     return settings.init_name, read_config(directory), directory
 
 
-def prepare_tokens(job: Job, source: PinnedSource, target: int) -> PreparedData:
-    """Tokens for `target` steps, and a validation split where one is asked for."""
+def open_preparation(
+    job: Job,
+    source: PinnedSource,
+    steps: range,
+    report: Callable[[PrepareProgress], None],
+    *,
+    everything: bool = False,
+) -> Preparation:
+    """Tokens for the optimizer steps `steps` (or all of DATASET), and a validation split
+    where one is asked for. Nothing is done yet."""
+    data, seq_len = job.settings.data, job.geometry.seq_len
     order = SampleOrder(n_sequences=None, seed=job.settings.run.seed)
-    sequences = target * job.geometry.global_batch_size
-    windows = -(-sequences // order.window)
-    tokens = windows * order.window * job.geometry.seq_len + 1
+    first_window = steps.start * job.geometry.global_batch_size // order.window
+    need = TokenNeed(
+        start=first_window * order.window * seq_len,
+        stop=order.tokens_until(steps.stop * job.geometry.global_batch_size, seq_len),
+        validation=data.val_tokens + 1 if data.val_every_steps else 0,
+    )
+    uri = job.settings.checkpoints.checkpoint_uri
+    return Preparation(
+        source.settings,
+        job.tokenizer,
+        source.fingerprint,
+        replace(need, stop=None) if everything else need,
+        cache=lambda fingerprint: open_token_cache(uri, fingerprint),
+        report=report,
+    )
 
-    def report(progress: PrepareProgress) -> None:
-        beat()
-        log.info(
-            "preparing data: %s documents, %s tokens in %s",
-            f"{progress.documents:,}",
-            f"{progress.tokens:,}",
-            duration(progress.seconds),
-        )
 
-    data = prepare(source.settings, job.tokenizer, tokens, report, source=source.fingerprint)
-    check_enough(data, job.geometry.seq_len)
-    if job.settings.data.val_every_steps:
-        held_out = min(
-            job.settings.data.val_tokens, data.validation.n_tokens - 1 if data.validation else 0
+def check_data(job: Job, preparation: Preparation, waiting: Waiting) -> None:
+    """Wait for the first tokens. Raises ConfigError if DATASET is too small for the run."""
+    data, seq_len = job.settings.data, job.geometry.seq_len
+    n_tokens = preparation.wait_for("train", seq_len + 1, waiting).n_tokens("train")
+    if n_tokens < seq_len + 1:
+        raise ConfigError(
+            f"DATASET has only {n_tokens} tokens to train on, and one sequence takes "
+            f"SEQ_LEN + 1 = {seq_len + 1}: set a smaller SEQ_LEN or name a larger dataset"
         )
-        if held_out < job.geometry.seq_len:
+    if data.val_every_steps:
+        index = preparation.wait_for("validation", seq_len + 1, waiting)
+        if min(data.val_tokens, index.n_tokens("validation") - 1) < seq_len:
             raise ConfigError(
-                f"VAL_EVERY_STEPS={job.settings.data.val_every_steps}, but DATASET="
-                f"{job.settings.data.dataset} is too small to hold out {job.geometry.seq_len + 1} "
-                "tokens: set VAL_EVERY_STEPS=0"
+                f"VAL_EVERY_STEPS={data.val_every_steps}, but DATASET={data.dataset} is too "
+                f"small to hold out {seq_len + 1} tokens: set VAL_EVERY_STEPS=0"
             )
-    return data

@@ -5,14 +5,16 @@ Shapes: B sequences per micro-batch, T = SEQ_LEN tokens.
 
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from app.sampler import SampleOrder, global_index
+from app.sampler import Numbers, global_index
 from app.shards import TokenShards
 
 
@@ -36,48 +38,64 @@ class BatchGeometry:
         return self.global_batch_size * self.seq_len
 
 
+SampleFeed = Callable[[int, int], Numbers]
+"""(first, count) to the numbers of the sequences that the samples [first, first + count) show.
+
+It returns when their tokens can be read.
+"""
+
+
 class Sequences(Dataset[Tensor]):
-    """Sample number to T + 1 token ids (int64): inputs and, shifted by one, targets."""
+    """Sequence number to T + 1 token ids (int64): inputs and, shifted by one, targets."""
 
-    def __init__(self, shards: TokenShards, order: SampleOrder, seq_len: int) -> None:
-        self.shards, self.order, self.seq_len = shards, order, seq_len
+    def __init__(self, shards: TokenShards, seq_len: int) -> None:
+        self.shards, self.seq_len = shards, seq_len
 
-    def __getitem__(self, index: int) -> Tensor:
-        start = self.order.sequence_at(index) * self.seq_len
-        tokens = self.shards.read(start, self.seq_len + 1)
-        return torch.from_numpy(tokens.astype("int64"))
+    def __getitem__(self, number: int) -> Tensor:
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> Tensor:
+        """A whole micro-batch (B, T + 1) at once; DataLoader looks for this name."""
+        starts = np.asarray(numbers, dtype=np.int64) * self.seq_len
+        rows = self.shards.read_rows(starts, self.seq_len + 1)
+        return torch.from_numpy(rows.astype(np.int64))
 
 
 class StepRange(Sampler[list[int]]):
-    """Sample numbers of this process's micro-batches, for the steps [start, stop)."""
+    """Sequence numbers of this process's micro-batches, for the steps [start, stop)."""
 
-    def __init__(self, geometry: BatchGeometry, start: int, stop: int) -> None:
-        self.geometry, self.start, self.stop = geometry, start, stop
+    def __init__(self, feed: SampleFeed, geometry: BatchGeometry, start: int, stop: int) -> None:
+        self.feed, self.geometry, self.start, self.stop = feed, geometry, start, stop
 
     def __len__(self) -> int:
         return (self.stop - self.start) * self.geometry.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
-        geometry = self.geometry
+        """Runs in the main process also where others read the tokens."""
+        size = self.geometry.global_batch_size
         for step in range(self.start, self.stop):
-            for micro_step in range(geometry.accumulation):
-                yield [
-                    global_index(
-                        step,
-                        micro_step,
-                        geometry.rank,
-                        row,
-                        batch_size=geometry.batch_size,
-                        world_size=geometry.world_size,
-                        global_batch_size=geometry.global_batch_size,
-                    )
-                    for row in range(geometry.batch_size)
-                ]
+            samples = self.feed(step * size, size).tolist()
+            for micro_step in range(self.geometry.accumulation):
+                yield [samples[row] for row in self._rows(micro_step)]
+
+    def _rows(self, micro_step: int) -> range:
+        """Which of a step's samples are this process's: see `global_index`."""
+        geometry = self.geometry
+        first = global_index(
+            0,
+            micro_step,
+            geometry.rank,
+            0,
+            batch_size=geometry.batch_size,
+            world_size=geometry.world_size,
+            global_batch_size=geometry.global_batch_size,
+        )
+        return range(first, first + geometry.batch_size)
 
 
 def training_loader(
     shards: TokenShards,
-    order: SampleOrder,
+    feed: SampleFeed,
     geometry: BatchGeometry,
     start: int,
     stop: int,
@@ -87,13 +105,19 @@ def training_loader(
 ) -> DataLoader[Tensor]:
     """Micro-batches (B, T + 1) of int64 for the optimizer steps [start, stop)."""
     return DataLoader(
-        Sequences(shards, order, geometry.seq_len),
-        batch_sampler=StepRange(geometry, start, stop),
+        Sequences(shards, geometry.seq_len),
+        batch_sampler=StepRange(feed, geometry, start, stop),
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
+        collate_fn=_as_it_is,
         worker_init_fn=_leave_signals_to_the_job,
     )
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Sequences come as one tensor already."""
+    return batch
 
 
 def _leave_signals_to_the_job(worker: int) -> None:
@@ -112,16 +136,15 @@ class ValidationBatches:
     max_tokens: int
 
     @property
-    def _n_sequences(self) -> int:
+    def n_sequences(self) -> int:
         return min(self.max_tokens // self.seq_len, (self.shards.n_tokens - 1) // self.seq_len)
 
     def __len__(self) -> int:
-        return math.ceil(self._n_sequences / self.batch_size)
+        return math.ceil(self.n_sequences / self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        for start in range(0, self._n_sequences, self.batch_size):
-            rows = [
-                self.shards.read(index * self.seq_len, self.seq_len + 1)
-                for index in range(start, min(start + self.batch_size, self._n_sequences))
-            ]
-            yield torch.stack([torch.from_numpy(row.astype("int64")) for row in rows])
+        for start in range(0, self.n_sequences, self.batch_size):
+            stop = min(start + self.batch_size, self.n_sequences)
+            starts = np.arange(start, stop, dtype=np.int64) * self.seq_len
+            rows = self.shards.read_rows(starts, self.seq_len + 1)
+            yield torch.from_numpy(rows.astype(np.int64))

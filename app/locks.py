@@ -26,6 +26,8 @@ def locked_folder(directory: Path, waiting: Callable[[], None]) -> Iterator[None
                 time.sleep(_POLL_SECONDS)
         yield
     finally:
+        # Not by closing alone: processes that were forked meanwhile hold the descriptor too.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 

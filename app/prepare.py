@@ -1,4 +1,4 @@
-"""Text to tokens, once: DATA_DIR/tokens/<fingerprint>/ is found, continued or begun.
+"""Text to tokens: which text goes into which split, and where a shard ends.
 
 One text in 100 is held out for validation, chosen by its hash, whether or not the run
 validates: so the training data depend on nothing but the source and the tokenizer. The
@@ -6,116 +6,40 @@ first text never is, so that a dataset of one text can be trained on.
 """
 
 import hashlib
-import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from app.errors import ConfigError
-from app.failures import disk_failures
-from app.locks import locked_folder
-from app.sections import DataSettings
-from app.shards import SHARD_TOKENS, ShardIndex, ShardWriter, TokenShards, read_index
-from app.sources import Piece, documents, source_fingerprint
+from app.errors import ConfigError, Damaged
+from app.sections import MAX_VALIDATION_TOKENS, DataSettings
+from app.shards import SHARD_TOKENS, ShardIndex, ShardWriter, Split, Tokens
+from app.sources import Piece, documents
 from app.tokenizer import TextEncoder, TokenizerFiles
 
 HELD_OUT_ONE_IN = 100
-MAX_VALIDATION_TOKENS = 4_000_000
 
 _BATCH_CHARACTERS = 1 << 21  # enough for all cores, a second or two of work
-_REPORT_SECONDS = 2.0
-_VERSION = 1  # of the way that pieces become shards
+_IN_FLIGHT = 2  # batches: while one is encoded, another becomes arrays and a third is read
+_VERSION = 2  # of the way that pieces become shards
 
 
 @dataclass(frozen=True)
-class PrepareProgress:
-    """How far it is: what the cache holds, the time since this start, and the aim if known."""
+class Tally:
+    """Where the tokenizer stands: counted from the beginning of the source."""
 
+    pieces: int
     documents: int
-    tokens: int
-    seconds: float
-    tokens_total: int | None
+    text_bytes: int
 
 
-@dataclass(frozen=True)
-class PreparedData:
-    """Tokens to train on; `validation` is None where no text was held out.
-
-    `complete` says that the whole source is tokenized. `fingerprint` names source and
-    tokenizer; it is the same however much of the source is tokenized.
-    """
-
-    train: TokenShards
-    validation: TokenShards | None
-    tokenizer: TokenizerFiles
-    fingerprint: str
-    complete: bool
-
-
-def prepare(
-    data: DataSettings,
-    tokenizer: TokenizerFiles,
-    tokens_needed: int | None,
-    report: Callable[[PrepareProgress], None],
-    *,
-    source: str | None = None,
-    shard_tokens: int = SHARD_TOKENS,
-) -> PreparedData:
-    """At least `tokens_needed` training tokens (None: all), or as many as DATASET has.
-
-    Tokens that were there before stay as they are: going on later only appends. Of two
-    processes, one works and the other waits for it. `source` is the fingerprint of DATASET,
-    where it is known. `report` is called every two seconds
-    or so; what it raises ends the preparation, and costs what is not sealed.
-
-    Raises what `documents` raises; ConfigError for a dataset without text; for DATA_DIR
-    AccessDenied (not writable) or Unavailable (full); Damaged for a changed cache.
-    """
-    source = source or source_fingerprint(data)
+def tokens_fingerprint(source: str, tokenizer: TokenizerFiles) -> str:
+    """SHA-256 (hex) of what decides about every byte of the shards."""
     identity = f"{_VERSION} {source} {tokenizer.fingerprint} {tokenizer.eos_token_id}"
-    fingerprint = hashlib.sha256(identity.encode()).hexdigest()
-    directory = data.data_dir / "tokens" / fingerprint[:24]
-    reporter = _Reporter(report, tokens_needed)
-
-    def enough(index: ShardIndex) -> bool:
-        validation_needed = data.val_tokens if data.val_every_steps else 0
-        return index.complete or (
-            tokens_needed is not None
-            and index.n_tokens("train") >= tokens_needed
-            and index.n_tokens("validation") >= validation_needed
-        )
-
-    with disk_failures(f"DATA_DIR={data.data_dir}"):
-        index = read_index(directory, source, tokenizer.fingerprint)
-        if not enough(index):
-            directory.mkdir(parents=True, exist_ok=True)
-            with locked_folder(
-                directory, lambda: reporter.update(index.documents, index.n_tokens("train"))
-            ):
-                index = read_index(directory, source, tokenizer.fingerprint)
-                if not enough(index):
-                    writer = ShardWriter(directory, index)
-                    _tokenize(data, tokenizer, writer, enough, reporter, shard_tokens)
-                    index = writer.index
-        validation = index.shards["validation"]
-        return PreparedData(
-            train=TokenShards(directory, index.shards["train"]),
-            validation=TokenShards(directory, validation) if validation else None,
-            tokenizer=tokenizer,
-            fingerprint=fingerprint,
-            complete=index.complete,
-        )
-
-
-def check_enough(prepared: PreparedData, seq_len: int) -> None:
-    """Raises ConfigError if not one sequence (inputs, and targets one further) can be cut."""
-    n_tokens = prepared.train.n_tokens
-    if n_tokens < seq_len + 1:
-        raise ConfigError(
-            f"DATASET has only {n_tokens} tokens to train on, and one sequence takes "
-            f"SEQ_LEN + 1 = {seq_len + 1}: set a smaller SEQ_LEN or name a larger dataset"
-        )
+    return hashlib.sha256(identity.encode()).hexdigest()
 
 
 def held_out(text: str) -> bool:
@@ -124,59 +48,134 @@ def held_out(text: str) -> bool:
     return int.from_bytes(digest[:8], "little") % HELD_OUT_ONE_IN == 0
 
 
-class _Reporter:
-    """Calls `report` when its time has come."""
+class CorpusTokenizer:
+    """Makes the shards of DATASET in `directory`. One process at a time may do that."""
 
-    def __init__(self, report: Callable[[PrepareProgress], None], tokens_total: int | None) -> None:
-        self._report, self._total = report, tokens_total
-        self._started = self._last = time.monotonic()
+    def __init__(
+        self,
+        data: DataSettings,
+        tokenizer: TokenizerFiles,
+        directory: Path,
+        shard_tokens: int = SHARD_TOKENS,
+    ) -> None:
+        self._data, self._tokenizer, self._directory = data, tokenizer, directory
+        self._shard_tokens = shard_tokens
 
-    def update(self, documents_done: int, tokens: int) -> None:
-        now = time.monotonic()
-        if now - self._last >= _REPORT_SECONDS:
-            self._last = now
-            self._report(PrepareProgress(documents_done, tokens, now - self._started, self._total))
+    def extend(self, index: ShardIndex, done: Callable[[Tally, int], None]) -> Iterator[ShardIndex]:
+        """Go on after `index`: the new one after each seal, to the end of the source.
 
+        `done` is called after each batch, with the training tokens sealed and pending.
+        Raises what `documents` raises, ConfigError for a dataset without text, OSError.
+        """
+        writer = ShardWriter(self._directory, index)
+        for tally, complete in self._fill(writer, done):
+            if complete and not writer.n_tokens("train"):
+                raise ConfigError(
+                    f"DATASET={self._data.dataset} has no text to train on: name another dataset"
+                )
+            writer.seal(
+                pieces=tally.pieces,
+                documents=tally.documents,
+                text_bytes=tally.text_bytes,
+                complete=complete,
+            )
+            yield writer.index
 
-def _tokenize(
-    data: DataSettings,
-    tokenizer: TokenizerFiles,
-    writer: ShardWriter,
-    enough: Callable[[ShardIndex], bool],
-    reporter: _Reporter,
-    shard_tokens: int,
-) -> None:
-    """Go on after the index's last piece until there is `enough`.
+    def restore(self, index: ShardIndex, number: int, done: Callable[[Tally, int], None]) -> None:
+        """Make the files of seal `number` again. Raises as `extend`, and Damaged."""
+        writer = ShardWriter(self._directory, index.first(number))
+        tally, _ = next(self._fill(writer, done))
+        seal = writer.restore(
+            pieces=tally.pieces, documents=tally.documents, text_bytes=tally.text_bytes
+        )
+        if seal != index.seals[number]:
+            raise Damaged(
+                f"DATASET={self._data.dataset} does not give the tokens that it gave before: "
+                f"delete {self._directory} and start again"
+            )
 
-    Shards end, and the work stops, only where the text itself decides: after the batch
-    that fills a shard. So their bytes depend neither on kills nor on how much was needed.
-    """
-    encoder = TextEncoder(tokenizer)
-    end = np.array([tokenizer.eos_token_id], dtype=np.uint16)
-    pieces, finished = writer.index.pieces, writer.index.documents
-    for batch in _batches(documents(data, skip=pieces)):
-        encoded = encoder.encode_batch([piece.text for piece in batch])
-        for number, (piece, tokens) in enumerate(zip(batch, encoded, strict=True), start=pieces):
-            if not piece.text:
-                pass
-            elif held_out(piece.text) and number > 0:
-                if writer.n_tokens("validation") + len(tokens) < MAX_VALIDATION_TOKENS:
-                    writer.append("validation", np.append(tokens, end))
+    def _fill(
+        self, writer: ShardWriter, done: Callable[[Tally, int], None]
+    ) -> Iterator[tuple[Tally, bool]]:
+        """Append pieces, and stop where a shard ends: (how far, whether at the end of all).
+
+        Shards end only where the text itself decides: after the batch that fills one. So
+        their bytes depend neither on kills nor on how much was needed.
+        """
+        index = writer.index
+        tally = Tally(index.pieces, index.documents, index.text_bytes)
+        encoder = TextEncoder(self._tokenizer)
+        for batch in _encoded(_batches(documents(self._data, skip=tally.pieces)), encoder):
+            tally = self._append(writer, batch, tally)
+            done(tally, writer.n_tokens("train"))
+            if writer.n_pending("train") >= self._shard_tokens:
+                yield tally, False
+        yield tally, True
+
+    def _append(self, writer: ShardWriter, batch: "Sequence[_Encoded]", tally: Tally) -> Tally:
+        end = np.array([self._tokenizer.eos_token_id], dtype=np.uint16)
+        finished, text_bytes = tally.documents, tally.text_bytes
+        for number, text in enumerate(batch, start=tally.pieces):
+            finished += text.ends_document
+            if not text.n_bytes:
+                continue
+            if text.held_out and number > 0:
+                if writer.n_tokens("validation") <= MAX_VALIDATION_TOKENS:
+                    _append_all(writer, "validation", text.tokens, end)
+                    text_bytes += text.n_bytes
                 # The text before the gap and the text after it do not belong together.
-                if not piece.starts_document:
+                if not text.starts_document:
                     writer.append("train", end)
             else:
-                writer.append("train", np.append(tokens, end) if piece.ends_document else tokens)
-            finished += piece.ends_document
-        pieces += len(batch)
-        reporter.update(finished, writer.n_tokens("train"))
-        if writer.n_pending("train") >= shard_tokens:
-            writer.seal(pieces=pieces, documents=finished)
-            if enough(writer.index):
-                return
-    if not writer.n_tokens("train"):
-        raise ConfigError(f"DATASET={data.dataset} has no text to train on: name another dataset")
-    writer.seal(pieces=pieces, documents=finished, complete=True)
+                _append_all(writer, "train", text.tokens, *([end] if text.ends_document else []))
+                text_bytes += text.n_bytes
+        return Tally(tally.pieces + len(batch), finished, text_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A piece as tokens. `n_bytes` is the size of its text in UTF-8."""
+
+    tokens: Tokens
+    n_bytes: int
+    held_out: bool
+    starts_document: bool
+    ends_document: bool
+
+
+def _encoded(batches: Iterator[list[Piece]], encoder: TextEncoder) -> Iterator[list[_Encoded]]:
+    """The batches in order, encoded on other threads while the next ones are read here."""
+
+    def encode(batch: list[Piece]) -> list[_Encoded]:
+        tokens = encoder.encode_batch([piece.text for piece in batch])
+        return [_as_encoded(piece, ids) for piece, ids in zip(batch, tokens, strict=True)]
+
+    pool = ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="tokenizer")
+    waiting: deque[Future[list[_Encoded]]] = deque()
+    try:
+        for batch in batches:
+            waiting.append(pool.submit(encode, batch))
+            if len(waiting) > _IN_FLIGHT:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _as_encoded(piece: Piece, tokens: Tokens) -> _Encoded:
+    return _Encoded(
+        tokens=tokens,
+        n_bytes=len(piece.text.encode()),
+        held_out=held_out(piece.text),
+        starts_document=piece.starts_document,
+        ends_document=piece.ends_document,
+    )
+
+
+def _append_all(writer: ShardWriter, split: Split, *parts: Tokens) -> None:
+    for part in parts:
+        writer.append(split, part)
 
 
 def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:

@@ -2,61 +2,178 @@
 
     train-00000.bin  train-00001.bin …   raw little-endian uint16, nothing else
     validation-00000.bin …               the same, for the held-out text
-    index.json                           sizes, SHA-256, and how far the source is read
+    index.json                           a list of seals
 
-A shard is written whole, synced, and only then named in the index, which is replaced in
-one step. A kill costs the tokens that were not sealed yet; the files that come out are
-the same, byte for byte.
+A seal is one step of the preparation: up to one shard of each split, with size and
+SHA-256, and how far the source was read. A shard is written whole, synced, and only then
+named in the index, which is replaced in one step. A kill costs the tokens that were not
+sealed yet; the files that come out are the same, byte for byte.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from app.errors import Damaged
 
 INDEX = "index.json"
 SHARD_TOKENS = 1 << 22  # 8 MiB: some seconds of tokenizing
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 Tokens = npt.NDArray[np.uint16]
 
 _DTYPE = np.dtype("<u2")
+_STRICT = ConfigDict(extra="forbid", strict=True)
+_Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True, config=_STRICT)
 class Shard:
     """A sealed file; `sha256` is hexadecimal."""
 
+    tokens: _Count
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+    @property
+    def n_bytes(self) -> int:
+        return self.tokens * _DTYPE.itemsize
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class Seal:
+    """What one step of the preparation added, and where the work goes on after it.
+
+    `pieces` and `documents` of the source, and `text_bytes` (UTF-8, both splits), are counted
+    from the beginning, so that any number of first seals is an index of its own.
+    """
+
+    pieces: _Count
+    documents: _Count
+    text_bytes: _Count
+    train: Shard | None = None
+    validation: Shard | None = None
+
+    def shard(self, split: Split) -> Shard | None:
+        return self.train if split == "train" else self.validation
+
+
+@dataclass(frozen=True)
+class NamedShard:
+    """A shard, the name of its file, and the number of the seal that made it."""
+
     name: str
-    tokens: int
-    sha256: str
+    seal: int
+    shard: Shard
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What index.json holds. `pieces` of the source are in the shards, not one more or less."""
+    """What index.json holds. The shards hold exactly the first `pieces` of the source.
+
+    `text_bytes` is the size of the text that became these tokens, in UTF-8, both splits.
+    """
 
     source: str
     tokenizer: str
-    pieces: int = 0
-    documents: int = 0
+    seals: tuple[Seal, ...] = ()
     complete: bool = False
-    shards: Mapping[Split, tuple[Shard, ...]] = field(
-        default_factory=lambda: dict.fromkeys(SPLITS, ())
-    )
+
+    @property
+    def pieces(self) -> int:
+        return self.seals[-1].pieces if self.seals else 0
+
+    @property
+    def documents(self) -> int:
+        return self.seals[-1].documents if self.seals else 0
+
+    @property
+    def text_bytes(self) -> int:
+        return self.seals[-1].text_bytes if self.seals else 0
+
+    @cached_property
+    def shards(self) -> Mapping[Split, tuple[NamedShard, ...]]:
+        found: dict[Split, list[NamedShard]] = {split: [] for split in SPLITS}
+        for number, seal in enumerate(self.seals):
+            for split, named in found.items():
+                if (shard := seal.shard(split)) is not None:
+                    named.append(NamedShard(f"{split}-{len(named):05d}.bin", number, shard))
+        return {split: tuple(named) for split, named in found.items()}
+
+    @cached_property
+    def ends(self) -> Mapping[Split, npt.NDArray[np.int64]]:
+        """For each shard of a split, the number of tokens up to its end."""
+        return {
+            split: np.cumsum([named.shard.tokens for named in shards], dtype=np.int64)
+            for split, shards in self.shards.items()
+        }
 
     def n_tokens(self, split: Split) -> int:
-        return sum(shard.tokens for shard in self.shards[split])
+        ends = self.ends[split]
+        return int(ends[-1]) if len(ends) else 0
+
+    def first(self, n_seals: int) -> "ShardIndex":
+        """The index as it was after that many seals; itself where that is all of them."""
+        if n_seals >= len(self.seals):
+            return self
+        return replace(self, seals=self.seals[:n_seals], complete=False)
+
+    def continues(self, other: "ShardIndex") -> bool:
+        """Whether this index holds all of `other`, and goes on after it."""
+        longer = (len(self.seals), self.complete) > (len(other.seals), other.complete)
+        return longer and self.seals[: len(other.seals)] == other.seals
+
+
+class _IndexFile(BaseModel):
+    """index.json, as it is written. `documents` and `text_bytes` are there for people."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    format_version: int
+    source: str
+    tokenizer: str
+    complete: bool
+    documents: int = 0
+    text_bytes: int = 0
+    seals: tuple[Seal, ...]
+
+
+def encode_index(index: ShardIndex) -> bytes:
+    """The content of index.json."""
+    file = _IndexFile(
+        format_version=FORMAT_VERSION,
+        source=index.source,
+        tokenizer=index.tokenizer,
+        complete=index.complete,
+        documents=index.documents,
+        text_bytes=index.text_bytes,
+        seals=index.seals,
+    )
+    return file.model_dump_json(exclude_none=True).encode()
+
+
+def decode_index(content: bytes, source: str, tokenizer: str, place: str) -> ShardIndex:
+    """The index that `content`, read from `place`, holds.
+
+    Raises Damaged if it is not ours, or is of another source or tokenizer.
+    """
+    try:
+        file = _IndexFile.model_validate_json(content)
+    except ValidationError as error:
+        raise Damaged(f"{place} is not readable") from error
+    if (file.format_version, file.source, file.tokenizer) != (FORMAT_VERSION, source, tokenizer):
+        raise Damaged(f"{place} is of another dataset or version")
+    return ShardIndex(source, tokenizer, file.seals, file.complete)
 
 
 def read_index(directory: Path, source: str, tokenizer: str) -> ShardIndex:
@@ -66,17 +183,18 @@ def read_index(directory: Path, source: str, tokenizer: str) -> ShardIndex:
     """
     path = directory / INDEX
     try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        version = content.pop("format_version")
-        shards = {split: tuple(Shard(**shard) for shard in content.pop(split)) for split in SPLITS}
-        index = ShardIndex(**content, shards=shards)
+        content = path.read_bytes()
     except FileNotFoundError:
         return ShardIndex(source=source, tokenizer=tokenizer)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise Damaged(f"{path} is not readable: delete {directory} and start again") from error
-    if (version, index.source, index.tokenizer) != (FORMAT_VERSION, source, tokenizer):
-        raise Damaged(f"{path} is of another dataset or version: delete {directory}")
-    return index
+    try:
+        return decode_index(content, source, tokenizer, str(path))
+    except Damaged as error:
+        raise Damaged(f"{error}: delete {directory} and start again") from error
+
+
+def write_index(directory: Path, index: ShardIndex) -> None:
+    """Replace the index in one step. Raises OSError."""
+    _write_durably(directory / INDEX, encode_index(index))
 
 
 class ShardWriter:
@@ -86,96 +204,139 @@ class ShardWriter:
         self._directory = directory
         self.index = index
         self._pending: dict[Split, list[Tokens]] = {split: [] for split in SPLITS}
+        self._n_pending: dict[Split, int] = dict.fromkeys(SPLITS, 0)
 
     def append(self, split: Split, tokens: Tokens) -> None:
         self._pending[split].append(tokens)
+        self._n_pending[split] += len(tokens)
 
     def n_pending(self, split: Split) -> int:
-        return sum(len(tokens) for tokens in self._pending[split])
+        return self._n_pending[split]
 
     def n_tokens(self, split: Split) -> int:
         """Sealed and pending."""
         return self.index.n_tokens(split) + self.n_pending(split)
 
-    def seal(self, *, pieces: int, documents: int, complete: bool = False) -> None:
+    def seal(
+        self, *, pieces: int, documents: int, text_bytes: int = 0, complete: bool = False
+    ) -> None:
         """Make what was appended durable; it comes from the source's first `pieces` pieces.
 
         Raises OSError.
         """
-        shards = dict(self.index.shards)
-        for split in SPLITS:
-            if self.n_pending(split):
-                shards[split] = (*shards[split], self._write(split, len(shards[split])))
-        self.index = replace(
-            self.index, pieces=pieces, documents=documents, complete=complete, shards=shards
-        )
-        content = {"format_version": FORMAT_VERSION, **asdict(self.index)}
-        content.update(content.pop("shards"))
-        _write_durably(self._directory / INDEX, json.dumps(content, indent=1).encode())
-        self._pending = {split: [] for split in SPLITS}
+        self._add(self._write_shards(pieces, documents, text_bytes), complete)
+        write_index(self._directory, self.index)
 
-    def _write(self, split: Split, number: int) -> Shard:
+    def restore(self, *, pieces: int, documents: int, text_bytes: int = 0) -> Seal:
+        """Write the shards only: files that an index names already. Raises OSError."""
+        return self._write_shards(pieces, documents, text_bytes)
+
+    def _add(self, seal: Seal, complete: bool) -> None:
+        self.index = replace(self.index, seals=(*self.index.seals, seal), complete=complete)
+        self._pending = {split: [] for split in SPLITS}
+        self._n_pending = dict.fromkeys(SPLITS, 0)
+
+    def _write_shards(self, pieces: int, documents: int, text_bytes: int) -> Seal:
+        shards = {split: self._write(split) for split in SPLITS if self._n_pending[split]}
+        return Seal(pieces, documents, text_bytes, shards.get("train"), shards.get("validation"))
+
+    def _write(self, split: Split) -> Shard:
         data = np.concatenate(self._pending[split]).astype(_DTYPE, copy=False)
-        name = f"{split}-{number:05d}.bin"
+        name = f"{split}-{len(self.index.shards[split]):05d}.bin"
         _write_durably(self._directory / name, data.data)
-        return Shard(name, len(data), hashlib.sha256(data.data).hexdigest())
+        return Shard(len(data), hashlib.sha256(data.data).hexdigest())
 
 
 class TokenShards:
-    """The tokens of one split as one long array, memory-mapped."""
+    """The tokens of one split as one long array, memory-mapped, and growing with its index.
 
-    def __init__(self, directory: Path, shards: tuple[Shard, ...]) -> None:
-        """Raises Damaged if a file is missing, or its size or SHA-256 is not the recorded one."""
-        self._paths = [directory / shard.name for shard in shards]
-        self._ends = np.cumsum([shard.tokens for shard in shards], dtype=np.int64)
-        self._maps: list[Tokens] = []
-        for path, shard in zip(self._paths, shards, strict=True):
-            _verify(path, shard)
+    Whoever reads has made sure that the files are there and are what the index says: see
+    `verify`.
+    """
+
+    def __init__(self, directory: Path, split: Split, index: ShardIndex) -> None:
+        self._directory, self._split, self._index = directory, split, index
+        self._maps: dict[int, Tokens] = {}
 
     @property
     def n_tokens(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return self._index.n_tokens(self._split)
 
     def read(self, start: int, length: int) -> Tokens:
         """A copy of tokens [start, start + length), over shard borders where need be.
 
-        Raises IndexError outside [0, n_tokens].
+        Raises IndexError outside [0, n_tokens], Damaged for a file that is missing or has
+        another size.
         """
+        result = np.empty(length, dtype=np.uint16) if length >= 0 else np.empty(0, np.uint16)
+        self._reach(start, length)
+        self._fill(result, start)
+        return result
+
+    def read_rows(self, starts: npt.NDArray[np.int64], length: int) -> Tokens:
+        """The tokens [start, start + length) of each of (B,) starts: (B, length)."""
+        result = np.empty((len(starts), length), dtype=np.uint16)
+        for row, start in zip(result, starts.tolist(), strict=True):
+            self._reach(start, length)
+            self._fill(row, start)
+        return result
+
+    def _reach(self, start: int, length: int) -> None:
+        if start + length > self.n_tokens:  # the preparation may have gone on since
+            index = read_index(self._directory, self._index.source, self._index.tokenizer)
+            if index.continues(self._index):
+                self._index = index
         if start < 0 or length < 0 or start + length > self.n_tokens:
             raise IndexError(f"tokens {start} to {start + length} of {self.n_tokens}")
-        if not self._maps:
-            self._maps = [np.memmap(path, dtype=_DTYPE, mode="r") for path in self._paths]
-        result = np.empty(length, dtype=np.uint16)
-        filled = 0
-        number = int(np.searchsorted(self._ends, start, side="right"))
+
+    def _fill(self, result: Tokens, start: int) -> None:
+        ends = self._index.ends[self._split]
+        number = int(np.searchsorted(ends, start, side="right"))
+        filled, length = 0, len(result)
         while filled < length:
-            shard = self._maps[number]
-            offset = start + filled - (int(self._ends[number]) - len(shard))
+            shard = self._map(number)
+            offset = start + filled - (int(ends[number]) - len(shard))
             part = shard[offset : offset + length - filled]
             result[filled : filled + len(part)] = part
             filled += len(part)
             number += 1
-        return result
+
+    def _map(self, number: int) -> Tokens:
+        found = self._maps.get(number)
+        if found is None:
+            named = self._index.shards[self._split][number]
+            path = self._directory / named.name
+            _check_size(path, named.shard)
+            # As a plain array: slicing a memmap object costs more than copying a sequence.
+            found = np.asarray(np.memmap(path, dtype=_DTYPE, mode="r"))
+            self._maps[number] = found
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         # A data loading process opens the files itself; maps would be copied to it whole.
-        return {**self.__dict__, "_maps": []}
+        return {**self.__dict__, "_maps": {}}
 
 
-def _verify(path: Path, shard: Shard) -> None:
-    advice = f"delete {path.parent} and start again: it is tokenized anew"
+def verify(directory: Path, named: NamedShard) -> None:
+    """Raises Damaged if the file is missing, or its size or SHA-256 is not the recorded one."""
+    path = directory / named.name
+    _check_size(path, named.shard)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != named.shard.sha256:
+        raise Damaged(f"{path} was changed (SHA-256 differs): {_ADVICE}")
+
+
+_ADVICE = "delete it and start again: it is made again"
+
+
+def _check_size(path: Path, shard: Shard) -> None:
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != shard.tokens * _DTYPE.itemsize:
-                raise Damaged(
-                    f"{path} has {size} bytes, not {shard.tokens * _DTYPE.itemsize}: {advice}"
-                )
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = path.stat().st_size
     except FileNotFoundError as error:
-        raise Damaged(f"{path} is missing: {advice}") from error
-    if digest != shard.sha256:
-        raise Damaged(f"{path} was changed (SHA-256 differs): {advice}")
+        raise Damaged(f"{path} is missing: start again: it is made again") from error
+    if size != shard.n_bytes:
+        raise Damaged(f"{path} has {size} bytes, not {shard.n_bytes}: {_ADVICE}")
 
 
 def _write_durably(path: Path, data: bytes | memoryview) -> None:

@@ -13,20 +13,20 @@ from functools import partial
 import torch
 
 from app.admission import check_against_record, check_space, is_finished, source_of_run
-from app.attempt import Attempt, Corpus, Sections, Trainer
+from app.attempt import Attempt, Sections, Trainer
 from app.attempts import AttemptJournal, AttemptRecord, now, read_attempts
-from app.checkpoints import CheckpointName, highest_epoch, newest_valid
+from app.checkpoints import CheckpointName, highest_epoch, newest_valid, stored_checkpoints
+from app.corpus import Corpus, OutOfData
 from app.errors import AppError, Preempted
 from app.failures import disk_failures
 from app.health import beat
-from app.job import Job, prepare_tokens, resolve_job
+from app.job import Job, check_data, open_preparation, resolve_job
 from app.lease import Lease, holder_identity
 from app.locks import own_folder
 from app.metrics import MetricsLog, Row, local_rows, stored_rows
 from app.model import SmolLM2
 from app.objective import Schedule, build_optimizer
 from app.preemption import NOTHING_TO_SAVE, Interrupted, StopRequest
-from app.prepare import PreparedData
 from app.pretrained import load_pretrained
 from app.record import (
     Identity,
@@ -37,12 +37,12 @@ from app.record import (
 )
 from app.report import publish
 from app.retention import quarantine, remove_unfinished, set_late_aside
-from app.sampler import SampleOrder
 from app.saver import CheckpointSaver
 from app.sections import redacted
 from app.settings import Settings
 from app.state import STATE_FILES, Progress, huggingface_files, restore
 from app.stores import Store, open_store
+from app.token_progress import TokenProgress
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +55,7 @@ def run(settings: Settings, stop: StopRequest) -> None:
         return
     why = "target reached"
     try:
-        trainer(attempt)
-        attempt.finish()
+        attempt.finish(failure=_train(trainer, attempt))
     except AppError as error:
         why = f"exit {error.exit_code}: {redacted(str(error))}"
         raise
@@ -68,6 +67,15 @@ def run(settings: Settings, stop: StopRequest) -> None:
         raise
     finally:
         attempt.close(why)
+
+
+def _train(trainer: Trainer, attempt: Attempt) -> BaseException | None:
+    """Train. Returns what kept the data away, if that ended it."""
+    try:
+        trainer(attempt)
+    except OutOfData as end:
+        return end.__cause__
+    return None
 
 
 def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
@@ -84,7 +92,27 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
         log.info("nothing to do: %s is finished at step %d", job.run_name, stored.record.target)
         return None
     check_space(job, store)
-    data = prepare_tokens(job, source, _highest_target(job, stored))
+    progress = TokenProgress()
+    steps = range(_newest_step(store), _highest_target(job, stored))
+    data = open_preparation(job, source, steps, progress.behind)
+    try:
+        data.start()
+        check_data(job, data, progress.waiting)
+        log.info("first tokens ready after %.1f s", progress.arrived())
+        corpus = Corpus(data, progress, stop, seed=settings.run.seed, seq_len=job.geometry.seq_len)
+        attempt = _open_with_lease(job, store, corpus, identity, stop)
+    except BaseException:
+        data.close()
+        raise
+    if attempt is None:
+        data.close()
+    return attempt
+
+
+def _open_with_lease(
+    job: Job, store: Store, corpus: Corpus, identity: Identity, stop: StopRequest
+) -> Attempt | None:
+    settings = job.settings
     lease = Lease(store, settings.checkpoints.lease_ttl, holder_identity())
     lease.acquire(
         settings.checkpoints.lease_wait,
@@ -94,10 +122,15 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     )
     try:
         lease.start_renewing()
-        return _open_under_lease(HeldRun(job, store, lease, data), identity, stop)
+        return _open_under_lease(HeldRun(job, store, lease, corpus), identity, stop)
     except BaseException:
         lease.release()
         raise
+
+
+def _newest_step(store: Store) -> int:
+    """Where this start is likely to go on; what it reads first is fetched first."""
+    return max((s.name.step for s in stored_checkpoints(store) if s.committed), default=0)
 
 
 def _highest_target(job: Job, stored: StoredRecord | None) -> int:
@@ -113,7 +146,7 @@ class HeldRun:
     job: Job
     store: Store
     lease: Lease
-    data: PreparedData
+    corpus: Corpus
 
 
 @dataclass(frozen=True)
@@ -186,7 +219,7 @@ def _announce(run: HeldRun, schedule: Schedule, resumed: Resumed | None) -> None
     """The first lines of a run say what it is."""
     job, compute, geometry = run.job, run.job.compute, run.job.geometry
     data = job.settings.data
-    corpus = run.data.train
+    tokens = run.corpus.preparation.index
     log.info(
         "run %s: %s, %s parameters, trainer %s",
         job.run_name,
@@ -203,8 +236,8 @@ def _announce(run: HeldRun, schedule: Schedule, resumed: Resumed | None) -> None
     log.info(
         "data %s: %s tokens%s; step = %d sequences of %d tokens in micro-batches of %d",
         redacted(data.dataset),
-        f"{corpus.n_tokens:,}",
-        "" if run.data.complete else " so far, as many as the run needs",
+        f"{tokens.n_tokens('train'):,}",
+        "" if tokens.complete else " so far",
         geometry.global_batch_size,
         geometry.seq_len,
         geometry.batch_size,
@@ -269,12 +302,7 @@ def _attempt(
         model=model,
         optimizer=optimizer,
         schedule=schedule,
-        corpus=Corpus(
-            train=run.data.train,
-            validation=run.data.validation,
-            order=_order(run),
-            tokenizer=tokenizer,
-        ),
+        corpus=run.corpus,
         saver=saver,
         lease=run.lease,
         metrics=metrics,
@@ -305,14 +333,6 @@ def _journal(run: HeldRun, resumed: Resumed | None, rows: Sequence[Row]) -> Atte
         step=step,
     )
     return AttemptJournal(run.store, record)
-
-
-def _order(run: HeldRun) -> SampleOrder:
-    """Epochs turn only where the whole corpus is tokenized; elsewhere it is long enough."""
-    sequences = (run.data.train.n_tokens - 1) // run.job.geometry.seq_len
-    return SampleOrder(
-        n_sequences=sequences if run.data.complete else None, seed=run.job.settings.run.seed
-    )
 
 
 def _trainer(name: str) -> Trainer:

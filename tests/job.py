@@ -46,9 +46,10 @@ class Finished:
 
 @dataclass(frozen=True)
 class JobRunner:
-    """Starts `python -m app` with a clean environment, plus what is given."""
+    """Starts `python -m app` (or another module) with a clean environment, plus what is given."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
+    module: str = "app"
 
     def with_(self, **changes: str) -> Self:
         return replace(self, environment={**self.environment, **changes})
@@ -60,7 +61,7 @@ class JobRunner:
 
     def start(self, *arguments: str) -> JobProcess:
         return subprocess.Popen(
-            [sys.executable, "-m", "app", *arguments],
+            [sys.executable, "-m", self.module, *arguments],
             cwd=ROOT,
             env=self.whole_environment(),
             stdout=subprocess.PIPE,

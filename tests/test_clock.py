@@ -120,7 +120,7 @@ def test_a_dead_holder_with_a_wrong_clock_is_taken_over_by_its_silence(
     hours: float, job: ForkedJobRunner, undisturbed: Outcome
 ) -> None:
     dying = functools.partial(dies_in_step_4, -hours * HOURS)
-    dead = ForkedJobRunner(job.environment, dying).run("train")
+    dead = ForkedJobRunner(job.environment, before=dying).run("train")
     assert dead.code == -signal.SIGKILL
     finished = off_by(job, hours * HOURS).run("train")
     assert finished.code == 0, finished.log
@@ -135,7 +135,9 @@ def test_a_dead_holder_with_a_wrong_clock_is_taken_over_by_its_silence(
 def test_a_clock_that_jumps_in_the_middle_changes_nothing(
     hours: float, job: ForkedJobRunner, undisturbed: Outcome
 ) -> None:
-    jumping = ForkedJobRunner(job.environment, functools.partial(jumps_in_step_3, hours * HOURS))
+    jumping = ForkedJobRunner(
+        job.environment, before=functools.partial(jumps_in_step_3, hours * HOURS)
+    )
     finished = jumping.run("train")
     assert finished.code == 0, finished.log
     assert "lease" not in finished.log and "Traceback" not in finished.log
@@ -173,7 +175,7 @@ def test_a_clock_that_the_store_finds_wrong_in_the_middle_costs_nothing_once_it_
         s3_answers.answering = lambda environ: SKEWED
         pipe.write_bytes(b"")
 
-    waiting = ForkedJobRunner(job.environment, functools.partial(wait_at, place, pipe))
+    waiting = ForkedJobRunner(job.environment, before=functools.partial(wait_at, place, pipe))
     actions: dict[str, Action] = {
         f"waiting in {place}": refuse_from_now_on,
         "failed, again in": lambda _: s3_answers.reset(),

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from app import preparation
 from app import prepare as module
 from app import shards as shards_module
 from app.errors import AccessDenied, ConfigError, Damaged, Unavailable
-from app.prepare import PreparedData, PrepareProgress, check_enough, held_out, prepare
+from app.preparation import Preparation, PrepareProgress, TokenNeed
+from app.prepare import held_out
 from app.sections import DataSettings
-from app.sources import Piece
+from app.sources import Piece, source_fingerprint
 from app.tokenizer import TokenizerFiles, read_tokenizer
 
 ROWS = [f"document {i}: " + "some words to be counted " * (i % 7) for i in range(600)]
@@ -52,10 +55,14 @@ def run(
     tokenizer: TokenizerFiles,
     needed: int | None = None,
     report: Callable[[PrepareProgress], None] = lambda _: None,
-    **more: Any,
-) -> PreparedData:
-    data = DataSettings(dataset=str(corpus), data_dir=data_dir, **more)
-    return prepare(data, tokenizer, needed, report, shard_tokens=SHARD)
+    validation: int = 0,
+) -> Preparation:
+    data = DataSettings(dataset=str(corpus), data_dir=data_dir)
+    need = TokenNeed(stop=needed, validation=validation)
+    source = source_fingerprint(data)
+    made = Preparation(data, tokenizer, source, need, report=report, shard_tokens=SHARD)
+    made.run()
+    return made
 
 
 def files(data_dir: Path) -> dict[str, str]:
@@ -63,16 +70,15 @@ def files(data_dir: Path) -> dict[str, str]:
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in (data_dir / "tokens").rglob("*")
-        if path.is_file() and path.name != ".lock" and not path.name.endswith(".partial")
+        if path.suffix in (".bin", ".json")
     }
 
 
-def decoded(data: PreparedData, tokenizer: TokenizerFiles) -> tuple[list[str], list[str]]:
+def decoded(data: Preparation, tokenizer: TokenizerFiles) -> tuple[list[str], list[str]]:
     """The documents of both splits; each ends with the end-of-text token."""
     codec = Tokenizer.from_file(str(tokenizer.directory / "tokenizer.json"))
     splits = []
     for split in (data.train, data.validation):
-        assert split is not None
         ids = split.read(0, split.n_tokens)
         assert ids[-1] == tokenizer.eos_token_id
         parts = np.split(ids, np.flatnonzero(ids == tokenizer.eos_token_id) + 1)[:-1]
@@ -85,17 +91,26 @@ def test_every_document_is_in_one_split_in_order_and_ends_with_the_end_token(
 ) -> None:
     data = run(corpus, tmp_path, tokenizer)
     train, validation = decoded(data, tokenizer)
-    assert data.complete
+    assert data.index.complete
     assert train == [row for row in ROWS if not held_out(row)]
     assert validation == [row for row in ROWS if held_out(row)]
     assert 0 < len(validation) < 20
+
+
+def test_the_index_knows_the_bytes_of_the_text(
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
+) -> None:
+    run(corpus, tmp_path, tokenizer, needed=SHARD)
+    run(corpus, tmp_path, tokenizer)
+    (path,) = tmp_path.glob("tokens/*/index.json")
+    assert json.loads(path.read_text())["text_bytes"] == sum(len(row.encode()) for row in ROWS)
 
 
 def test_what_is_held_out_does_not_depend_on_validation_settings(
     corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
 ) -> None:
     run(corpus, tmp_path / "off", tokenizer)
-    run(corpus, tmp_path / "on", tokenizer, val_every_steps=5, val_tokens=1000)
+    run(corpus, tmp_path / "on", tokenizer, validation=1000)
     assert files(tmp_path / "off") == files(tmp_path / "on")
 
 
@@ -126,7 +141,7 @@ def test_the_only_text_of_a_dataset_is_not_held_out(
     (tmp_path / "a.txt").write_text("hello")
     data = run(tmp_path / "a.txt", tmp_path, tokenizer)
     assert data.train.n_tokens > 0
-    assert data.validation is None
+    assert data.validation.n_tokens == 0
 
 
 def test_validation_stops_at_its_cap(
@@ -135,8 +150,7 @@ def test_validation_stops_at_its_cap(
     whole = run(corpus, tmp_path / "whole", tokenizer)
     monkeypatch.setattr(module, "MAX_VALIDATION_TOKENS", 200)
     capped = run(corpus, tmp_path / "capped", tokenizer)
-    assert whole.validation and capped.validation
-    assert 0 < capped.validation.n_tokens <= 200 < whole.validation.n_tokens
+    assert 200 < capped.validation.n_tokens < 300 < whole.validation.n_tokens
     assert capped.train.n_tokens == whole.train.n_tokens
 
 
@@ -156,10 +170,10 @@ def test_going_on_later_only_appends(
 ) -> None:
     some = run(corpus, tmp_path, tokenizer, needed=SHARD + 1)
     before = some.train.read(0, some.train.n_tokens)
-    assert not some.complete
+    assert not some.index.complete
     assert SHARD < some.train.n_tokens < 3 * SHARD
     more = run(corpus, tmp_path, tokenizer)
-    assert more.complete
+    assert more.index.complete
     assert more.train.read(0, len(before)).tolist() == before.tolist()
     assert more.fingerprint == some.fingerprint
     run(corpus, tmp_path / "at-once", tokenizer)
@@ -170,8 +184,7 @@ def test_a_run_that_validates_gets_its_validation_tokens_at_the_start(
     corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
 ) -> None:
     little = run(corpus, tmp_path / "a", tokenizer, needed=10)
-    enough = run(corpus, tmp_path / "b", tokenizer, needed=10, val_every_steps=1, val_tokens=300)
-    assert enough.validation
+    enough = run(corpus, tmp_path / "b", tokenizer, needed=10, validation=300)
     assert enough.validation.n_tokens >= 300
     assert little.train.n_tokens < enough.train.n_tokens
 
@@ -212,7 +225,7 @@ def test_a_kill_at_any_write_leaves_the_same_bytes_in_the_end(
         run(corpus, tmp_path / "killed", tokenizer)
     monkeypatch.setattr(shards_module, "_write_durably", durably)
     data = run(corpus, tmp_path / "killed", tokenizer)
-    assert data.complete
+    assert data.index.complete
     assert files(tmp_path / "killed") == files(tmp_path / "straight")
 
 
@@ -222,7 +235,7 @@ def test_sigkill_in_another_process_leaves_the_same_bytes_in_the_end(
     program = f"""
 import os, signal
 from pathlib import Path
-from app import prepare, shards
+from app import preparation, prepare, shards, sources
 from app.sections import DataSettings
 from app.tokenizer import read_tokenizer
 
@@ -235,7 +248,9 @@ shards.ShardWriter.seal = kill
 prepare._BATCH_CHARACTERS = 1000
 data = DataSettings(dataset={str(corpus)!r}, data_dir={str(tmp_path / "killed")!r})
 tokenizer = read_tokenizer(Path({str(tokenizer.directory)!r}), "")
-prepare.prepare(data, tokenizer, None, print, shard_tokens={SHARD})
+source = sources.source_fingerprint(data)
+need = preparation.TokenNeed()
+preparation.Preparation(data, tokenizer, source, need, shard_tokens={SHARD}).run()
 """
     killed = subprocess.run(
         [sys.executable, "-c", program], cwd=Path(__file__).parent.parent, check=False
@@ -267,16 +282,16 @@ def test_a_second_process_waits_and_then_uses_the_work_of_the_first(
                     (directory / path.name).write_bytes(path.read_bytes())
             os.close(held)
 
-    monkeypatch.setattr("app.prepare.time.sleep", first_process_goes_on)
+    monkeypatch.setattr("app.locks.time.sleep", first_process_goes_on)
     monkeypatch.setattr(module, "documents", None)
-    assert run(corpus, tmp_path / "data", tokenizer).complete
+    assert run(corpus, tmp_path / "data", tokenizer).index.complete
     assert waits == 3
 
 
 def test_progress_is_reported_and_what_it_raises_ends_the_work(
     corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(preparation, "_REPORT_SECONDS", 0.0)
     seen: list[PrepareProgress] = []
 
     def report(progress: PrepareProgress) -> None:
@@ -287,6 +302,7 @@ def test_progress_is_reported_and_what_it_raises_ends_the_work(
     with pytest.raises(Killed):
         run(corpus, tmp_path / "stopped", tokenizer, 10**6, report)
     assert [p.tokens for p in seen] == sorted(p.tokens for p in seen)
+    assert [p.tokens_made for p in seen] == [p.tokens for p in seen]
     assert 0 < seen[0].documents < seen[-1].documents < len(ROWS)
     assert seen[0].tokens_total == 10**6
     run(corpus, tmp_path / "stopped", tokenizer)
@@ -304,12 +320,11 @@ def test_progress_is_not_reported_more_often_than_every_two_seconds(
         now += 0.5
         return now
 
-    monkeypatch.setattr("app.prepare.time.monotonic", half_a_second_later)
-    seen: list[PrepareProgress] = []
-    run(corpus, tmp_path, tokenizer, None, seen.append)
-    seconds = [progress.seconds for progress in seen]
-    assert seconds == [2.0 * number for number in range(1, len(seconds) + 1)]
-    assert len(seconds) > 3
+    monkeypatch.setattr("app.preparation.time.monotonic", half_a_second_later)
+    times: list[float] = []
+    run(corpus, tmp_path, tokenizer, None, lambda _: times.append(now))
+    assert len(times) > 3
+    assert all(later - earlier >= 2.0 for earlier, later in pairwise(times))
 
 
 @pytest.mark.parametrize("content", ["", '{"text": ""}\n{"text": null}\n'])
@@ -324,23 +339,48 @@ def test_a_dataset_without_text_is_refused_and_nothing_is_kept(
     assert not files(tmp_path)
 
 
-def test_a_corpus_of_less_than_one_sequence_is_refused(
-    tmp_path: Path, tokenizer: TokenizerFiles
+def read(data: Preparation, start: int, length: int) -> list[int]:
+    """Training tokens, waited for and verified as a reader does."""
+    data.require("train", np.array([start]), length, lambda _: None)
+    return data.train.read(start, length).tolist()
+
+
+def test_a_damaged_shard_is_named_when_it_is_needed(
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
 ) -> None:
-    (tmp_path / "a.txt").write_text("hello there")
-    data = run(tmp_path / "a.txt", tmp_path, tokenizer)
-    n = data.train.n_tokens
-    check_enough(data, n - 1)
-    with pytest.raises(ConfigError, match=rf"only {n} tokens .* SEQ_LEN \+ 1 = {n + 1}: set a"):
-        check_enough(data, n)
-
-
-def test_a_damaged_cache_is_named(corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles) -> None:
     run(corpus, tmp_path, tokenizer)
     shard = next(tmp_path.rglob("train-00001.bin"))
     shard.write_bytes(b"\0" * shard.stat().st_size)
-    with pytest.raises(Damaged, match=f"^{shard} was changed.*delete {shard.parent}"):
-        run(corpus, tmp_path, tokenizer)
+    again = run(corpus, tmp_path, tokenizer)
+    read(again, 0, 10)
+    border = int(again.index.ends["train"][0])
+    for start in (border, border - 5):
+        with pytest.raises(Damaged, match=f"^{shard} was changed.*delete it"):
+            read(again, start, 10)
+
+
+def test_a_missing_shard_is_made_again_from_the_source(
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
+) -> None:
+    run(corpus, tmp_path, tokenizer)
+    before = files(tmp_path)
+    for name in ("train-00000.bin", "train-00002.bin", "validation-00001.bin"):
+        next(tmp_path.rglob(name)).unlink()
+    run(corpus, tmp_path, tokenizer, validation=10**6)
+    assert files(tmp_path) == before
+
+
+def test_a_source_that_changed_behind_its_fingerprint_is_refused(
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
+) -> None:
+    data = DataSettings(dataset=str(corpus), data_dir=tmp_path)
+    run(corpus, tmp_path, tokenizer)
+    next(tmp_path.rglob("train-00000.bin")).unlink()
+    source = source_fingerprint(data)
+    corpus.write_text(corpus.read_text().replace("some words", "other words"))
+    again = Preparation(data, tokenizer, source, TokenNeed(), shard_tokens=SHARD)
+    with pytest.raises(Damaged, match="does not give the tokens that it gave before"):
+        again.run()
 
 
 def test_a_full_disk_is_unavailable_and_the_work_goes_on_when_there_is_room(

@@ -1,10 +1,11 @@
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.sampler import SampleOrder, global_index, permute
+from app.sampler import SampleOrder, global_index, permute, permute_many
 
 
 @given(n=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
@@ -98,3 +99,43 @@ def test_a_step_shows_the_same_samples_for_any_number_of_processes(
             for row in range(batch_size)
         ]
         assert shown == list(range(16 * step, 16 * (step + 1)))
+
+
+@given(
+    n=st.integers(1, 2**40),
+    key=st.integers(0, 2**64 - 1),
+    places=st.lists(st.floats(0, 1, exclude_max=True), max_size=20),
+)
+def test_many_at_once_are_permuted_as_one_by_one(n: int, key: int, places: list[float]) -> None:
+    indices = np.array([int(place * n) for place in places], dtype=np.int64)
+    assert permute_many(indices, n, key).tolist() == [permute(i, n, key) for i in indices.tolist()]
+
+
+@pytest.mark.parametrize("index", [-1, 5])
+def test_many_at_once_refuse_what_is_outside(index: int) -> None:
+    with pytest.raises(IndexError, match="outside"):
+        permute_many(np.array([0, index]), 5, 0)
+
+
+@given(
+    n=st.one_of(st.none(), st.integers(1, 200)),
+    window=st.integers(1, 64),
+    first=st.integers(0, 500),
+    count=st.integers(0, 300),
+)
+def test_a_range_of_samples_is_what_its_samples_are(
+    n: int | None, window: int, first: int, count: int
+) -> None:
+    order = SampleOrder(n, 11, window)
+    expected = [order.sequence_at(index) for index in range(first, first + count)]
+    assert order.sequences(first, count).tolist() == expected
+
+
+@given(window=st.integers(16, 64), stop=st.integers(1, 200), seq_len=st.integers(1, 9))
+def test_the_tokens_until_a_sample_hold_all_that_is_shown_before_it(
+    window: int, stop: int, seq_len: int
+) -> None:
+    order = SampleOrder(None, 5, window)
+    tokens = order.tokens_until(stop, seq_len)
+    assert (int(order.sequences(0, stop).max()) + 1) * seq_len + 1 <= tokens
+    assert tokens - (stop * seq_len + 1) < window * seq_len

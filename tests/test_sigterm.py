@@ -254,7 +254,7 @@ def test_while_a_save_is_in_flight(
     # The loop waits in step 3 for the signal, and the server with the save for what follows.
     os.mkfifo(pipe := tmp_path / "pipe")
     place = "app.attempt.Attempt._log_row"
-    waiting = ForkedJobRunner(job.environment, functools.partial(wait_at, place, pipe, 3))
+    waiting = ForkedJobRunner(job.environment, before=functools.partial(wait_at, place, pipe, 3))
     held: list[Held] = []
 
     def stop(process: JobProcess) -> None:
@@ -327,7 +327,7 @@ def test_an_upload_that_trickles_is_given_up_at_the_end_of_the_grace(
             pipe.write_bytes(b"")
             watch.stop(process)
 
-        trickling = ForkedJobRunner(job.environment, functools.partial(wait_at, place, pipe))
+        trickling = ForkedJobRunner(job.environment, before=functools.partial(wait_at, place, pipe))
         trickling = trickling.with_(AWS_ENDPOINT_URL_S3=link.url, GRACE_SECONDS="2")
         stopped = trickling.run("train", when={f"waiting in {place}": trickle_and_stop})
     watch.assert_in_time(stopped, grace=2)
@@ -396,13 +396,13 @@ def stop_at_step_3_after_the_commit_of_step_2() -> None:
 
 def stopped_at_step_3(job: ForkedJobRunner) -> ForkedJobRunner:
     return ForkedJobRunner(
-        job.environment, functools.partial(signal_at, "app.attempt.Attempt._log_row", 3)
+        job.environment, before=functools.partial(signal_at, "app.attempt.Attempt._log_row", 3)
     )
 
 
 def signalled(job: ForkedJobRunner, place: str) -> ForkedJobRunner:
     """The same job, which sends SIGTERM to itself when it comes to `place`."""
-    return ForkedJobRunner(job.environment, functools.partial(signal_at, place))
+    return ForkedJobRunner(job.environment, before=functools.partial(signal_at, place))
 
 
 def newest_step(job: JobRunner) -> int:

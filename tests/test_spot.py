@@ -2,7 +2,6 @@
 
 import signal
 import socket
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from app.preemption import Interrupted, StopRequest
 from app.sections import CheckpointSettings, MetadataServers
 from app.settings import load_settings
 from app.spot import AwsNotices, GcpNotices, Notice, NoticeSource, SpotWatch, watched_for_notices
-from tests.job import JobRunner, newest_checkpoint
+from tests.job import JobProcess, JobRunner, newest_checkpoint
 from tests.metadata_server import FakeCloud, fake_cloud
 
 CLOUDS = ("aws", "gcp")
@@ -313,7 +312,7 @@ def tiny_job(job_environment: dict[str, str], store: Path, cloud: FakeCloud) -> 
 def test_a_notice_commits_the_step_and_exits_143(
     name: str, cloud: FakeCloud, job_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    def give_notice(_: subprocess.Popen[str]) -> None:
+    def give_notice(_: JobProcess) -> None:
         cloud.noticed = True
 
     job = tiny_job(job_environment, tmp_path, cloud).with_(SPOT_NOTICES=name)

@@ -1,0 +1,383 @@
+"""The tokens of a job: found in DATA_DIR, fetched from the bucket, or made, while it trains.
+
+DATA_DIR/tokens/<fingerprint>/ holds shards and their index. A thread brings them up to
+what the job needs, and the job waits for what it is about to read, no longer. Of two
+processes on one DATA_DIR one makes tokens; the other follows its index and trains along.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from app.errors import AppError, Damaged, NotFound
+from app.failures import disk_failures
+from app.locks import locked_folder, own_folder
+from app.prepare import HELD_OUT_ONE_IN, CorpusTokenizer, Tally, tokens_fingerprint
+from app.sections import DataSettings
+from app.shards import (
+    SHARD_TOKENS,
+    NamedShard,
+    ShardIndex,
+    Split,
+    TokenShards,
+    read_index,
+    verify,
+    write_index,
+)
+from app.token_cache import CacheUploader, TokenCache
+from app.tokenizer import TokenizerFiles
+
+log = logging.getLogger(__name__)
+
+_REPORT_SECONDS = 2.0
+_POLL_SECONDS = 0.2
+_DOWNLOADS = 8  # at once
+_FIRST_SHARDS = 2  # a window of sequences lies in one or two
+
+
+@dataclass(frozen=True)
+class TokenNeed:
+    """What a job is going to read: training tokens [start, stop) first, of a longer corpus
+    (`stop` None: all of it), and the first `validation` held-out ones."""
+
+    start: int = 0
+    stop: int | None = None
+    validation: int = 0
+
+    def met_by(self, index: ShardIndex) -> bool:
+        return index.complete or (
+            self.stop is not None
+            and index.n_tokens("train") >= self.stop
+            and index.n_tokens("validation") >= self.validation
+        )
+
+
+@dataclass(frozen=True)
+class PrepareProgress:
+    """How far it is: what DATA_DIR holds, sealed or not, and the aim if known.
+
+    `tokens_made` of the tokens were made in the last `seconds`. While shards are fetched,
+    `shards_total` says how many.
+    """
+
+    documents: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    tokens_total: int | None = None
+    tokens_made: int = 0
+    shards_fetched: int = 0
+    shards_total: int = 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens_made / max(1e-9, self.seconds)
+
+
+Waiting = Callable[[PrepareProgress], None]
+"""Called a few times a second while somebody waits. What it raises ends the waiting."""
+
+
+class _MadeElsewhere(Exception):
+    """Another process has made what this one waits for."""
+
+
+class _Closed(Exception):
+    """This process ends."""
+
+
+class Preparation:
+    """Tokens on their way. `run` works in this thread, `start` in one of its own."""
+
+    def __init__(
+        self,
+        data: DataSettings,
+        tokenizer: TokenizerFiles,
+        source: str,
+        need: TokenNeed,
+        *,
+        cache: Callable[[str], TokenCache | None] = lambda fingerprint: None,
+        report: Callable[[PrepareProgress], None] = lambda progress: None,
+        shard_tokens: int = SHARD_TOKENS,
+    ) -> None:
+        """`cache` opens the cache of a fingerprint. `report` is called in the working
+        thread, every two seconds or so; what it raises ends the work."""
+        self.tokenizer, self.need = tokenizer, need
+        self.fingerprint = tokens_fingerprint(source, tokenizer)
+        self.directory = data.data_dir / "tokens" / self.fingerprint[:24]
+        self.index = ShardIndex(source, tokenizer.fingerprint)
+        self.progress = PrepareProgress()
+        self._place = f"DATA_DIR={data.data_dir}"
+        self._corpus = CorpusTokenizer(data, tokenizer, self.directory, shard_tokens)
+        self._cache = cache(self.fingerprint)
+        self._uploader = CacheUploader(self._cache, self.directory) if self._cache else None
+        self._report = report
+        self._shard_tokens = shard_tokens
+        self._verified: set[str] = set()
+        self._changed = threading.Condition()
+        self._done = self._closed = False
+        self._failure: BaseException | None = None
+
+    @property
+    def train(self) -> TokenShards:
+        return TokenShards(self.directory, "train", self.index)
+
+    @property
+    def validation(self) -> TokenShards:
+        return TokenShards(self.directory, "validation", self.index)
+
+    def start(self) -> None:
+        """Work behind the caller, who waits for what it reads."""
+        thread = threading.Thread(target=self._run_behind, name="preparation", daemon=True)
+        thread.start()
+
+    def run(self) -> None:
+        """Work until the need is met, and until what was made is in the cache.
+
+        Raises what `documents` raises; ConfigError for a dataset without text; for DATA_DIR
+        AccessDenied (not writable) or Unavailable (full); Damaged for a changed cache.
+        """
+        try:
+            self._work()
+        except BaseException as error:
+            self._failure = error
+            raise
+        finally:
+            self._end()
+        if self._uploader:
+            self._uploader.finish()
+
+    def close(self) -> None:
+        """Leave the work where it is; what is sealed stays."""
+        self._closed = True
+        if self._uploader:
+            self._uploader.close()
+
+    def wait_for(self, split: Split, n_tokens: int, waiting: Waiting) -> ShardIndex:
+        """The index, as soon as it has so many tokens of `split`, or is complete.
+
+        Raises what ended the preparation before.
+        """
+        # In training tokens, and in whole shards: what the progress counts, and comes in.
+        aim = max(self._shard_tokens, n_tokens * (1 if split == "train" else HELD_OUT_ONE_IN))
+        while not (self.index.complete or self.index.n_tokens(split) >= n_tokens):
+            self._wait(lambda progress: waiting(replace(progress, tokens_total=aim)))
+        return self.index
+
+    def require(
+        self, split: Split, starts: npt.NDArray[np.int64], length: int, waiting: Waiting
+    ) -> None:
+        """Wait until the shards with tokens [start, start + length) of each start are here.
+
+        They are compared with their SHA-256 once. Raises as `wait_for`, and Damaged.
+        """
+        ends, shards = self.index.ends[split], self.index.shards[split]
+        first = np.searchsorted(ends, starts, side="right")
+        last = np.searchsorted(ends, starts + (length - 1), side="right")
+        for low, high in set(zip(first.tolist(), last.tolist(), strict=True)):
+            for named in shards[low : high + 1]:
+                while named.name not in self._verified:
+                    if (self.directory / named.name).exists() or self._ended_well:
+                        verify(self.directory, named)
+                        self._verified.add(named.name)
+                    else:
+                        self._wait(waiting)
+
+    @property
+    def _ended_well(self) -> bool:
+        return self._done and self._failure is None
+
+    def _wait(self, waiting: Waiting) -> None:
+        with self._changed:
+            if self._done:
+                raise self._failure or RuntimeError(f"{self.need} was too little")
+            self._changed.wait(_POLL_SECONDS)
+        waiting(self.progress)
+
+    def _run_behind(self) -> None:
+        try:
+            self._work()
+        except _Closed:
+            pass
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            self._failure = error
+            log.warning("no more tokens come: %s", error)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        with self._changed:
+            self._done = True
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        self._reported = time.monotonic()
+        with disk_failures(self._place):
+            self._publish(self._local_index())
+            self._adopt_cached()
+            self._fetch_missing()
+            while not self.need.met_by(self.index):
+                self._extend()
+            self._fetch_missing()  # the beginning, for another epoch after a late start
+        if self._uploader:
+            self._uploader.submit(self.index)
+        if self.progress.tokens_made:
+            log.info(
+                "%s: %s tokens",
+                "data complete" if self.index.complete else "all tokens that are needed are there",
+                f"{self.index.n_tokens('train'):,}",
+            )
+
+    def _local_index(self) -> ShardIndex:
+        return read_index(self.directory, self.index.source, self.index.tokenizer)
+
+    def _publish(self, index: ShardIndex) -> None:
+        with self._changed:
+            self.index = index
+            self.progress = replace(
+                self.progress,
+                documents=index.documents,
+                tokens=index.n_tokens("train"),
+                tokens_total=self.need.stop,
+            )
+            self._changed.notify_all()
+
+    def _adopt_cached(self) -> None:
+        """Take over the bucket's index where it goes on after ours."""
+        if self._cache is None or self.need.met_by(self.index):
+            return
+        try:
+            cached = self._cache.read_index(self.index.source, self.index.tokenizer)
+        except AppError as error:
+            log.warning("the token cache is not used: %s", error)
+            return
+        if not cached.continues(self.index):
+            if not self.index.continues(cached) and cached != self.index:
+                log.warning("the token cache %s holds other tokens: not used", self._cache.uri)
+            return
+        with suppress(_MadeElsewhere), self._locked(self._is_met):
+            if cached.continues(self._local_index()):
+                write_index(self.directory, cached)
+                log.info("%s tokens are in %s", f"{cached.n_tokens('train'):,}", self._cache.uri)
+            self._publish(self._local_index())
+
+    def _fetch_missing(self) -> None:
+        """Bring the shards that the job needs and that are not here, in the order of need."""
+        missing = [n for n in self._needed() if not (self.directory / n.name).exists()]
+        if not missing:
+            return
+        with own_folder(self.directory / "incoming") as scratch:
+            pool = ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="token-download")
+            try:
+                coming = [(named, pool.submit(self._fetch, named, scratch)) for named in missing]
+                for number, (named, download) in enumerate(coming, start=1):
+                    try:
+                        download.result()
+                    except (Damaged, NotFound) as error:
+                        log.warning("%s: made again from the source", error)
+                        self._restore(named)
+                    self._advance(shards_fetched=number, shards_total=len(missing))
+            finally:
+                pool.shutdown(cancel_futures=True)
+        log.info("%d shards of tokens fetched", len(missing))
+        self._advance(shards_fetched=0, shards_total=0)
+
+    def _needed(self) -> Iterator[NamedShard]:
+        """The shards that the index names and the job reads, first things first."""
+        need, index = self.need, self.index
+        train, ends = index.shards["train"], index.ends["train"]
+        low = int(np.searchsorted(ends, need.start, side="right"))
+        if low == len(train) and index.complete:  # a later epoch
+            low = 0
+        stop = index.n_tokens("train") if need.stop is None else need.stop
+        high = int(np.searchsorted(ends, stop, side="left")) + 1
+        if need.validation:
+            held_out = index.shards["validation"]
+            n = int(np.searchsorted(index.ends["validation"], need.validation, side="left")) + 1
+        else:
+            held_out, n = (), 0
+        yield from train[low : low + _FIRST_SHARDS]
+        yield from held_out[:n]
+        yield from train[low + _FIRST_SHARDS : high]
+        if index.complete and stop > index.n_tokens("train"):  # more than one epoch
+            yield from train[:low]
+
+    def _fetch(self, named: NamedShard, scratch: Path) -> None:
+        if self._cache is None:
+            raise NotFound(f"{self.directory / named.name} is missing")
+        self._cache.fetch(named, scratch, self.directory)
+        self._verified.add(named.name)
+
+    def _restore(self, named: NamedShard) -> None:
+        path = self.directory / named.name
+        with suppress(_MadeElsewhere), self._locked(path.exists):
+            if path.exists():
+                return
+            try:
+                self._corpus.restore(self.index, named.seal, lambda *_: self._advance())
+            except Damaged as error:
+                origin = f" (and {self._cache.uri}, if they come from there)" if self._cache else ""
+                raise Damaged(f"{error}{origin}") from error
+
+    def _extend(self) -> None:
+        """Make what is missing, unless another process does."""
+        with suppress(_MadeElsewhere), self._locked(self._is_met):
+            self._publish(self._local_index())
+            if self._is_met():
+                return
+            began, before = time.monotonic(), self.index.n_tokens("train")
+
+            def count(tally: Tally, tokens: int) -> None:
+                self._advance(
+                    documents=tally.documents,
+                    tokens=tokens,
+                    tokens_made=tokens - before,
+                    seconds=time.monotonic() - began,
+                )
+
+            for index in self._corpus.extend(self.index, count):
+                newest = len(index.seals) - 1
+                for shards in index.shards.values():
+                    self._verified.update(n.name for n in shards[-1:] if n.seal == newest)
+                self._publish(index)
+                if self._uploader:
+                    self._uploader.submit(index)
+                if self._is_met():
+                    return
+
+    def _is_met(self) -> bool:
+        return self.need.met_by(self.index)
+
+    @contextmanager
+    def _locked(self, made_elsewhere: Callable[[], bool]) -> Iterator[None]:
+        """Be the one process that writes. While another one is, follow its index."""
+
+        def follow() -> None:
+            index = self._local_index()
+            if index.continues(self.index):
+                self._publish(index)
+            if made_elsewhere():
+                raise _MadeElsewhere
+            self._advance()
+
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with locked_folder(self.directory, follow):
+            yield
+
+    def _advance(self, **changes: Any) -> None:
+        """Something was done. Raises _Closed if this process ends."""
+        if self._closed:
+            raise _Closed
+        self.progress = replace(self.progress, **changes)
+        now = time.monotonic()
+        if now - self._reported >= _REPORT_SECONDS:
+            self._reported = now
+            self._report(self.progress)

@@ -1,0 +1,83 @@
+"""What is said about tokens on their way: a bar on a terminal, lines elsewhere."""
+
+import logging
+import time
+
+from tqdm import tqdm
+
+from app.console import duration, on_terminal
+from app.health import beat
+from app.preparation import PrepareProgress
+
+log = logging.getLogger(__name__)
+
+_LINE_SECONDS = 2.0  # while somebody waits
+_LINE_SECONDS_BEHIND = 60.0  # while training goes on
+
+
+class TokenProgress:
+    """`waiting` is called by who waits, often; `behind` by the preparation."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[None] | None = None
+        self._since: float | None = None
+        self._last_line = time.monotonic()
+        self._seen: PrepareProgress | None = None
+        self._said: PrepareProgress | None = None
+
+    def waiting(self, progress: PrepareProgress) -> None:
+        """Somebody can do nothing else until the tokens are there. A sign of life, if the
+        preparation gives one."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since, self._last_line = now, now - _LINE_SECONDS / 2
+        if progress != self._seen:
+            self._seen = progress
+            beat()
+        if on_terminal():
+            self._draw(progress)
+        elif progress != self._said and now - self._last_line >= _LINE_SECONDS:
+            self._last_line, self._said = now, progress
+            log.info("preparing data: %s", describe(progress))
+
+    def behind(self, progress: PrepareProgress) -> None:
+        """The preparation goes on, and nobody waits for it."""
+        now = time.monotonic()
+        if self._since is None and now - self._last_line >= _LINE_SECONDS_BEHIND:
+            self._last_line = now
+            log.info("preparing data behind the training: %s", describe(progress))
+
+    def arrived(self) -> float:
+        """What was waited for is there. Returns the seconds that it took."""
+        started, self._since = self._since, None
+        self._seen = None
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        return 0.0 if started is None else time.monotonic() - started
+
+    def _draw(self, progress: PrepareProgress) -> None:
+        if self._bar is None:
+            self._bar = tqdm(desc="preparing data", unit=" tokens", unit_scale=True, leave=False)
+            self._bar.initial = progress.tokens
+        self._bar.total = progress.tokens_total
+        if progress.shards_total:
+            self._bar.set_postfix_str(
+                f"shards fetched {progress.shards_fetched}/{progress.shards_total}", refresh=False
+            )
+        self._bar.update(progress.tokens - self._bar.n)
+
+
+def describe(progress: PrepareProgress) -> str:
+    """One phrase for the log."""
+    if progress.shards_total:
+        return f"{progress.shards_fetched:,} of {progress.shards_total:,} shards fetched"
+    total, speed = progress.tokens_total, progress.tokens_per_second
+    known = total is not None and total > progress.tokens
+    phrase = f"{progress.documents:,} documents, {progress.tokens:,}"
+    phrase += f" of {total:,} tokens" if known and total else " tokens"
+    if progress.tokens_made:
+        phrase += f" | {speed:,.0f} tokens/s"
+        if known and total:
+            phrase += f" | ETA {duration((total - progress.tokens) / max(1.0, speed))}"
+    return phrase

@@ -1,0 +1,343 @@
+"""Tokens in a store: fetched in the order of need, verified, and never made worse."""
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app import prepare as prepare_module
+from app.errors import AccessDenied, Damaged, Unavailable
+from app.preparation import Preparation, TokenNeed
+from app.sections import DataSettings
+from app.shards import INDEX, decode_index
+from app.sources import documents, source_fingerprint
+from app.stores import Store, open_store
+from app.token_cache import TOKENS, TokenCache, open_token_cache
+from app.tokenizer import TokenizerFiles, read_tokenizer
+
+ROWS = [f"document {i}: " + "some words to be counted " * (i % 7) for i in range(400)]
+SHARD = 3000
+
+
+@pytest.fixture(scope="module")
+def tokenizer(small_tokenizer: Path) -> TokenizerFiles:
+    return read_tokenizer(small_tokenizer, "TOKENIZER=small")
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_module, "_BATCH_CHARACTERS", 1000)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in ROWS))
+    return path
+
+
+@pytest.fixture
+def tokens_store(tmp_path: Path) -> Store:
+    return open_store(f"file://{tmp_path}/store", TOKENS)
+
+
+class Node:
+    """A machine with a DATA_DIR of its own."""
+
+    def __init__(self, folder: Path, corpus: Path, tokenizer: TokenizerFiles, store: Store) -> None:
+        self.data = DataSettings(dataset=str(corpus), data_dir=folder)
+        self.tokenizer, self.store = tokenizer, store
+        self.made: list[int] = []
+
+    def prepare(self, **need: Any) -> Preparation:
+        made = Preparation(
+            self.data,
+            self.tokenizer,
+            source_fingerprint(self.data),
+            TokenNeed(**need),
+            cache=lambda fingerprint: TokenCache(self.store, fingerprint),
+            shard_tokens=SHARD,
+        )
+        made.run()
+        self.made.append(made.progress.tokens_made)
+        return made
+
+    def files(self) -> dict[str, str]:
+        return {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in (self.data.data_dir / "tokens").rglob("*.bin")
+        }
+
+
+MakeNode = Callable[[str], Node]
+
+
+@pytest.fixture
+def node(tmp_path: Path, corpus: Path, tokenizer: TokenizerFiles, tokens_store: Store) -> MakeNode:
+    return lambda name: Node(tmp_path / name, corpus, tokenizer, tokens_store)
+
+
+def read(data: Preparation, start: int, length: int) -> list[int]:
+    data.require("train", np.array([start]), length, lambda _: None)
+    return data.train.read(start, length).tolist()
+
+
+def cached_names(store: Store) -> list[str]:
+    return [info.key.rsplit("/", 1)[1] for info in store.list("")]
+
+
+def test_a_new_node_fetches_and_does_not_read_the_text(
+    node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = node("first")
+    whole = first.prepare()
+    monkeypatch.setattr(prepare_module, "documents", None)
+    second = node("second")
+    fetched = second.prepare(validation=10**6)
+    assert fetched.index == whole.index
+    assert second.files() == first.files()
+    n = whole.train.n_tokens
+    assert read(fetched, 0, n) == whole.train.read(0, n).tolist()
+
+
+def test_the_same_through_a_bucket(
+    tmp_path: Path, corpus: Path, tokenizer: TokenizerFiles, bucket: str
+) -> None:
+    uri = f"s3://{bucket}/some/prefix"
+    cache = open_token_cache(uri, "0" * 64)
+    assert cache is not None and cache.uri == f"{uri}/_tokens/{'0' * 64}"
+    store = open_store(uri, TOKENS)
+    first = Node(tmp_path / "first", corpus, tokenizer, store)
+    first.prepare()
+    second = Node(tmp_path / "second", corpus, tokenizer, store)
+    second.prepare(validation=10**6)
+    assert second.files() == first.files() and second.made == [0]
+
+
+def test_a_folder_on_a_volume_is_no_cache() -> None:
+    assert open_token_cache("file:///checkpoints", "0" * 64) is None
+
+
+def test_a_resumed_node_fetches_what_it_reads_first_and_not_what_is_behind_it(
+    node: MakeNode,
+) -> None:
+    whole = node("first").prepare(stop=7 * SHARD)
+    ends = whole.index.ends["train"].tolist()
+    late = node("late")
+    fetched = late.prepare(start=ends[2] + 5, stop=ends[4])
+    assert sorted(late.files()) == ["train-00003.bin", "train-00004.bin"]
+    assert read(fetched, ends[2] + 5, 100) == whole.train.read(ends[2] + 5, 100).tolist()
+
+
+def test_a_late_node_that_turns_to_another_epoch_gets_the_beginning_too(node: MakeNode) -> None:
+    whole = node("first").prepare()
+    late = node("late")
+    late.prepare(start=2 * SHARD, stop=10**9)
+    assert len(late.files()) == len(whole.index.shards["train"])
+
+
+def test_what_the_cache_does_not_hold_is_made_after_it(
+    node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = node("first")
+    part = first.prepare(stop=2 * SHARD)
+    skipped: list[int] = []
+
+    def counted(data: DataSettings, skip: int) -> Any:
+        skipped.append(skip)
+        return documents(data, skip=skip)
+
+    monkeypatch.setattr(prepare_module, "documents", counted)
+    second = node("second")
+    whole = second.prepare(validation=10**6)
+    assert skipped == [part.index.pieces]
+    first.prepare(validation=10**6)
+    assert second.files() == first.files()
+    assert whole.index.complete
+    third = node("third").prepare()
+    assert third.index == whole.index and third.progress.tokens_made == 0
+
+
+@pytest.mark.parametrize("damage", ["changed", "shortened", "missing"])
+def test_a_damaged_cached_shard_is_made_again_with_one_line(
+    damage: str,
+    node: MakeNode,
+    tokens_store: Store,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first = node("first")
+    first.prepare()
+    (shard,) = (tmp_path / "store").rglob("train-00001.bin")
+    if damage == "changed":
+        shard.write_bytes(b"\0" * shard.stat().st_size)
+    elif damage == "shortened":
+        shard.write_bytes(shard.read_bytes()[:-2])
+    else:
+        shard.unlink()
+    caplog.set_level(logging.WARNING)
+    second = node("second")
+    data = second.prepare()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "train-00001.bin" in caplog.text and "made again from the source" in caplog.text
+    train = {name: digest for name, digest in first.files().items() if name[0] == "t"}
+    assert {name: second.files()[name] for name in train} == train
+    assert data.index.complete
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"format_version": 99}', b"[" * 100_000])
+def test_an_index_that_cannot_be_read_costs_one_warning(
+    content: bytes, node: MakeNode, tokens_store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = node("first").prepare(stop=SHARD)
+    tokens_store.put(f"{first.fingerprint}/{INDEX}", [content])
+    second = node("second")
+    assert second.prepare().index.complete
+    assert "the token cache is not used" in caplog.text
+
+
+def test_an_index_of_other_tokens_is_left_alone(
+    node: MakeNode, tokens_store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = node("first").prepare(stop=SHARD)
+    key = f"{first.fingerprint}/{INDEX}"
+    content = json.loads(tokens_store.get(key)[0])
+    content["seals"][0]["train"]["sha256"] = "0" * 64
+    foreign = json.dumps(content).encode()
+    tokens_store.put(key, [foreign])
+    assert node("first").prepare().index.continues(first.index)
+    assert "holds other tokens: not used" in caplog.text
+    assert tokens_store.get(key)[0] == foreign
+    with pytest.raises(Damaged, match=f"does not give the tokens .* .and {tokens_store.uri}"):
+        node("second").prepare(stop=10)
+
+
+def test_shards_are_up_before_the_index_names_them(node: MakeNode, tokens_store: Store) -> None:
+    put, names = tokens_store.put, []
+
+    def watched(key: str, data: Any) -> None:
+        put(key, data)
+        names.append(key.rsplit("/", 1)[1])
+
+    first = node("first")
+    tokens_store.put = watched  # type: ignore[method-assign]
+    index = first.prepare().index
+    stored = tokens_store.get(f"{first.prepare().fingerprint}/{INDEX}")[0]
+    named = decode_index(stored, index.source, index.tokenizer, "store")
+    assert named == index
+    assert {n.name for shards in named.shards.values() for n in shards} <= set(names)
+
+
+def test_a_shorter_index_never_replaces_a_longer_one(node: MakeNode, tokens_store: Store) -> None:
+    first = node("first")
+    whole = first.prepare()
+    cache = TokenCache(tokens_store, whole.fingerprint)
+    before = tokens_store.get(f"{whole.fingerprint}/{INDEX}")
+    cache.upload(whole.index.first(2), whole.directory, lambda: True)
+    assert tokens_store.get(f"{whole.fingerprint}/{INDEX}") == before
+
+
+@pytest.mark.parametrize("failure", [Unavailable, AccessDenied])
+def test_an_upload_that_fails_costs_one_warning(
+    failure: type[Exception],
+    node: MakeNode,
+    tokens_store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(key: str, data: Any) -> None:
+        raise failure("no")
+
+    monkeypatch.setattr(tokens_store, "put", refuse)
+    assert node("first").prepare().index.complete
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1 and "could not be uploaded" in warnings[0].getMessage()
+
+
+def _work(folder: Path, corpus: Path, tokenizer_directory: Path, store: str, gate: Any) -> None:
+    prepare_module._BATCH_CHARACTERS = 1000
+    tokenizer = read_tokenizer(tokenizer_directory, "")
+    node = Node(folder, corpus, tokenizer, open_store(store, TOKENS))
+    gate.wait()
+    node.prepare()
+
+
+def test_two_nodes_that_prepare_at_once_leave_what_one_would(
+    tmp_path: Path, corpus: Path, tokenizer: TokenizerFiles, bucket: str, node: MakeNode
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    gate = context.Barrier(2)
+    uri = f"s3://{bucket}/x"
+    words = (corpus, tokenizer.directory, uri, gate)
+    nodes = [
+        context.Process(target=_work, args=(tmp_path / name, *words)) for name in ("one", "two")
+    ]
+    for process in nodes:
+        process.start()
+    for process in nodes:
+        process.join()
+        assert process.exitcode == 0
+    alone = node("alone")
+    expected = alone.prepare()
+    store = open_store(uri, TOKENS)
+    stored = {
+        info.key.rsplit("/", 1)[1]: hashlib.sha256(store.get(info.key)[0]).hexdigest()
+        for info in store.list("")
+    }
+    content = store.get(f"{expected.fingerprint}/{INDEX}")[0]
+    found = decode_index(content, expected.index.source, expected.index.tokenizer, "")
+    assert found == expected.index
+    del stored[INDEX]
+    assert stored == alone.files()
+
+
+def test_a_download_that_is_not_what_was_uploaded_does_not_reach_the_tokens(
+    node: MakeNode, tokens_store: Store, tmp_path: Path
+) -> None:
+    whole = node("first").prepare()
+    (shard,) = (tmp_path / "store").rglob("train-00000.bin")
+    shard.write_bytes(b"\0" * shard.stat().st_size)
+    target, scratch = tmp_path / "target", tmp_path / "scratch"
+    target.mkdir()
+    scratch.mkdir()
+    cache = TokenCache(tokens_store, whole.fingerprint)
+    with pytest.raises(Damaged, match=r"train-00000.bin is not what was uploaded"):
+        cache.fetch(whole.index.shards["train"][0], scratch, target)
+    assert not list(target.iterdir())
+
+
+def test_tokens_can_be_read_while_the_rest_is_still_fetched(
+    node: MakeNode, tokens_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = node("first").prepare()
+    read_on = threading.Event()
+    fetch = tokens_store.fetch
+
+    def slow(key: str, directory: Path) -> Path:
+        if not key.endswith(("train-00000.bin", "train-00001.bin")):
+            assert read_on.wait(60)
+        return fetch(key, directory)
+
+    monkeypatch.setattr(tokens_store, "fetch", slow)
+    second = node("second")
+    data = Preparation(
+        second.data,
+        second.tokenizer,
+        whole.index.source,
+        TokenNeed(stop=10**9),
+        cache=lambda fingerprint: TokenCache(tokens_store, fingerprint),
+        shard_tokens=SHARD,
+    )
+    data.start()
+    data.wait_for("train", 10, lambda _: None)
+    assert read(data, 0, SHARD) == whole.train.read(0, SHARD).tolist()
+    read_on.set()
+    n = whole.train.n_tokens
+    assert read(data, n - 10, 10) == whole.train.read(n - 10, 10).tolist()
