@@ -154,7 +154,8 @@ def _tokenize(
     encoder = TextEncoder(tokenizer)
     end = np.array([tokenizer.eos_token_id], dtype=np.uint16)
     pieces, finished = writer.index.pieces, writer.index.documents
-    for batch in _batches(documents(data, skip=pieces)):
+    source = documents(data, writer.index.position)
+    for batch in _batches(source):
         encoded = encoder.encode_batch([piece.text for piece in batch])
         for number, (piece, tokens) in enumerate(zip(batch, encoded, strict=True), start=pieces):
             if not piece.text:
@@ -171,12 +172,12 @@ def _tokenize(
         pieces += len(batch)
         reporter.update(finished, writer.n_tokens("train"))
         if writer.n_pending("train") >= shard_tokens:
-            writer.seal(pieces=pieces, documents=finished)
+            writer.seal(pieces=pieces, documents=finished, position=source.position)
             if enough(writer.index):
                 return
     if not writer.n_tokens("train"):
         raise ConfigError(f"DATASET={data.dataset} has no text to train on: name another dataset")
-    writer.seal(pieces=pieces, documents=finished, complete=True)
+    writer.seal(pieces=pieces, documents=finished, position=source.position, complete=True)
 
 
 def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:

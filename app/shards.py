@@ -44,11 +44,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What index.json holds. `pieces` of the source are in the shards, not one more or less."""
+    """What index.json holds. `pieces` of the source are in the shards, not one more or less.
+
+    `position` is the source's own, after the last of them.
+    """
 
     source: str
     tokenizer: str
     pieces: int = 0
+    position: Mapping[str, Any] | None = None
     documents: int = 0
     complete: bool = False
     shards: Mapping[Split, tuple[Shard, ...]] = field(
@@ -97,7 +101,14 @@ class ShardWriter:
         """Sealed and pending."""
         return self.index.n_tokens(split) + self.n_pending(split)
 
-    def seal(self, *, pieces: int, documents: int, complete: bool = False) -> None:
+    def seal(
+        self,
+        *,
+        pieces: int,
+        documents: int,
+        position: Mapping[str, Any] | None = None,
+        complete: bool = False,
+    ) -> None:
         """Make what was appended durable; it comes from the source's first `pieces` pieces.
 
         Raises OSError.
@@ -107,7 +118,12 @@ class ShardWriter:
             if self.n_pending(split):
                 shards[split] = (*shards[split], self._write(split, len(shards[split])))
         self.index = replace(
-            self.index, pieces=pieces, documents=documents, complete=complete, shards=shards
+            self.index,
+            pieces=pieces,
+            documents=documents,
+            position=position,
+            complete=complete,
+            shards=shards,
         )
         content = {"format_version": FORMAT_VERSION, **asdict(self.index)}
         content.update(content.pop("shards"))

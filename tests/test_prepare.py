@@ -16,9 +16,9 @@ from tokenizers import Tokenizer
 from app import prepare as module
 from app import shards as shards_module
 from app.errors import AccessDenied, ConfigError, Damaged, Unavailable
+from app.pieces import Piece, PlacedPieces
 from app.prepare import PreparedData, PrepareProgress, check_enough, held_out, prepare
 from app.sections import DataSettings
-from app.sources import Piece
 from app.tokenizer import TokenizerFiles, read_tokenizer
 
 ROWS = [f"document {i}: " + "some words to be counted " * (i % 7) for i in range(600)]
@@ -56,6 +56,10 @@ def run(
 ) -> PreparedData:
     data = DataSettings(dataset=str(corpus), data_dir=data_dir, **more)
     return prepare(data, tokenizer, needed, report, shard_tokens=SHARD)
+
+
+def pieces_of(pieces: list[Piece]) -> PlacedPieces:
+    return PlacedPieces(((piece, {"piece": n}) for n, piece in enumerate(pieces, start=1)), None)
 
 
 def files(data_dir: Path) -> dict[str, str]:
@@ -111,7 +115,7 @@ def test_parts_of_a_long_text_are_joined_and_a_held_out_part_leaves_a_border(
         Piece("HELD alone"),
         Piece("four"),
     ]
-    monkeypatch.setattr(module, "documents", lambda data, skip: iter(parts[skip:]))
+    monkeypatch.setattr(module, "documents", lambda data, after: pieces_of(parts))
     monkeypatch.setattr(module, "held_out", lambda text: "HELD" in text)
     (tmp_path / "a.txt").touch()
     train, validation = decoded(run(tmp_path / "a.txt", tmp_path, tokenizer), tokenizer)
