@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from app.errors import AccessDenied, ConfigError, Damaged, NotFound
 from app.pieces import PIECE_SIZE
+from app.prepare import prepare
 from app.sections import DataSettings
 from app.sources import Piece, documents, is_hub_id, pin_source, source_fingerprint
+from app.tokenizer import read_tokenizer
 
 ROWS = ["first text", "", "second\ntext", "drítter – text 日本"]
 
@@ -424,3 +426,28 @@ def test_the_text_column_does_not_count_for_files_that_have_none(tmp_path: Path)
     (tmp_path / "a.txt").write_text("x")
     plain = source_fingerprint(source(tmp_path))
     assert source_fingerprint(source(tmp_path, text_column="body")) == plain
+
+
+def test_a_document_longer_than_a_shard_is_gone_on_with_in_its_middle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_tokenizer: Path
+) -> None:
+    monkeypatch.setattr("app.pieces.LONG_ROW", 1000)
+    monkeypatch.setattr("app.pieces.PIECE_SIZE", 200)
+    monkeypatch.setattr("app.prepare._BATCH_CHARACTERS", 500)
+    tokenizer = read_tokenizer(small_tokenizer, "")
+    path = write_rows(tmp_path / "a.jsonl", ["short", "some words in a line\n" * 300, "last"])
+
+    def tokens(folder: str, needed: int | None) -> list[int]:
+        data = source(path, data_dir=tmp_path / folder)
+        train = prepare(data, tokenizer, needed, lambda _: None, shard_tokens=400).train
+        return train.read(0, train.n_tokens).tolist()
+
+    first = tokens("in-turns", 1)
+    index = json.loads(next(tmp_path.glob("in-turns/tokens/*/index.json")).read_text())
+    assert index["position"]["part"] > 0
+    both, at_once = tokens("in-turns", None), tokens("at-once", None)
+    assert both == at_once
+    assert both[: len(first)] == first
+    assert len(first) < len(both) - 400
+    end = tokenizer.eos_token_id
+    assert both.count(end) == 3
