@@ -6,7 +6,16 @@ from app.console import size
 from app.errors import ConfigError, Damaged, Unavailable
 from app.job import Job
 from app.lease import LEASE
-from app.record import RECORD, Identity, RunRecord, StoredRecord, check_identity, load_record
+from app.record import (
+    RECORD,
+    RunRecord,
+    StoredRecord,
+    check_identity,
+    load_record,
+    same_dataset,
+)
+from app.recorded_source import difference
+from app.sections import redacted
 from app.sources import PinnedSource, pin_source
 from app.state import checkpoint_bytes
 from app.stores import Store
@@ -16,7 +25,7 @@ def source_of_run(job: Job, stored: StoredRecord | None) -> PinnedSource:
     """A run goes on with the revision of the hub dataset that it was begun with."""
     data = job.settings.data
     recorded = stored.record.identity if stored else None
-    same = recorded is not None and recorded.dataset == data.dataset
+    same = recorded is not None and recorded.dataset == redacted(data.dataset)
     return pin_source(data, recorded.dataset_revision if recorded and same else None)
 
 
@@ -35,7 +44,7 @@ def check_space(job: Job, store: Store) -> None:
 
 
 def check_against_record(
-    job: Job, stored: StoredRecord | None, identity: Identity, store: Store
+    job: Job, stored: StoredRecord | None, source: PinnedSource, store: Store
 ) -> None:
     """Raises IncompatibleRun or Damaged; nothing is written."""
     settings = job.settings
@@ -55,7 +64,9 @@ def check_against_record(
             f"{store.uri}/{proof}, but no checkpoint is left: restore one from a backup, or "
             "choose another RUN_NAME to start again"
         )
-    check_identity(stored.record, identity, store.uri)
+    identity = job.identity(source)
+    changed = "" if same_dataset(stored.record, identity) else difference(store, source.parts)
+    check_identity(stored.record, identity, store.uri, changed)
     total = settings.run.total_steps
     if not settings.is_default("TOTAL_STEPS") and total != stored.record.total_steps:
         raise ConfigError(

@@ -5,6 +5,7 @@ It is in every image, so it needs no network and no download.
 
 import ast
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterator
 from functools import cache
@@ -28,7 +29,7 @@ def builtin_documents() -> Iterator[str]:
     Nothing is imported or executed. Raises NotFound if this Python has no library source.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    paths = [path for path in root.rglob("*.py") if _belongs(path.relative_to(root).parts)]
+    paths = list(_library_files(root))
     if not paths:
         raise NotFound(f"DATASET=builtin: {root} holds no source files; name another dataset")
     for path in sorted(paths, key=lambda path: path.relative_to(root).parts):
@@ -47,8 +48,16 @@ def builtin_fingerprint() -> str:
     return digest.hexdigest()
 
 
-def _belongs(parts: tuple[str, ...]) -> bool:
-    return _LEFT_OUT.isdisjoint(parts) and not parts[0].startswith(_PLATFORM_ONLY)
+def _library_files(root: Path) -> Iterator[Path]:
+    for place, subfolders, names in os.walk(root):
+        # Not walked through: what is installed can be a hundred times the library.
+        subfolders[:] = [name for name in subfolders if name not in _LEFT_OUT]
+        if Path(place) == root:
+            subfolders[:] = [name for name in subfolders if not name.startswith(_PLATFORM_ONLY)]
+        for name in names:
+            left_out = Path(place) == root and name.startswith(_PLATFORM_ONLY)
+            if name.endswith(".py") and not left_out:
+                yield Path(place, name)
 
 
 def _manual(path: Path) -> Iterator[str]:

@@ -1,124 +1,149 @@
-"""Files that a URI names, fetched into DATA_DIR/downloads; what is there is not fetched again."""
+"""Files that a URI names: listed first, then fetched one by one while they are read.
 
-import fnmatch
-import functools
-import hashlib
-import json
-import re
-import shutil
-import ssl
-import urllib.error
-import urllib.request
-from collections.abc import Sequence
-from http.client import HTTPException
+A listing gives each file's size and its ETag, and these are the fingerprint. A file is fetched
+when its turn comes, the next one in the background, and removed when it has been read: two
+files of a corpus are on the disk, whatever its size.
+"""
+
+import posixpath
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
-from app.errors import AccessDenied, ConfigError, NotFound, Unavailable
+from app.errors import ConfigError, Damaged, NotFound, Unavailable
 from app.failures import disk_failures
-from app.locks import locked_folder
-
-_TIMEOUT = 60.0  # seconds of silence
-# An SSLError in the middle of an answer carries errno 1, which is EPERM to a disk.
-_NO_ANSWER = (
-    urllib.error.URLError,
-    HTTPException,
-    TimeoutError,
-    ConnectionError,
-    ssl.SSLError,
-)
+from app.locks import own_folder
+from app.remote import Remote, RemoteFile, Restarted, changed
+from app.remote_s3 import S3Objects
+from app.remote_web import WebFile
+from app.retries import Backoff
 
 
-def download(uri: str, data_dir: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Local copies of the files at `uri`: s3:// (object, prefix or glob), http:// or https://.
+@dataclass(frozen=True)
+class RemoteFiles:
+    """Listed files of one server, in order."""
 
-    Of a prefix, the objects that end with one of `suffixes`. Raises ConfigError (another
-    scheme), NotFound, AccessDenied, Unavailable.
+    remote: Remote
+    listed: tuple[RemoteFile, ...]
+    data_dir: Path
+
+    @property
+    def names(self) -> list[str]:
+        return [file.name for file in self.listed]
+
+    @property
+    def places(self) -> list[str]:
+        return [file.uri for file in self.listed]
+
+    def origins(self) -> Mapping[str, str]:
+        return {file.uri: file.uri for file in self.listed}
+
+    def digests(self) -> Mapping[str, str]:
+        return {file.name: f"{file.size} {file.version}" for file in self.listed}
+
+    def paths(self, first: int) -> Generator[Path, None, None]:
+        """As `Files.paths`. Raises AccessDenied, Unavailable or ConfigError for DATA_DIR too."""
+        place = f"DATA_DIR={self.data_dir}"
+        with disk_failures(place), own_folder(self.data_dir / "downloads") as folder:
+
+            def begin(number: int) -> "_Fetching | None":
+                if number >= len(self.listed):
+                    return None
+                file = self.listed[number]
+                target = folder / f"{number:06d}-{posixpath.basename(file.name)}"
+                return _Fetching(lambda stopped: fetch(self.remote, file, target, place, stopped))
+
+            current = begin(first)
+            try:
+                for number in range(first, len(self.listed)):
+                    assert current is not None
+                    path = current.result()
+                    current = begin(number + 1)
+                    yield path
+                    path.unlink()
+            finally:
+                if current is not None:
+                    current.stopped.set()
+
+
+class _Fetching:
+    """A download in the background. It ends with the process, or when it is told to."""
+
+    def __init__(self, work: Callable[[threading.Event], Path]) -> None:
+        self.stopped = threading.Event()
+        self._outcome: Path | BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        self._thread.start()
+
+    def result(self) -> Path:
+        self._thread.join()
+        if isinstance(self._outcome, BaseException):
+            raise self._outcome
+        assert self._outcome is not None
+        return self._outcome
+
+    def _run(self, work: Callable[[threading.Event], Path]) -> None:
+        try:
+            self._outcome = work(self.stopped)
+        except BaseException as error:  # noqa: BLE001 - raised again by `result`
+            self._outcome = error
+
+
+def fetch(
+    remote: Remote, file: RemoteFile, target: Path, place: str, stopped: threading.Event
+) -> Path:
+    """`file` at `target`, whole. A transfer that breaks off goes on where it was.
+
+    `place` names the folder for messages. Raises what `Remote.open` raises, some of it after
+    several tries; Unavailable if it was told to stop.
     """
-    scheme = urlsplit(uri).scheme
-    with disk_failures(f"DATA_DIR={data_dir}"):
-        folder = data_dir / "downloads"
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked_folder(folder, waiting=lambda: None):
-            if scheme == "s3":
-                return _from_s3(uri, folder, suffixes)
-            if scheme in ("http", "https"):
-                return [_from_web(uri, folder)]
-    raise ConfigError(f"DATASET={uri}: URIs start with s3://, https://, http:// or file://")
-
-
-def _from_s3(uri: str, folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    from botocore.exceptions import ClientError
-
-    from app.s3_client import explain_head, open_client, s3_failures, transfer
-
-    setting = f"DATASET={uri}"
-    bucket, _, pattern = uri.removeprefix("s3://").partition("/")
-    is_glob = any(mark in pattern for mark in "*?[")
-    client, endpoint = open_client(setting)
-    with s3_failures(setting, endpoint):
-        pages = client.get_paginator("list_objects_v2").paginate(
-            Bucket=bucket, Prefix=re.split(r"[*?\[]", pattern, maxsplit=1)[0]
-        )
-        objects = {
-            item["Key"]: item.get("ETag", "") for page in pages for item in page.get("Contents", [])
-        }
-        if is_glob:
-            keys = [key for key in objects if fnmatch.fnmatchcase(key, pattern)]
-        elif pattern in objects:
-            keys = [pattern]
-        else:
-            inside = f"{pattern.rstrip('/')}/" if pattern else ""
-            keys = [key for key in objects if key.startswith(inside)]
-        if pattern not in keys:
-            keys = [key for key in keys if key.endswith(tuple(suffixes))]
-        if not keys:
-            raise NotFound(f"{setting}: no object matches (of {', '.join(suffixes)})")
-        keys.sort()
-        # Objects that are replaced in the bucket get a new folder, and so are fetched again.
-        version = _short_hash(json.dumps([uri, *((key, objects[key]) for key in keys)]))
-        (folder / version).mkdir(exist_ok=True)
-        paths = []
-        for index, key in enumerate(keys):
-            path = folder / version / f"{index:05d}-{key.rsplit('/', 1)[-1]}"
-            if not path.is_file():
-                partial = path.with_name(path.name + ".partial")
-                try:
-                    transfer(functools.partial(client.download_file, bucket, key, str(partial)))
-                except ClientError as error:
-                    explain_head(client, error, bucket, key)
+    backoff = Backoff()
+    furthest = 0
+    with disk_failures(place), target.open("wb") as output:
+        while output.tell() < file.size:
+            try:
+                with remote.open(file, output.tell()) as blocks:
+                    for block in blocks:
+                        output.write(block)
+                        if stopped.is_set():
+                            raise Unavailable(f"{file.uri}: no longer needed")
+                if output.tell() < file.size:
+                    raise Unavailable(f"DATASET: {file.uri}: the connection broke off")
+            except (Restarted, Damaged) as error:
+                output.seek(0)
+                output.truncate()
+                if isinstance(error, Damaged):  # not what was sent: something on the way
+                    backoff.failed(error)
+            except Unavailable as error:
+                if stopped.is_set():
                     raise
-                partial.replace(path)
-            paths.append(path)
-    return paths
+                if output.tell() > furthest:
+                    furthest = output.tell()
+                    backoff.worked()
+                backoff.failed(error)
+        if output.tell() > file.size:
+            raise changed(file)
+    return target
 
 
-def _from_web(uri: str, folder: Path) -> Path:
+def list_remote(uri: str, data_dir: Path, suffixes: Sequence[str]) -> RemoteFiles:
+    """The files at `uri`: s3:// (object, prefix or glob), http:// or https://.
+
+    Raises ConfigError (another scheme, or no file of ours), NotFound, AccessDenied, Unavailable.
+    """
     setting = f"DATASET={uri}"
-    name = unquote(urlsplit(uri).path).rsplit("/", 1)[-1] or "download"
-    path = folder / _short_hash(uri) / name
-    if path.is_file():
-        return path
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(name + ".partial")
-    try:
-        with urllib.request.urlopen(uri, timeout=_TIMEOUT) as answer, partial.open("wb") as file:
-            shutil.copyfileobj(answer, file, 1 << 20)
-            length = answer.headers.get("Content-Length")
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            raise AccessDenied(f"{setting}: the server refuses access ({error.code})") from error
-        if error.code in (404, 410):
-            raise NotFound(f"{setting}: there is no such file ({error.code})") from error
-        raise Unavailable(f"{setting}: the server answers {error.code}") from error
-    except _NO_ANSWER as error:
-        raise Unavailable(f"{setting} cannot be reached: {error}") from error
-    # A connection that closes early looks like the end of the file.
-    if length is not None and int(length) != partial.stat().st_size:
-        raise Unavailable(f"{setting}: the connection broke off: start again")
-    partial.replace(path)
-    return path
-
-
-def _short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    scheme = urlsplit(uri).scheme
+    if scheme == "s3":
+        remote: S3Objects | WebFile = S3Objects(setting)
+    elif scheme in ("http", "https"):
+        remote = WebFile(setting)
+    else:
+        raise ConfigError(f"{setting}: URIs start with s3://, https://, http:// or file://")
+    listed = remote.list(uri, suffixes)
+    if not listed:
+        raise NotFound(f"{setting}: no object matches (of {', '.join(suffixes)})")
+    if not all(file.name.endswith(tuple(suffixes)) for file in listed):
+        raise ConfigError(f"{setting}: files end with {', '.join(suffixes)}")
+    return RemoteFiles(remote, tuple(listed), data_dir)

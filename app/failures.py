@@ -85,9 +85,16 @@ def _hub_error(error: BaseException, setting: str) -> AppError | None:
 
     if said(hub.GatedRepoError, hub.DisabledRepoError):
         return AccessDenied(f"{setting} is gated: accept its terms on the hub and set HF_TOKEN")
-    if said(hub.RepositoryNotFoundError):
+    if missing := said(hub.RepositoryNotFoundError):
+        assert isinstance(missing, hub.RepositoryNotFoundError)
+        if missing.response.status_code == 401:  # the hub's answer to who shows no token
+            return AccessDenied(
+                f"{setting}: neither a path here nor a public repository of the hub; for a private "
+                "one set HF_TOKEN"
+            )
         return NotFound(
-            f"{setting}: neither a path here nor on the hub (a private repository needs HF_TOKEN)"
+            f"{setting}: neither a path here nor on the hub (a private repository needs "
+            "an HF_TOKEN that may read it)"
         )
     if said(hub.RevisionNotFoundError):
         return NotFound(f"{setting}: the repository has no such revision")

@@ -11,16 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from app.errors import ConfigError, Damaged
 from app.sections import MAX_VALIDATION_TOKENS, DataSettings
 from app.shards import SHARD_TOKENS, ShardIndex, ShardWriter, Split, Tokens
-from app.sources import Piece, documents
+from app.sources import Piece, Pieces, Position, documents
 from app.tokenizer import TextEncoder, TokenizerFiles
 
 HELD_OUT_ONE_IN = 100
+
+_Text = TypeVar("_Text")
 
 _BATCH_CHARACTERS = 1 << 21  # enough for all cores, a second or two of work
 _IN_FLIGHT = 2  # batches: while one is encoded, another becomes arrays and a third is read
@@ -29,8 +32,12 @@ _VERSION = 2  # of the way that pieces become shards
 
 @dataclass(frozen=True)
 class Tally:
-    """Where the tokenizer stands: counted from the beginning of the source."""
+    """Where the tokenizer stands: counted from the beginning of the source.
 
+    `position` is the source's own.
+    """
+
+    position: Position | None
     pieces: int
     documents: int
     text_bytes: int
@@ -74,6 +81,7 @@ class CorpusTokenizer:
                     f"DATASET={self._data.dataset} has no text to train on: name another dataset"
                 )
             writer.seal(
+                position=tally.position,
                 pieces=tally.pieces,
                 documents=tally.documents,
                 text_bytes=tally.text_bytes,
@@ -86,7 +94,10 @@ class CorpusTokenizer:
         writer = ShardWriter(self._directory, index.first(number))
         tally, _ = next(self._fill(writer, done))
         seal = writer.restore(
-            pieces=tally.pieces, documents=tally.documents, text_bytes=tally.text_bytes
+            position=tally.position,
+            pieces=tally.pieces,
+            documents=tally.documents,
+            text_bytes=tally.text_bytes,
         )
         if seal != index.seals[number]:
             raise Damaged(
@@ -103,19 +114,22 @@ class CorpusTokenizer:
         their bytes depend neither on kills nor on how much was needed.
         """
         index = writer.index
-        tally = Tally(index.pieces, index.documents, index.text_bytes)
-        encoder = TextEncoder(self._tokenizer)
-        for batch in _encoded(_batches(documents(self._data, skip=tally.pieces)), encoder):
-            tally = self._append(writer, batch, tally)
-            done(tally, writer.n_tokens("train"))
-            if writer.n_pending("train") >= self._shard_tokens:
-                yield tally, False
+        tally = Tally(index.position, index.pieces, index.documents, index.text_bytes)
+        source = documents(self._data, index.position)
+        try:
+            for batch in _encoded(_batches(source), TextEncoder(self._tokenizer)):
+                tally = self._append(writer, batch, tally)
+                done(tally, writer.n_tokens("train"))
+                if writer.n_pending("train") >= self._shard_tokens:
+                    yield tally, False
+        finally:
+            source.close()
         yield tally, True
 
-    def _append(self, writer: ShardWriter, batch: "Sequence[_Encoded]", tally: Tally) -> Tally:
+    def _append(self, writer: ShardWriter, batch: "_Batch[_Encoded]", tally: Tally) -> Tally:
         end = np.array([self._tokenizer.eos_token_id], dtype=np.uint16)
         finished, text_bytes = tally.documents, tally.text_bytes
-        for number, text in enumerate(batch, start=tally.pieces):
+        for number, text in enumerate(batch.texts, start=tally.pieces):
             finished += text.ends_document
             if not text.n_bytes:
                 continue
@@ -129,7 +143,7 @@ class CorpusTokenizer:
             else:
                 _append_all(writer, "train", text.tokens, *([end] if text.ends_document else []))
                 text_bytes += text.n_bytes
-        return Tally(tally.pieces + len(batch), finished, text_bytes)
+        return Tally(batch.position, tally.pieces + len(batch.texts), finished, text_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +157,24 @@ class _Encoded:
     ends_document: bool
 
 
-def _encoded(batches: Iterator[list[Piece]], encoder: TextEncoder) -> Iterator[list[_Encoded]]:
+@dataclass(frozen=True)
+class _Batch(Generic[_Text]):
+    """Texts that follow each other, and the source's position after the last of them."""
+
+    texts: Sequence[_Text]
+    position: Position
+
+
+def _encoded(batches: Iterator[_Batch[Piece]], encoder: TextEncoder) -> Iterator[_Batch[_Encoded]]:
     """The batches in order, encoded on other threads while the next ones are read here."""
 
-    def encode(batch: list[Piece]) -> list[_Encoded]:
-        tokens = encoder.encode_batch([piece.text for piece in batch])
-        return [_as_encoded(piece, ids) for piece, ids in zip(batch, tokens, strict=True)]
+    def encode(batch: _Batch[Piece]) -> _Batch[_Encoded]:
+        tokens = encoder.encode_batch([piece.text for piece in batch.texts])
+        texts = [_as_encoded(piece, ids) for piece, ids in zip(batch.texts, tokens, strict=True)]
+        return _Batch(texts, batch.position)
 
     pool = ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="tokenizer")
-    waiting: deque[Future[list[_Encoded]]] = deque()
+    waiting: deque[Future[_Batch[_Encoded]]] = deque()
     try:
         for batch in batches:
             waiting.append(pool.submit(encode, batch))
@@ -178,14 +201,14 @@ def _append_all(writer: ShardWriter, split: Split, *parts: Tokens) -> None:
         writer.append(split, part)
 
 
-def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
+def _batches(source: Pieces) -> Iterator[_Batch[Piece]]:
     batch: list[Piece] = []
     characters = 0
-    for piece in pieces:
+    for piece in source:
         batch.append(piece)
         characters += len(piece.text)
         if characters >= _BATCH_CHARACTERS:
-            yield batch
+            yield _Batch(batch, source.position)
             batch, characters = [], 0
     if batch:
-        yield batch
+        yield _Batch(batch, source.position)

@@ -112,8 +112,17 @@ def create_record(
     return StoredRecord(record, etag)
 
 
-def check_identity(record: RunRecord, identity: Identity, where: str) -> None:
-    """Raises IncompatibleRun that lists every setting in which the run differs."""
+def same_dataset(record: RunRecord, identity: Identity) -> bool:
+    return record.identity.dataset_fingerprint == identity.dataset_fingerprint
+
+
+def check_identity(
+    record: RunRecord, identity: Identity, where: str, dataset_difference: str = ""
+) -> None:
+    """Raises IncompatibleRun that lists every setting in which the run differs.
+
+    `dataset_difference` says what of the data changed, where that is known.
+    """
     recorded, ours = record.identity, identity
     differences = [
         f"{name.upper()} was {getattr(recorded, name)!r}, is {getattr(ours, name)!r}"
@@ -128,6 +137,8 @@ def check_identity(record: RunRecord, identity: Identity, where: str) -> None:
             change = (
                 f"was {before!r}, is {now!r}" if before != now else f"{now!r} changed its content"
             )
+            if name == "dataset" and dataset_difference:
+                change += f" ({dataset_difference})"
             differences.append(f"{name.upper()} {change}")
     if differences:
         raise IncompatibleRun(

@@ -15,6 +15,8 @@ from pydantic import Field, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.dataset_spec import mixture_parts
+
 ENV_FILE = Path(".env")
 MAX_VALIDATION_TOKENS = 4_000_000  # more held-out text is left out
 
@@ -88,7 +90,8 @@ class DataSettings(Section):
     dataset: str = Field(
         "builtin",
         min_length=1,
-        description="builtin, a hub id, or a path, glob or URI of .txt, .jsonl or .parquet",
+        description="builtin, a hub id, or a path, glob or URI of .txt, .jsonl or .parquet; "
+        "or several of them with weights: a:0.7,b:0.3",
     )
     dataset_config: str | None = Field(None, description="configuration (subset) of a hub dataset")
     dataset_split: str = Field("train", min_length=1, description="split of the dataset")
@@ -112,6 +115,12 @@ class DataSettings(Section):
         description="size of the validation set",
         json_schema_extra=_unit("tokens"),
     )
+
+    @field_validator("dataset")
+    @classmethod
+    def _readable_mixture(cls, dataset: str) -> str:
+        mixture_parts(dataset)
+        return dataset
 
     @field_validator("data_dir")
     @classmethod

@@ -54,10 +54,12 @@ class Shard:
 class Seal:
     """What one step of the preparation added, and where the work goes on after it.
 
-    `pieces` and `documents` of the source, and `text_bytes` (UTF-8, both splits), are counted
-    from the beginning, so that any number of first seals is an index of its own.
+    `position` is the source's own: the next step goes on after it. `pieces` and `documents`
+    of the source, and `text_bytes` (UTF-8, both splits), are counted from the beginning, so
+    that any number of first seals is an index of its own.
     """
 
+    position: dict[str, Any] | None
     pieces: _Count
     documents: _Count
     text_bytes: _Count
@@ -88,6 +90,10 @@ class ShardIndex:
     tokenizer: str
     seals: tuple[Seal, ...] = ()
     complete: bool = False
+
+    @property
+    def position(self) -> Mapping[str, Any] | None:
+        return self.seals[-1].position if self.seals else None
 
     @property
     def pieces(self) -> int:
@@ -218,27 +224,49 @@ class ShardWriter:
         return self.index.n_tokens(split) + self.n_pending(split)
 
     def seal(
-        self, *, pieces: int, documents: int, text_bytes: int = 0, complete: bool = False
+        self,
+        *,
+        position: Mapping[str, Any] | None,
+        pieces: int,
+        documents: int,
+        text_bytes: int = 0,
+        complete: bool = False,
     ) -> None:
-        """Make what was appended durable; it comes from the source's first `pieces` pieces.
+        """Make what was appended durable; it comes from the source's first `pieces` pieces, up
+        to its `position`.
 
         Raises OSError.
         """
-        self._add(self._write_shards(pieces, documents, text_bytes), complete)
+        self._add(self._write_shards(position, pieces, documents, text_bytes), complete)
         write_index(self._directory, self.index)
 
-    def restore(self, *, pieces: int, documents: int, text_bytes: int = 0) -> Seal:
+    def restore(
+        self,
+        *,
+        position: Mapping[str, Any] | None,
+        pieces: int,
+        documents: int,
+        text_bytes: int = 0,
+    ) -> Seal:
         """Write the shards only: files that an index names already. Raises OSError."""
-        return self._write_shards(pieces, documents, text_bytes)
+        return self._write_shards(position, pieces, documents, text_bytes)
 
     def _add(self, seal: Seal, complete: bool) -> None:
         self.index = replace(self.index, seals=(*self.index.seals, seal), complete=complete)
         self._pending = {split: [] for split in SPLITS}
         self._n_pending = dict.fromkeys(SPLITS, 0)
 
-    def _write_shards(self, pieces: int, documents: int, text_bytes: int) -> Seal:
+    def _write_shards(
+        self,
+        position: Mapping[str, Any] | None,
+        pieces: int,
+        documents: int,
+        text_bytes: int,
+    ) -> Seal:
         shards = {split: self._write(split) for split in SPLITS if self._n_pending[split]}
-        return Seal(pieces, documents, text_bytes, shards.get("train"), shards.get("validation"))
+        train, validation = shards.get("train"), shards.get("validation")
+        place = None if position is None else dict(position)
+        return Seal(place, pieces, documents, text_bytes, train, validation)
 
     def _write(self, split: Split) -> Shard:
         data = np.concatenate(self._pending[split]).astype(_DTYPE, copy=False)

@@ -29,17 +29,18 @@ from app.objective import Schedule, build_optimizer
 from app.preemption import NOTHING_TO_SAVE, Interrupted, StopRequest
 from app.pretrained import load_pretrained
 from app.record import (
-    Identity,
     StoredRecord,
     create_record,
     extend,
     load_record,
 )
+from app.recorded_source import remember_parts
 from app.report import publish
 from app.retention import quarantine, remove_unfinished, set_late_aside
 from app.saver import CheckpointSaver
 from app.sections import redacted
 from app.settings import Settings
+from app.sources import PinnedSource
 from app.state import STATE_FILES, Progress, huggingface_files, restore
 from app.stores import Store, open_store
 from app.token_progress import TokenProgress
@@ -86,8 +87,7 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     store.check()
     stored = load_record(store)
     source = source_of_run(job, stored)
-    identity = job.identity(source)
-    check_against_record(job, stored, identity, store)
+    check_against_record(job, stored, source, store)
     if stored is not None and is_finished(job, stored.record, store):
         log.info("nothing to do: %s is finished at step %d", job.run_name, stored.record.target)
         return None
@@ -100,7 +100,7 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
         check_data(job, data, progress.waiting)
         log.info("first tokens ready after %.1f s", progress.arrived())
         corpus = Corpus(data, progress, stop, seed=settings.run.seed, seq_len=job.geometry.seq_len)
-        attempt = _open_with_lease(job, store, corpus, identity, stop)
+        attempt = _open_with_lease(job, store, corpus, source, stop)
     except BaseException:
         data.close()
         raise
@@ -110,7 +110,7 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
 
 
 def _open_with_lease(
-    job: Job, store: Store, corpus: Corpus, identity: Identity, stop: StopRequest
+    job: Job, store: Store, corpus: Corpus, source: PinnedSource, stop: StopRequest
 ) -> Attempt | None:
     settings = job.settings
     lease = Lease(store, settings.checkpoints.lease_ttl, holder_identity())
@@ -122,7 +122,7 @@ def _open_with_lease(
     )
     try:
         lease.start_renewing()
-        return _open_under_lease(HeldRun(job, store, lease, corpus), identity, stop)
+        return _open_under_lease(HeldRun(job, store, lease, corpus), source, stop)
     except BaseException:
         lease.release()
         raise
@@ -157,13 +157,15 @@ class Resumed:
     progress: Progress
 
 
-def _open_under_lease(run: HeldRun, identity: Identity, stop: StopRequest) -> Attempt | None:
+def _open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> Attempt | None:
     """Read the store again, now that nobody else writes to it, and restore."""
     job, store, settings = run.job, run.store, run.job.settings
     stored = load_record(store)
-    check_against_record(job, stored, identity, store)
+    check_against_record(job, stored, source, store)
     if stored is None:
-        stored = create_record(store, job.run_name, identity, settings.run.total_steps)
+        total_steps = settings.run.total_steps
+        stored = create_record(store, job.run_name, job.identity(source), total_steps)
+    remember_parts(store, source.parts)
     for name in set_late_aside(store):
         log.error("LATE CHECKPOINT %s moved aside: another attempt had gone on before it", name)
     for name in remove_unfinished(store):

@@ -1,13 +1,14 @@
 """As much of the Hugging Face hub as its clients ask for, on loopback.
 
-Repositories: o/good holds files; o/gated, o/missing, o/forbidden and o/busy answer as
-the real hub does for such repositories (its X-Error-Code header tells them apart).
+Repositories: o/good holds files, and so does o/private for who shows TOKEN; o/gated, o/missing,
+o/forbidden and o/busy answer as the real hub does for such repositories (its X-Error-Code
+header tells them apart).
 """
 
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +17,7 @@ from urllib.parse import parse_qs, unquote
 import pytest
 
 REVISION = "a" * 40
+TOKEN = "hf_rightrightright"
 _REFUSALS = {
     "missing": (401, "RepoNotFound"),
     "forbidden": (403, ""),
@@ -23,12 +25,18 @@ _REFUSALS = {
 }
 
 
+class Requests(list[str]):
+    """The paths that were asked for. `failing` says for which of them the hub is down."""
+
+    failing: Callable[[str], bool] = staticmethod(lambda path: False)
+
+
 @contextmanager
 def hub(
     monkeypatch: pytest.MonkeyPatch, cache: Path, files: Mapping[str, bytes]
-) -> Iterator[list[str]]:
+) -> Iterator[Requests]:
     """The clients talk to a hub that holds `files` in o/good. Yields the requested paths."""
-    requests: list[str] = []
+    requests = Requests()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(files, requests))
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
@@ -64,7 +72,7 @@ def use_endpoint(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path) -> None
     monkeypatch.setattr(datasets.config, "HF_MODULES_CACHE", str(cache / "modules"))
 
 
-def _handler(files: Mapping[str, bytes], requests: list[str]) -> type[BaseHTTPRequestHandler]:
+def _handler(files: Mapping[str, bytes], requests: Requests) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -83,9 +91,16 @@ def _handler(files: Mapping[str, bytes], requests: list[str]) -> type[BaseHTTPRe
         def do_GET(self) -> None:
             path = unquote(self.path.partition("?")[0])
             requests.append(path)
+            if requests.failing(path):
+                self._answer(502, b"")
+                return
+            if "/o/private" in path and not self._may_see_private():
+                return
             for name, (status, code) in _REFUSALS.items():
                 if f"/o/{name}" in path:
-                    self._answer(status, b"{}", {"X-Error-Code": code} if code else {})
+                    known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+                    told = 404 if name == "missing" and known else status
+                    self._answer(told, b"{}", {"X-Error-Code": code} if code else {})
                     return
             if "/o/gated" in path and ("auth-check" in path or "/resolve/" in path):
                 self._answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
@@ -98,6 +113,16 @@ def _handler(files: Mapping[str, bytes], requests: list[str]) -> type[BaseHTTPRe
                 self._answer(200, json.dumps(_info(files, path)).encode())
             else:
                 self._answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+
+        def _may_see_private(self) -> bool:
+            """Answers as the real hub: to nobody in particular, a private repository is missing."""
+            shown = self.headers.get("Authorization")
+            if shown is None:
+                self._answer(401, b"{}", {"X-Error-Code": "RepoNotFound"})
+            elif shown != f"Bearer {TOKEN}":
+                message = "Invalid credentials in Authorization header"
+                self._answer(401, b"{}", {"X-Error-Message": message})
+            return shown == f"Bearer {TOKEN}"
 
         def _file(self, name: str) -> None:
             # The clients' cache takes files with the same ETag for the same content.
@@ -134,7 +159,7 @@ def _handler(files: Mapping[str, bytes], requests: list[str]) -> type[BaseHTTPRe
 def _info(files: Mapping[str, bytes], path: str) -> dict[str, object]:
     gated = "/o/gated" in path
     return {
-        "id": "o/gated" if gated else "o/good",
+        "id": f"o/{path.partition('/o/')[2].partition('/')[0]}",
         "sha": REVISION,
         "gated": "manual" if gated else False,
         "private": False,

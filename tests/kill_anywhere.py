@@ -129,7 +129,12 @@ class DeadlyStore:
 
 
 def category_of(key: str) -> str:
-    names = {"LATEST": "pointer", "lease.json": "lease", "run.json": "record"}
+    names = {
+        "LATEST": "pointer",
+        "lease.json": "lease",
+        "run.json": "record",
+        "source.json": "record",
+    }
     if key in names:
         return names[key]
     if key.startswith("logs/"):

@@ -18,10 +18,11 @@ from app import preparation
 from app import prepare as module
 from app import shards as shards_module
 from app.errors import AccessDenied, ConfigError, Damaged, Unavailable
+from app.pieces import Piece, PlacedPieces
 from app.preparation import Preparation, PrepareProgress, TokenNeed
 from app.prepare import held_out
 from app.sections import DataSettings
-from app.sources import Piece, source_fingerprint
+from app.sources import source_fingerprint
 from app.tokenizer import TokenizerFiles, read_tokenizer
 
 ROWS = [f"document {i}: " + "some words to be counted " * (i % 7) for i in range(600)]
@@ -63,6 +64,10 @@ def run(
     made = Preparation(data, tokenizer, source, need, report=report, shard_tokens=SHARD)
     made.run()
     return made
+
+
+def pieces_of(pieces: list[Piece]) -> PlacedPieces:
+    return PlacedPieces(((piece, {"piece": n}) for n, piece in enumerate(pieces, start=1)), None)
 
 
 def files(data_dir: Path) -> dict[str, str]:
@@ -126,7 +131,7 @@ def test_parts_of_a_long_text_are_joined_and_a_held_out_part_leaves_a_border(
         Piece("HELD alone"),
         Piece("four"),
     ]
-    monkeypatch.setattr(module, "documents", lambda data, skip: iter(parts[skip:]))
+    monkeypatch.setattr(module, "documents", lambda data, after: pieces_of(parts))
     monkeypatch.setattr(module, "held_out", lambda text: "HELD" in text)
     (tmp_path / "a.txt").touch()
     train, validation = decoded(run(tmp_path / "a.txt", tmp_path, tokenizer), tokenizer)

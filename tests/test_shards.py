@@ -36,7 +36,7 @@ def write(directory: Path) -> ShardIndex:
     for number, size in enumerate(SIZES, start=1):
         writer.append("train", tokens(start, size // 2))
         writer.append("train", tokens(start + size // 2, size - size // 2))
-        writer.seal(pieces=number, documents=number)
+        writer.seal(position={"row": number}, pieces=number, documents=number)
         start += size
     return writer.index
 
@@ -104,7 +104,7 @@ def test_a_shard_that_the_index_does_not_name_is_written_again(tmp_path: Path) -
     (tmp_path / "train-00003.bin.partial").write_bytes(b"too")
     writer = ShardWriter(tmp_path, written)
     writer.append("train", tokens(158, 2))
-    writer.seal(pieces=4, documents=4)
+    writer.seal(position=None, pieces=4, documents=4)
     assert TokenShards(tmp_path, "train", writer.index).read(157, 3).tolist() == [
         157,
         158,
@@ -187,7 +187,7 @@ def test_the_first_seals_are_an_index_of_their_own(tmp_path: Path) -> None:
     assert not written.continues(written)
     writer = ShardWriter(tmp_path, first)
     writer.append("train", tokens(101, 57))
-    assert writer.restore(pieces=3, documents=3) == written.seals[2]
+    assert writer.restore(position={"row": 3}, pieces=3, documents=3) == written.seals[2]
     assert writer.index == first
 
 
@@ -195,7 +195,7 @@ def test_an_index_that_differs_in_the_past_is_no_continuation(tmp_path: Path) ->
     written = write(tmp_path)
     writer = ShardWriter(tmp_path, EMPTY)
     writer.append("train", tokens(7, 7))
-    writer.seal(pieces=1, documents=1)
+    writer.seal(position=None, pieces=1, documents=1)
     assert not written.continues(writer.index)
 
 

@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+import resource
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,28 +12,35 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.errors import AccessDenied, ConfigError, Damaged, NotFound, Unavailable
+from app.errors import AccessDenied, ConfigError, Damaged, NotFound
+from app.pieces import PIECE_SIZE
+from app.preparation import Preparation, TokenNeed
 from app.sections import DataSettings
-from app.sources import (
-    PIECE_CHARACTERS,
-    Piece,
-    documents,
-    is_hub_id,
-    pin_source,
-    source_fingerprint,
-)
-from tests.hubserver import REVISION, hub, use_endpoint
+from app.sources import Piece, documents, is_hub_id, pin_source, source_fingerprint
+from app.tokenizer import read_tokenizer
 
 ROWS = ["first text", "", "second\ntext", "drítter – text 日本"]
-HUB_FILES = {"train.jsonl": b"".join(b'{"text": "row %d", "n": 1}\n' % i for i in range(30))}
 
 
 def source(dataset: object, **more: Any) -> DataSettings:
     return DataSettings(dataset=str(dataset), **more)
 
 
-def texts(dataset: object, skip: int = 0, **more: Any) -> list[str]:
-    return [piece.text for piece in documents(source(dataset, **more), skip)]
+def texts(dataset: object, **more: Any) -> list[str]:
+    return [piece.text for piece in documents(source(dataset, **more))]
+
+
+def check_every_position(settings: DataSettings) -> list[Piece]:
+    """All pieces; going on after any of them, by way of JSON, gives those that follow."""
+    pieces = list(documents(settings))
+    going = documents(settings)
+    for number in range(len(pieces) + 1):
+        position = json.loads(json.dumps(going.position))
+        rest = documents(settings, position)
+        assert rest.position == position
+        assert list(rest) == pieces[number:]
+        assert next(going, None) == (pieces[number] if number < len(pieces) else None)
+    return pieces
 
 
 def jsonl(rows: Iterable[object], column: str = "text") -> bytes:
@@ -59,9 +67,7 @@ def write_rows(path: Path, rows: list[str]) -> Path:
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
 def test_each_row_is_a_document(tmp_path: Path, name: str) -> None:
     path = write_rows(tmp_path / name, ROWS)
-    assert list(documents(source(path))) == [Piece(row) for row in ROWS]
-    assert texts(path, skip=2) == ROWS[2:]
-    assert texts(path, skip=9) == []
+    assert check_every_position(source(path)) == [Piece(row) for row in ROWS]
 
 
 @given(st.text(st.sampled_from("ab\n\r é日"), max_size=40))
@@ -69,12 +75,14 @@ def test_each_row_is_a_document(tmp_path: Path, name: str) -> None:
 def test_the_pieces_of_a_text_file_are_its_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    monkeypatch.setattr("app.sources.PIECE_CHARACTERS", 5)
+    for module in ("pieces", "readers"):
+        monkeypatch.setattr(f"app.{module}.PIECE_SIZE", 5)
+    monkeypatch.setattr("app.readers._BLOCK", 7)
     path = tmp_path / "a.txt"
     path.write_bytes(text.encode())
-    pieces = list(documents(source(path)))
+    pieces = check_every_position(source(path))
     assert "".join(piece.text for piece in pieces) == text
-    assert all(0 < len(piece.text) < 10 for piece in pieces)
+    assert all(0 < len(piece.text.encode()) <= 10 for piece in pieces)
     assert [piece.starts_document for piece in pieces] == [True, *[False] * len(pieces)][:-1]
     assert [piece.ends_document for piece in pieces] == [*[False] * len(pieces), True][1:]
 
@@ -86,8 +94,90 @@ def test_a_long_text_file_is_cut_at_line_ends(tmp_path: Path) -> None:
     pieces = texts(path)
     assert len(pieces) > 2
     assert all(len(piece) % 100 == 0 and piece.endswith("\n") for piece in pieces)
-    assert all(PIECE_CHARACTERS <= len(piece) < PIECE_CHARACTERS + 100 for piece in pieces[:-1])
-    assert texts(path, skip=2) == pieces[2:]
+    assert all(PIECE_SIZE <= len(piece) < PIECE_SIZE + 100 for piece in pieces[:-1])
+    check_every_position(source(path))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+def test_a_row_of_many_characters_is_cut_like_a_text_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("app.pieces.PIECE_SIZE", 5)
+    monkeypatch.setattr("app.pieces.LONG_ROW", 20)
+    rows = ["short", "line\n" * 7, "日" * 33, "", "last"]
+    pieces = check_every_position(source(write_rows(tmp_path / name, rows)))
+    documents_of_pieces = "".join(p.text + "|" * p.ends_document for p in pieces).split("|")[:-1]
+    assert documents_of_pieces == rows
+    assert [p.text for p in pieces if p.starts_document] == [
+        "short",
+        "line\n",
+        "日" * 10,
+        "",
+        "last",
+    ]
+    assert max(len(piece.text) for piece in pieces) == 10
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_compressed_text_is_gone_on_with_at_any_piece(tmp_path: Path, suffix: str) -> None:
+    text = ("x" * 99 + "\n") * 300
+    path = tmp_path / f"a.txt{suffix}"
+    if suffix == ".gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        write_zst(path, text.encode())
+    assert "".join(piece.text for piece in check_every_position(source(path))) == text
+
+
+def test_a_parquet_file_is_gone_on_with_in_any_row_group(tmp_path: Path) -> None:
+    rows = [f"row {number}" for number in range(30)]
+    pq.write_table(pa.table({"text": rows}), tmp_path / "a.parquet", row_group_size=7)
+    pq.write_table(pa.table({"text": rows[:0]}), tmp_path / "b.parquet")
+    pq.write_table(pa.table({"text": rows[:3]}), tmp_path / "c.parquet")
+    pieces = check_every_position(source(tmp_path))
+    assert [piece.text for piece in pieces] == [*rows, *rows[:3]]
+
+
+def test_going_on_opens_a_file_at_the_place_and_reads_nothing_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.jsonl").write_bytes(jsonl([f"{number} {i}" for i in range(9)]))
+    pieces = documents(source(tmp_path))
+    for _ in range(22):
+        next(pieces)
+    position = pieces.position
+    (tmp_path / "0.jsonl").write_bytes(b"not JSON")
+    broken = (tmp_path / "2.jsonl").read_bytes().replace(b'{"id": 1, "text": "2 1"}', b"x" * 24)
+    (tmp_path / "2.jsonl").write_bytes(broken)
+    assert [piece.text for piece in documents(source(tmp_path), position)] == [
+        f"2 {i}" for i in range(4, 9)
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+def test_a_row_above_the_limit_is_refused_by_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("app.readers.MAX_ROW_BYTES", 1 << 20)
+    path = write_rows(tmp_path / name, ["ok", "x" * (3 << 20), "ok", "ok", "ok"])
+    kind = "row 2" if name.endswith(".parquet") else "line 2"
+    with pytest.raises(ConfigError, match=f"^{path}, {kind} is longer than 1 MiB: cut it"):
+        texts(path)
+
+
+def test_a_line_that_decompresses_to_gigabytes_does_not_fill_the_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.zst"
+    with pa.output_stream(str(path), compression="zstd") as stream:
+        stream.write(b'{"text": "')
+        for _ in range(1024):
+            stream.write(b"x" * (1 << 20))
+    assert path.stat().st_size < 1 << 20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ConfigError, match="line 1 is longer than 64 MiB"):
+        texts(path)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 400 * 1024, "KiB"
 
 
 def test_a_compressed_text_file_is_a_document_and_a_byte_order_mark_is_not_text(
@@ -132,6 +222,11 @@ def bad_utf8(path: Path) -> None:
     path.write_bytes(b"good\n\xff\xfe\n")
 
 
+def parquet_of_bad_utf8(path: Path) -> None:
+    column = pa.array([b"good", b"\xff"]).view(pa.string())
+    pq.write_table(pa.table({"text": column}), path)
+
+
 def half_gzip(path: Path) -> None:
     path.write_bytes(gzip.compress(os.urandom(5000).hex().encode())[:3000])
 
@@ -152,7 +247,8 @@ def broken_page(path: Path) -> None:
     ("name", "spoil", "message"),
     [
         ("a.txt", bad_utf8, "is not UTF-8 text"),
-        ("a.jsonl", bad_utf8, "is not UTF-8 text"),
+        ("a.jsonl", lambda path: path.write_bytes(b'{"text": "\xff"}'), "is not UTF-8 text"),
+        ("a.parquet", parquet_of_bad_utf8, "is not UTF-8 text"),
         ("a.txt.gz", half_gzip, "cannot be read"),
         ("a.txt.gz", lambda path: path.write_bytes(b"plain"), "cannot be read"),
         ("a.jsonl.zst", lambda path: path.write_bytes(b"plain"), "cannot be read"),
@@ -247,9 +343,68 @@ def test_a_folder_that_exists_is_never_taken_for_a_hub_id(
 
 
 def test_the_builtin_corpus_needs_nothing() -> None:
-    first = next(iter(documents(source("builtin"))))
-    assert first == next(iter(documents(source("builtin"))))
-    assert next(iter(documents(source("builtin"), skip=1))) != first
+    pieces = documents(source("builtin"))
+    first, position, second = next(pieces), pieces.position, next(pieces)
+    assert first != second
+    assert next(documents(source("builtin"))) == first
+    assert next(documents(source("builtin"), position)) == second
+
+
+def test_a_file_under_two_names_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.txt").symlink_to("a.txt")
+    with pytest.raises(ConfigError, match=r"a\.txt and .*b\.txt are the same file.* read twice"):
+        documents(source(f"{tmp_path}/*.txt"))
+    (tmp_path / "b.txt").unlink()
+    (tmp_path / "b.txt").hardlink_to(tmp_path / "a.txt")
+    with pytest.raises(ConfigError, match="are the same file"):
+        documents(source(tmp_path))
+
+
+def test_a_file_that_is_changed_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl(["one", "two"]))
+    pieces = documents(source(tmp_path))
+    next(pieces)
+    with (tmp_path / "a.jsonl").open("ab") as file:
+        file.write(jsonl(["three"]))
+    with pytest.raises(Damaged, match=r"a\.jsonl was changed while it was read"):
+        list(pieces)
+
+
+def test_the_fingerprint_of_a_large_file_is_that_of_its_size_and_of_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.txt"
+    content = bytearray(b"x" * (64 * 2**20 + 1))
+
+    def fingerprint() -> str:
+        path.write_bytes(content)
+        os.utime(path, (1, 1))
+        return source_fingerprint(source(path))
+
+    seen = {fingerprint()}
+    os.utime(path)
+    assert source_fingerprint(source(path)) in seen, "the time does not count"
+    for place in (0, len(content) - 1, 65_535):
+        content[place] = ord("y")
+        seen.add(fingerprint())
+    content[70_000] = ord("y")
+    assert fingerprint() in seen, "between the blocks nothing is seen"
+    content += b"x"
+    seen.add(fingerprint())
+    assert len(seen) == 5
+
+
+def test_the_parts_of_a_source_are_named_with_a_digest_each(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_rows(tmp_path / "in" / "a.jsonl", ROWS)
+    write_rows(tmp_path / "b.jsonl", ROWS)
+    before = pin_source(source(tmp_path)).parts
+    assert list(before) == ["b.jsonl", "in/a.jsonl", "TEXT_COLUMN"]
+    write_rows(tmp_path / "b.jsonl", ROWS[1:])
+    after = pin_source(source(tmp_path)).parts
+    assert {name for name in before if before[name] != after[name]} == {"b.jsonl"}
+    assert all(len(digest) == 16 for digest in after.values())
 
 
 def test_the_fingerprint_is_that_of_the_content_and_not_of_the_place(tmp_path: Path) -> None:
@@ -273,76 +428,29 @@ def test_the_text_column_does_not_count_for_files_that_have_none(tmp_path: Path)
     assert source_fingerprint(source(tmp_path, text_column="body")) == plain
 
 
-def test_a_dataset_of_the_hub_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with hub(monkeypatch, tmp_path, HUB_FILES):
-        assert texts("o/good") == [f"row {i}" for i in range(30)]
-        assert texts("o/good", skip=27) == ["row 27", "row 28", "row 29"]
-        assert source_fingerprint(source("o/good")) == source_fingerprint(
-            source(f"o/good@{REVISION}")
-        )
-
-
-def test_a_run_goes_on_with_the_revision_that_it_was_begun_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_document_longer_than_a_shard_is_gone_on_with_in_its_middle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_tokenizer: Path
 ) -> None:
-    settings = DataSettings(dataset="o/good", data_dir=tmp_path)
-    with hub(monkeypatch, tmp_path, HUB_FILES) as requests:
-        begun = pin_source(settings)
-        assert (begun.revision, begun.settings.dataset) == (REVISION, f"o/good@{REVISION}")
-        asked = len(requests)
-        assert pin_source(settings, REVISION) == begun
-        assert pin_source(settings, "b" * 40).fingerprint != begun.fingerprint
-        assert len(requests) == asked, "a known revision needs no hub"
+    monkeypatch.setattr("app.pieces.LONG_ROW", 1000)
+    monkeypatch.setattr("app.pieces.PIECE_SIZE", 200)
+    monkeypatch.setattr("app.prepare._BATCH_CHARACTERS", 500)
+    tokenizer = read_tokenizer(small_tokenizer, "")
+    path = write_rows(tmp_path / "a.jsonl", ["short", "some words in a line\n" * 300, "last"])
 
+    def tokens(folder: str, needed: int | None) -> list[int]:
+        data = source(path, data_dir=tmp_path / folder)
+        need = TokenNeed(stop=needed)
+        made = Preparation(data, tokenizer, source_fingerprint(data), need, shard_tokens=400)
+        made.run()
+        train = made.train
+        return train.read(0, train.n_tokens).tolist()
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ({"text_column": "body"}, "^TEXT_COLUMN=body is not in o/good; it has n, text$"),
-        ({"dataset_split": "dev"}, r"DATASET_SPLIT=dev cannot be used: .*\['train'\]"),
-        ({"dataset_config": "en"}, "DATASET_CONFIG=en .*cannot be used: .*'en' not found"),
-    ],
-    ids=str,
-)
-def test_a_wrong_part_of_a_hub_dataset_is_named(
-    more: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with hub(monkeypatch, tmp_path, HUB_FILES), pytest.raises(ConfigError, match=message):
-        texts("o/good", **more)
-
-
-def test_a_broken_file_of_the_hub_is_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = {"train.jsonl": b'{"text": "a"}\n{"text": '}
-    with hub(monkeypatch, tmp_path, files), pytest.raises(Damaged, match=r"^DATASET=o/good"):
-        texts("o/good")
-
-
-@pytest.mark.parametrize(
-    ("dataset", "expected"),
-    [
-        ("o/missing", NotFound),
-        ("o/gated", AccessDenied),
-        ("o/forbidden", AccessDenied),
-        ("o/busy", Unavailable),
-        ("no id at all", NotFound),
-    ],
-)
-def test_the_hubs_refusals_are_told_apart(
-    dataset: str, expected: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with hub(monkeypatch, tmp_path, HUB_FILES):
-        with pytest.raises(expected, match=f"^DATASET={dataset}") as caught:
-            source_fingerprint(source(dataset))
-        assert caught.type is expected
-        with pytest.raises(expected, match=f"^DATASET={dataset}"):
-            texts(dataset)
-
-
-def test_a_hub_that_nobody_answers_for_is_unavailable(
-    closed_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    use_endpoint(monkeypatch, closed_endpoint, tmp_path)
-    with pytest.raises(Unavailable, match=r"^DATASET=o/good: the hub cannot be reached"):
-        source_fingerprint(source("o/good"))
+    first = tokens("in-turns", 1)
+    index = json.loads(next(tmp_path.glob("in-turns/tokens/*/index.json")).read_text())
+    assert index["seals"][-1]["position"]["part"] > 0
+    both, at_once = tokens("in-turns", None), tokens("at-once", None)
+    assert both == at_once
+    assert both[: len(first)] == first
+    assert len(first) < len(both) - 400
+    end = tokenizer.eos_token_id
+    assert both.count(end) == 3

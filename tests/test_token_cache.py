@@ -17,7 +17,7 @@ from app.errors import AccessDenied, Damaged, Unavailable
 from app.preparation import Preparation, TokenNeed
 from app.sections import DataSettings
 from app.shards import INDEX, decode_index
-from app.sources import documents, source_fingerprint
+from app.sources import Pieces, Position, documents, source_fingerprint
 from app.stores import Store, open_store
 from app.token_cache import TOKENS, TokenCache, open_token_cache
 from app.tokenizer import TokenizerFiles, read_tokenizer
@@ -148,16 +148,16 @@ def test_what_the_cache_does_not_hold_is_made_after_it(
 ) -> None:
     first = node("first")
     part = first.prepare(stop=2 * SHARD)
-    skipped: list[int] = []
+    begun: list[Position | None] = []
 
-    def counted(data: DataSettings, skip: int) -> Any:
-        skipped.append(skip)
-        return documents(data, skip=skip)
+    def noted(data: DataSettings, after: Position | None) -> Pieces:
+        begun.append(after)
+        return documents(data, after)
 
-    monkeypatch.setattr(prepare_module, "documents", counted)
+    monkeypatch.setattr(prepare_module, "documents", noted)
     second = node("second")
     whole = second.prepare(validation=10**6)
-    assert skipped == [part.index.pieces]
+    assert begun == [part.index.position]
     first.prepare(validation=10**6)
     assert second.files() == first.files()
     assert whole.index.complete

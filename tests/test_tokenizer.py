@@ -256,7 +256,7 @@ def test_one_from_the_hub_is_fetched_once(
 @pytest.mark.parametrize(
     ("repository", "expected"),
     [
-        ("o/missing", NotFound),
+        ("o/missing", AccessDenied),  # or private: the hub does not say
         ("o/gated", AccessDenied),
         ("o/forbidden", AccessDenied),
         ("o/busy", Unavailable),

@@ -1,0 +1,96 @@
+"""How DATASET is written: one source, or several with weights; and how a hub dataset is.
+
+a:0.7,b:0.3                          a mixture; a and b as below
+owner/name@revision#config/split     a hub dataset; all but the name can be left out
+anything else                        builtin, a path, glob or URI
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_PART = re.compile(rf"(?P<spec>.+?):(?P<weight>{_NUMBER})(?:,|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedPart:
+    """One source of a mixture; `weight` is as it was typed."""
+
+    spec: str
+    weight: str
+
+    def __str__(self) -> str:
+        return f"{self.spec}:{self.weight}"
+
+
+def mixture_parts(dataset: str) -> tuple[WeightedPart, ...]:
+    """The parts of a mixture; none if DATASET names a single source.
+
+    Paths and URIs hold colons and commas too: only `:number` before a comma or at the end is
+    a weight, and what exists as a path is one. Raises ValueError that says what is wrong.
+    """
+    if not _meant_as_mixture(dataset):
+        return ()
+    parts: list[WeightedPart] = []
+    start = 0
+    while start < len(dataset):
+        found = _PART.match(dataset, start)
+        if found is None:
+            raise ValueError(
+                f"{dataset[start:]!r} has no weight: a mixture is written source:weight,source:"
+                "weight"
+            )
+        parts.append(WeightedPart(found["spec"].strip(), found["weight"]))
+        start = found.end()
+    if len(parts) < 2:
+        raise ValueError(
+            f"{parts[0].spec!r} has one weight for several sources: a mixture is written "
+            "source:weight,source:weight"
+        )
+    for part in parts:
+        if not 0 < float(part.weight) < float("inf"):
+            raise ValueError(f"the weight of {part.spec!r} is {part.weight}: weights are above 0")
+    if len({part.spec for part in parts}) < len(parts):
+        raise ValueError("it names a source twice: give it one weight")
+    return tuple(parts)
+
+
+def _meant_as_mixture(dataset: str) -> bool:
+    weights = list(re.finditer(rf":{_NUMBER}(?=,|$)", dataset))
+    inner = any(found.end() < len(dataset) for found in weights)
+    return (inner or (bool(weights) and "," in dataset)) and not _exists(dataset)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # too long for a name, or no such user
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class HubName:
+    """owner/name@revision#config/split; None for what was left out."""
+
+    repo_id: str
+    revision: str | None = None
+    config: str | None = None
+    split: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "HubName":
+        name, _, subset = text.partition("#")
+        repo_id, _, revision = name.partition("@")
+        config, _, split = subset.partition("/")
+        return cls(repo_id, revision or None, config or None, split or None)
+
+    def at(self, revision: str) -> "HubName":
+        return replace(self, revision=revision)
+
+    def __str__(self) -> str:
+        subset = "/".join(filter(None, [self.config or "", self.split]))
+        if self.split and not self.config:
+            subset = f"/{self.split}"
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{self.repo_id}{revision}{f'#{subset}' if subset else ''}"

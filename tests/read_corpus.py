@@ -1,0 +1,91 @@
+"""How fast each kind of file is read, and how much memory it takes: not a test, a measurement.
+
+    python -m tests.read_corpus FOLDER MEGABYTES [KIND ...]
+
+Makes a corpus of so many megabytes of text of each kind in FOLDER, reads each in a process of
+its own, and prints CPU time and by how much the resident memory grew at its peak.
+"""
+
+import gzip
+import json
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+KINDS = ("a.txt", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet")
+
+
+def texts(megabytes: int) -> Iterator[str]:
+    """Documents of some hundred bytes to some 100 kB, always the same ones."""
+    draw = random.Random(0)
+    letters = "abcdefghijklmnopqrstuvwxyzéü日"
+    words = ["".join(draw.choices(letters, k=draw.randint(2, 9))) for _ in range(5000)]
+    left = megabytes * 1_000_000
+    while left > 0:
+        chosen = draw.choices(words, k=min(20_000, int(draw.paretovariate(1.2) * 60)))
+        text = "\n".join(" ".join(chosen[i : i + 14]) for i in range(0, len(chosen), 14))
+        left -= len(text.encode())
+        yield text
+
+
+def make(path: Path, megabytes: int) -> None:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    if path.suffix == ".parquet":
+        schema = pa.schema({"text": pa.string()})
+        with ParquetWriter(path, schema, compression="zstd") as writer:
+            rows = list(texts(megabytes))
+            writer.write_table(pa.table({"text": rows}, schema=schema), row_group_size=10**9)
+        return
+    if path.suffix == ".gz":
+        stream: Any = gzip.open(path, "wb", 1)  # noqa: SIM115 - closed below
+    elif path.suffix == ".zst":
+        stream = pa.output_stream(str(path), compression="zstd")
+    else:
+        stream = path.open("wb")
+    with stream:
+        for text in texts(megabytes):
+            row = text if path.suffix == ".txt" else json.dumps({"text": text}, ensure_ascii=False)
+            stream.write(f"{row}\n".encode())
+
+
+def read(path: Path) -> None:
+    from app.sections import DataSettings
+    from app.sources import documents
+
+    warm = path.with_name("warm." + path.name.partition(".")[2])
+    make(warm, 1)
+    for _ in documents(DataSettings(dataset=str(warm))):
+        pass
+    before, started = _peak(), time.process_time()
+    size = sum(len(piece.text.encode()) for piece in documents(DataSettings(dataset=str(path))))
+    seconds = time.process_time() - started
+    print(
+        f"{path.name}: {size / 1e6:.0f} MB of text, {size / 1e6 / seconds:.0f} MB/s of CPU time, "
+        f"peak memory grew by {_peak() - before:.0f} MB"
+    )
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main(folder: Path, megabytes: int, kinds: list[str]) -> None:
+    for name in kinds or KINDS:
+        make(folder / name, megabytes)
+        command = [sys.executable, "-m", "tests.read_corpus", "--read", str(folder / name)]
+        subprocess.run(command, check=True)
+        (folder / name).unlink()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--read":
+        read(Path(sys.argv[2]))
+    else:
+        main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
