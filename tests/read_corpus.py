@@ -7,6 +7,7 @@ its own, and prints CPU time and by how much the resident memory grew at its pea
 """
 
 import gzip
+import itertools
 import json
 import random
 import resource
@@ -21,16 +22,18 @@ KINDS = ("a.txt", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet")
 
 
 def texts(megabytes: int) -> Iterator[str]:
-    """Documents of some hundred bytes to some 100 kB, always the same ones."""
+    """Documents of some hundred bytes to some 100 kB: a few megabytes of them, over and over."""
     draw = random.Random(0)
     letters = "abcdefghijklmnopqrstuvwxyzéü日"
     words = ["".join(draw.choices(letters, k=draw.randint(2, 9))) for _ in range(5000)]
+    sizes = [min(20_000, int(draw.paretovariate(1.2) * 60)) for _ in range(4000)]
+    some = [" ".join(draw.choices(words, k=size)).replace(" a", "\n") for size in sizes]
     left = megabytes * 1_000_000
-    while left > 0:
-        chosen = draw.choices(words, k=min(20_000, int(draw.paretovariate(1.2) * 60)))
-        text = "\n".join(" ".join(chosen[i : i + 14]) for i in range(0, len(chosen), 14))
-        left -= len(text.encode())
+    for text in itertools.cycle(some):
         yield text
+        left -= len(text.encode())
+        if left <= 0:
+            return
 
 
 def make(path: Path, megabytes: int) -> None:
@@ -43,6 +46,7 @@ def make(path: Path, megabytes: int) -> None:
             rows = list(texts(megabytes))
             writer.write_table(pa.table({"text": rows}, schema=schema), row_group_size=10**9)
         return
+    stream: Any
     if path.suffix == ".gz":
         stream: Any = gzip.open(path, "wb", 1)  # noqa: SIM115 - closed below
     elif path.suffix == ".zst":
