@@ -175,6 +175,7 @@ class Attempt:
         saves = last or self._every(self.sections.checkpoints.checkpoint_every_steps)
         self._loss = loss.detach().clone()
         self._finite &= torch.isfinite(loss) & torch.isfinite(grad_norm)
+        self._log_epoch()
         if logs or saves:
             self._check_finite(grad_norm)
         evaluated = None
@@ -349,6 +350,16 @@ class Attempt:
             if evaluated is None:
                 return
         log.info(text, extra={"fields": vars(row)})
+
+    def _log_epoch(self) -> None:
+        """Say that the step just made began an epoch. An epoch may begin inside a step."""
+        samples = self.geometry.global_batch_size
+        first = (self.step - 1) * samples
+        begun = self._corpus.order.epochs_begun(first, first + samples)
+        if len(begun) == 1:
+            log.info("epoch %d begins at step %d", begun[0] + 1, self.step)
+        elif begun:
+            log.info("epochs %d to %d begin at step %d", begun[0] + 1, begun[-1] + 1, self.step)
 
     def _save_age(self) -> float | None:
         """Seconds since the newest checkpoint, which may be an earlier attempt's."""

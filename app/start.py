@@ -35,7 +35,7 @@ from app.record import (
     load_record,
 )
 from app.retention import quarantine, remove_unfinished, set_late_aside
-from app.sampler import SampleOrder
+from app.sampler import corpus_order
 from app.saver import CheckpointSaver
 from app.sections import redacted
 from app.settings import Settings
@@ -270,7 +270,12 @@ def _attempt(
         corpus=Corpus(
             train=run.data.train,
             validation=run.data.validation,
-            order=_order(run),
+            order=corpus_order(
+                run.data.train.n_tokens,
+                job.geometry.seq_len,
+                complete=run.data.complete,
+                seed=settings.run.seed,
+            ),
             tokenizer=tokenizer,
         ),
         saver=saver,
@@ -302,14 +307,6 @@ def _journal(run: HeldRun, resumed: Resumed | None, rows: Sequence[Row]) -> Atte
         step=step,
     )
     return AttemptJournal(run.store, record)
-
-
-def _order(run: HeldRun) -> SampleOrder:
-    """Epochs turn only where the whole corpus is tokenized; elsewhere it is long enough."""
-    sequences = (run.data.train.n_tokens - 1) // run.job.geometry.seq_len
-    return SampleOrder(
-        n_sequences=sequences if run.data.complete else None, seed=run.job.settings.run.seed
-    )
 
 
 def _trainer(name: str) -> Trainer:
