@@ -22,7 +22,7 @@ from app.compute import Compute
 from app.console import on_terminal
 from app.decoding import Sampling, generate_tokens
 from app.errors import ConfigError, Preempted
-from app.evaluation import evaluate
+from app.evaluation import evaluate, perplexity
 from app.health import beat
 from app.lease import Lease
 from app.loader import BatchGeometry, ValidationBatches, training_loader
@@ -95,20 +95,24 @@ class Attempt:
         journal: AttemptJournal,
         stop: StopRequest,
         start_step: int,
-        resumed_from_save_at: float | None = None,
+        resumed: Progress | None = None,
     ) -> None:
         self.sections, self.compute, self.geometry = sections, compute, geometry
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
-        self.loss_function = LossFunction(model, compile_model=compute.compile)
+        self.loss_function = LossFunction(
+            model,
+            compile_model=compute.compile,
+            end_token=corpus.tokenizer.eos_token_id if sections.data.document_mask else None,
+        )
         self.step = self.start_step = start_step
         self.target = schedule.horizons[-1]
         self._corpus, self._saver, self._lease = corpus, saver, lease
         self._metrics, self._journal, self._stop = metrics, journal, stop
         self._saved_step = start_step
-        self._resumed_from_save_at = resumed_from_save_at
+        self._resumed_from_save_at = resumed.saved_at if resumed else None
         self._loss: Tensor | None = None  # of the last finished step
         self._finite = torch.ones((), dtype=torch.bool, device=compute.device)
-        self._validation_loss: float | None = None
+        self._validation_loss = resumed.validation_loss if resumed else None  # the newest
         self._clock = Timings(last_row_step=start_step)
         self._bar: tqdm[None] | None = None
         self._flops_per_token = flops_per_token(model.config, geometry.seq_len)
@@ -278,10 +282,12 @@ class Attempt:
             tokens=self.step * self.geometry.tokens_per_step,
             train_loss=self._train_loss(),
             validation_loss=self._validation_loss,
+            validation_perplexity=perplexity(self._validation_loss),
             learning_rate=self.optimizer.param_groups[0]["lr"],
             saved_at=time.time(),
             trainer=self.sections.trainer,
             optimizer=self.sections.optimizer.model_dump(),
+            document_mask=self.sections.data.document_mask,
             versions=library_versions(),
             random=RandomState.capture(),
         )
@@ -338,6 +344,7 @@ class Attempt:
             tokens_per_second=speed,
             mfu=speed * self._flops_per_token / peak if peak else None,
             validation_loss=evaluated,
+            validation_perplexity=perplexity(evaluated),
             attempt=self._lease.epoch,
             time=time.time(),
         )

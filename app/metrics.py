@@ -44,6 +44,7 @@ class Row:
     validation_loss: float | None
     attempt: int
     time: float
+    validation_perplexity: float | None = None
 
 
 _ROW = TypeAdapter(Row)

@@ -15,6 +15,7 @@ ORDER = [
     "presets",
     "sections",
     "settings",
+    "packing",
     "model",
     "objective",
     "builtin",
