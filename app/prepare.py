@@ -25,7 +25,7 @@ MAX_VALIDATION_TOKENS = 4_000_000
 
 _BATCH_CHARACTERS = 1 << 21  # enough for all cores, a second or two of work
 _REPORT_SECONDS = 2.0
-_VERSION = 1  # of the way that pieces become shards
+_VERSION = 2  # of the way that pieces become shards
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,7 @@ def _tokenize(
     encoder = TextEncoder(tokenizer)
     end = np.array([tokenizer.eos_token_id], dtype=np.uint16)
     pieces, finished = writer.index.pieces, writer.index.documents
+    text_bytes = writer.index.text_bytes
     for batch in _batches(documents(data, skip=pieces)):
         encoded = encoder.encode_batch([piece.text for piece in batch])
         for number, (piece, tokens) in enumerate(zip(batch, encoded, strict=True), start=pieces):
@@ -162,21 +163,23 @@ def _tokenize(
             elif held_out(piece.text) and number > 0:
                 if writer.n_tokens("validation") + len(tokens) < MAX_VALIDATION_TOKENS:
                     writer.append("validation", np.append(tokens, end))
+                    text_bytes += len(piece.text.encode())
                 # The text before the gap and the text after it do not belong together.
                 if not piece.starts_document:
                     writer.append("train", end)
             else:
                 writer.append("train", np.append(tokens, end) if piece.ends_document else tokens)
+                text_bytes += len(piece.text.encode())
             finished += piece.ends_document
         pieces += len(batch)
         reporter.update(finished, writer.n_tokens("train"))
         if writer.n_pending("train") >= shard_tokens:
-            writer.seal(pieces=pieces, documents=finished)
+            writer.seal(pieces=pieces, documents=finished, text_bytes=text_bytes)
             if enough(writer.index):
                 return
     if not writer.n_tokens("train"):
         raise ConfigError(f"DATASET={data.dataset} has no text to train on: name another dataset")
-    writer.seal(pieces=pieces, documents=finished, complete=True)
+    writer.seal(pieces=pieces, documents=finished, text_bytes=text_bytes, complete=True)
 
 
 def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:

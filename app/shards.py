@@ -24,7 +24,7 @@ from app.errors import Damaged
 
 INDEX = "index.json"
 SHARD_TOKENS = 1 << 22  # 8 MiB: some seconds of tokenizing
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -44,12 +44,16 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What index.json holds. `pieces` of the source are in the shards, not one more or less."""
+    """What index.json holds. `pieces` of the source are in the shards, not one more or less.
+
+    `text_bytes` is the size of the text that became these tokens, in UTF-8, both splits.
+    """
 
     source: str
     tokenizer: str
     pieces: int = 0
     documents: int = 0
+    text_bytes: int = 0
     complete: bool = False
     shards: Mapping[Split, tuple[Shard, ...]] = field(
         default_factory=lambda: dict.fromkeys(SPLITS, ())
@@ -97,7 +101,9 @@ class ShardWriter:
         """Sealed and pending."""
         return self.index.n_tokens(split) + self.n_pending(split)
 
-    def seal(self, *, pieces: int, documents: int, complete: bool = False) -> None:
+    def seal(
+        self, *, pieces: int, documents: int, text_bytes: int = 0, complete: bool = False
+    ) -> None:
         """Make what was appended durable; it comes from the source's first `pieces` pieces.
 
         Raises OSError.
@@ -107,7 +113,12 @@ class ShardWriter:
             if self.n_pending(split):
                 shards[split] = (*shards[split], self._write(split, len(shards[split])))
         self.index = replace(
-            self.index, pieces=pieces, documents=documents, complete=complete, shards=shards
+            self.index,
+            pieces=pieces,
+            documents=documents,
+            text_bytes=text_bytes,
+            complete=complete,
+            shards=shards,
         )
         content = {"format_version": FORMAT_VERSION, **asdict(self.index)}
         content.update(content.pop("shards"))

@@ -21,7 +21,7 @@ from app.sections import DataSettings
 from app.sources import Piece
 from app.tokenizer import TokenizerFiles, read_tokenizer
 
-ROWS = [f"document {i}: " + "some words to be counted " * (i % 7) for i in range(600)]
+ROWS = [f"document № {i}: " + "some words to be counted " * (i % 7) for i in range(600)]
 SHARD = 3000
 
 
@@ -89,6 +89,15 @@ def test_every_document_is_in_one_split_in_order_and_ends_with_the_end_token(
     assert train == [row for row in ROWS if not held_out(row)]
     assert validation == [row for row in ROWS if held_out(row)]
     assert 0 < len(validation) < 20
+
+
+def test_the_index_knows_the_bytes_of_the_text(
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
+) -> None:
+    run(corpus, tmp_path, tokenizer, needed=SHARD)
+    run(corpus, tmp_path, tokenizer)
+    (path,) = tmp_path.glob("tokens/*/index.json")
+    assert json.loads(path.read_text())["text_bytes"] == sum(len(row.encode()) for row in ROWS)
 
 
 def test_what_is_held_out_does_not_depend_on_validation_settings(
