@@ -73,8 +73,7 @@ def prepare(
     AccessDenied (not writable) or Unavailable (full); Damaged for a changed cache.
     """
     source = source or source_fingerprint(data)
-    identity = f"{_VERSION} {source} {tokenizer.fingerprint} {tokenizer.eos_token_id}"
-    fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+    fingerprint = tokens_fingerprint(source, tokenizer)
     directory = data.data_dir / "tokens" / fingerprint[:24]
     reporter = _Reporter(report, tokens_needed)
 
@@ -106,6 +105,12 @@ def prepare(
             fingerprint=fingerprint,
             complete=index.complete,
         )
+
+
+def tokens_fingerprint(source: str, tokenizer: TokenizerFiles) -> str:
+    """SHA-256 (hex) of what decides about the tokens; names their folder."""
+    identity = f"{_VERSION} {source} {tokenizer.fingerprint} {tokenizer.eos_token_id}"
+    return hashlib.sha256(identity.encode()).hexdigest()
 
 
 def check_enough(prepared: PreparedData, seq_len: int) -> None:

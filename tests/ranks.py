@@ -22,7 +22,7 @@ from app.objective import LossFunction, build_optimizer
 from app.presets import PRESETS
 from app.sampler import SampleOrder
 from app.sections import OptimizerSettings
-from app.shards import Shard, ShardIndex, ShardWriter, TokenShards
+from app.shards import ShardIndex, ShardWriter, TokenShards, read_index
 from app.state import Progress, RandomState, capture, restore
 
 SEQ_LEN = 16
@@ -57,8 +57,7 @@ def write_tokens(folder: Path) -> None:
 
 
 def open_tokens(folder: Path) -> TokenShards:
-    content = json.loads((folder / "index.json").read_text())
-    return TokenShards(folder, tuple(Shard(**shard) for shard in content["train"]))
+    return TokenShards(folder, read_index(folder, "s", "t").shards["train"])
 
 
 def main(plan: Plan, rank: int) -> None:

@@ -53,6 +53,7 @@ ORDER = [
     "admission",
     "start",
     "generate",
+    "inspection",
     "commands",
     "cli",
     "__main__",
