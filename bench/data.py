@@ -27,14 +27,15 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 SEQ_LEN = 256
 BATCH_SIZE = 8
-STEPS = 150  # of which the speed is measured
-RESUME_STEP = 600
+STEPS = 100  # of which the speed is measured
+RESUME_STEP = 500
 
 
 def builtin_tokenizer(folder: Path) -> Any:
-    from app.tokenizer import load_tokenizer
+    """As in the image, where the tokenizer lies ready."""
+    from app.tokenizer import build_builtin_tokenizer
 
-    return load_tokenizer("builtin", folder, 1 << 16)
+    return build_builtin_tokenizer(folder / "tokenizer")
 
 
 def ours_prepare(folder: Path) -> None:

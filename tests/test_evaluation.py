@@ -141,6 +141,35 @@ def test_no_held_out_document_is_ever_trained_on(
     assert len([mark for mark in kept if mark in trained]) > 0.6 * len(kept)
 
 
+def test_an_epoch_shows_every_token_of_every_document_but_the_last_few(
+    small_tokenizer: Path, tmp_path: Path
+) -> None:
+    """The sequences of an epoch, put back into the corpus's order, are the documents."""
+    data = DataSettings(dataset=jsonl(tmp_path, DOCUMENTS), data_dir=tmp_path)
+    tokenizer = read_tokenizer(small_tokenizer, "TOKENIZER=small")
+    prepared = prepare(data, tokenizer, None, lambda _: None)
+    order = corpus_order(prepared.train.n_tokens, SEQ_LEN, complete=True, seed=1)
+    n = order.n_sequences
+    assert n is not None
+    batches = training_loader(
+        prepared.train,
+        order,
+        BatchGeometry(1, 1, SEQ_LEN),
+        n,
+        2 * n,
+        num_workers=0,
+        pin_memory=False,
+    )
+    rows = {order.sequence_at(n + i): batch[0].tolist() for i, batch in enumerate(batches)}
+    shown = [token for sequence in range(n) for token in rows[sequence][:-1]] + rows[n - 1][-1:]
+    left_out = prepared.train.n_tokens - len(shown)
+    assert 0 <= left_out < SEQ_LEN
+    shown += prepared.train.read(len(shown), left_out).tolist()
+    codec = Tokenizer.from_file(str(small_tokenizer / "tokenizer.json"))
+    text = codec.decode(shown, skip_special_tokens=False)
+    assert text.split("<|endoftext|>")[:-1] == [t for t in DOCUMENTS if not held_out(t)]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_validation_is_the_same_from_both_trainers_and_after_a_kill(
