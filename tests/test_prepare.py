@@ -21,7 +21,7 @@ from app.sections import DataSettings
 from app.sources import Piece
 from app.tokenizer import TokenizerFiles, read_tokenizer
 
-ROWS = [f"document № {i}: " + "some words to be counted " * (i % 7) for i in range(600)]
+ROWS = [f"document {i}: " + "some words to be counted " * (i % 7) for i in range(600)]
 SHARD = 3000
 
 
