@@ -23,7 +23,7 @@ from app.console import on_terminal
 from app.corpus import Corpus, OutOfData
 from app.decoding import Sampling, generate_tokens
 from app.errors import ConfigError, Preempted
-from app.evaluation import evaluate
+from app.evaluation import evaluate, perplexity
 from app.health import beat
 from app.lease import Lease
 from app.loader import BatchGeometry, training_loader
@@ -87,21 +87,25 @@ class Attempt:
         stop: StopRequest,
         publish_report: Callable[[float], None],
         start_step: int,
-        resumed_from_save_at: float | None = None,
+        resumed: Progress | None = None,
     ) -> None:
         self.sections, self.compute, self.geometry = sections, compute, geometry
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
-        self.loss_function = LossFunction(model, compile_model=compute.compile)
+        self.loss_function = LossFunction(
+            model,
+            compile_model=compute.compile,
+            end_token=corpus.tokenizer.eos_token_id if sections.data.document_mask else None,
+        )
         self.step = self.start_step = start_step
         self.target = schedule.horizons[-1]
         self._corpus, self._saver, self._lease = corpus, saver, lease
         self._metrics, self._journal, self._stop = metrics, journal, stop
         self._publish_report = publish_report  # within that many seconds
         self._saved_step = start_step
-        self._resumed_from_save_at = resumed_from_save_at
+        self._resumed_from_save_at = resumed.saved_at if resumed else None
         self._loss: Tensor | None = None  # of the last finished step
         self._finite = torch.ones((), dtype=torch.bool, device=compute.device)
-        self._validation_loss: float | None = None
+        self._validation_loss = resumed.validation_loss if resumed else None  # the newest
         self._clock = Timings(last_row_step=start_step)
         self._bar: tqdm[None] | None = None
         self._flops_per_token = flops_per_token(model.config, geometry.seq_len)
@@ -169,6 +173,7 @@ class Attempt:
         saves = last or self._every(self.sections.checkpoints.checkpoint_every_steps)
         self._loss = loss.detach().clone()
         self._finite &= torch.isfinite(loss) & torch.isfinite(grad_norm)
+        self._log_epoch()
         if logs or saves:
             self._check_finite(grad_norm)
         evaluated = None
@@ -293,10 +298,12 @@ class Attempt:
             tokens=self.step * self.geometry.tokens_per_step,
             train_loss=self._train_loss(),
             validation_loss=self._validation_loss,
+            validation_perplexity=perplexity(self._validation_loss),
             learning_rate=self.optimizer.param_groups[0]["lr"],
             saved_at=time.time(),
             trainer=self.sections.trainer,
             optimizer=self.sections.optimizer.model_dump(),
+            document_mask=self.sections.data.document_mask,
             versions=library_versions(),
             random=RandomState.capture(),
         )
@@ -355,6 +362,7 @@ class Attempt:
             tokens_per_second=speed,
             mfu=speed * self._flops_per_token / peak if peak else None,
             validation_loss=evaluated,
+            validation_perplexity=perplexity(evaluated),
             attempt=self._lease.epoch,
             time=time.time(),
             checkpoint_age_seconds=self._save_age(),
@@ -370,6 +378,16 @@ class Attempt:
             if evaluated is None:
                 return
         log.info(text, extra={"fields": vars(row)})
+
+    def _log_epoch(self) -> None:
+        """Say that the step just made began an epoch. An epoch may begin inside a step."""
+        samples = self.geometry.global_batch_size
+        first = (self.step - 1) * samples
+        begun = self._corpus.order.epochs_begun(first, first + samples)
+        if len(begun) == 1:
+            log.info("epoch %d begins at step %d", begun[0] + 1, self.step)
+        elif begun:
+            log.info("epochs %d to %d begin at step %d", begun[0] + 1, begun[-1] + 1, self.step)
 
     def _save_age(self) -> float | None:
         """Seconds since the newest checkpoint, which may be an earlier attempt's."""

@@ -125,6 +125,8 @@ def _parser() -> _Parser:
     verify.add_argument("checkpoint", nargs="?", help="step or name; default: all")
     report = add("report", commands.report, "write a page with the curves and attempts of a run")
     report.add_argument("--to", metavar="FILE", help="page to write; default: RUN-report.html")
+    data = subparsers.add_parser("data", help="look at the prepared tokens")
+    _add_data_verbs(data.add_subparsers(metavar="VERB", required=True, parser_class=_Parser), add)
     config = add("config", commands.config, "show every variable, its value and its source")
     config.add_argument("--markdown", action="store_true", help="the README's table")
     add("health", commands.health, "exit 0 while the job in this container makes progress")
@@ -141,6 +143,21 @@ def _settings_flags() -> argparse.ArgumentParser:
             variable.flag, metavar=variable.unit.upper() or "VALUE", help=text
         )
     return shared
+
+
+def _add_data_verbs(verbs: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
+    show = add("show", commands.show_data, "print the text that a step sees", verbs)
+    show.add_argument(
+        "--step", type=_count(1), required=True, help="from 1, as the log counts them"
+    )
+    show.add_argument("--rank", type=_count(0), default=0, help="of the processes; default: 0")
+    show.add_argument(
+        "--world_size", type=_count(1), default=1, help="how many processes; default: 1"
+    )
+    show.add_argument("--micro_step", type=_count(0), help="from 0; default: all of the step")
+    stats = add("stats", commands.data_statistics, "count documents, tokens and bytes", verbs)
+    for verb in (show, stats):
+        verb.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:

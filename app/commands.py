@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,30 @@ def pull_checkpoint(settings: Settings, arguments: argparse.Namespace, _: StopRe
                     shutil.copyfile(source / file, partial / file)
             partial.rename(target)
     print(target)
+
+
+def show_data(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
+    from app.inspection import Place, find_tokens, samples_of_step, step_text
+
+    place = Place(arguments.step, arguments.rank, arguments.world_size, arguments.micro_step)
+    samples = samples_of_step(settings, find_tokens(settings), place)
+    if arguments.json:
+        print(json.dumps({**asdict(place), "samples": [asdict(s) for s in samples]}, indent=1))
+        return
+    for line in step_text(place, samples):
+        print(line)
+
+
+def data_statistics(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
+    from app.inspection import find_tokens, statistics, statistics_text
+
+    prepared = find_tokens(settings)
+    found = statistics(prepared)
+    if arguments.json:
+        print(json.dumps(found.as_json(), indent=1))
+        return
+    for line in statistics_text(prepared, found):
+        print(line)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ Shapes: B sequences per micro-batch, T = SEQ_LEN tokens.
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -14,8 +13,8 @@ from app.errors import AppError
 from app.loader import ValidationBatches
 from app.preemption import StopRequest
 from app.preparation import Preparation, PrepareProgress, Waiting
-from app.sampler import Numbers, SampleOrder
-from app.shards import TokenShards
+from app.sampler import Numbers, SampleOrder, corpus_order
+from app.shards import ShardIndex, TokenShards
 from app.token_progress import TokenProgress
 from app.tokenizer import TokenizerFiles
 
@@ -52,6 +51,11 @@ class Corpus:
         return self.preparation.train
 
     @property
+    def order(self) -> SampleOrder:
+        """As far as it is known now."""
+        return self._order(self.preparation.index)
+
+    @property
     def tokenizer(self) -> TokenizerFiles:
         return self.preparation.tokenizer
 
@@ -75,13 +79,16 @@ class Corpus:
     def close(self) -> None:
         self.preparation.close()
 
+    def _order(self, index: ShardIndex) -> SampleOrder:
+        n_tokens = index.n_tokens("train")
+        return corpus_order(n_tokens, self._seq_len, complete=index.complete, seed=self._seed)
+
     def _sequences(self, first: int, count: int, waiting: Waiting) -> Numbers:
-        order, seq_len = SampleOrder(None, self._seed), self._seq_len
-        needed = order.tokens_until(first + count, seq_len)
-        index = self.preparation.wait_for("train", needed, waiting)
-        if index.complete:
-            order = replace(order, n_sequences=(index.n_tokens("train") - 1) // seq_len)
-        sequences = order.sequences(first, count)
+        seq_len = self._seq_len
+        needed = SampleOrder(None, self._seed).tokens_until(first + count, seq_len)
+        sequences = self._order(self.preparation.wait_for("train", needed, waiting)).sequences(
+            first, count
+        )
         self.preparation.require("train", sequences * seq_len, seq_len + 1, waiting)
         return sequences
 

@@ -1,5 +1,6 @@
 """Validation: the mean loss over held-out tokens."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -12,6 +13,11 @@ from app.model import SmolLM2
 from app.objective import LossFunction
 
 
+def perplexity(loss: float | None) -> float | None:
+    """e to the loss in nats per token; None stays None. Capped where a float64 ends."""
+    return None if loss is None else math.exp(min(loss, 700.0))
+
+
 @torch.no_grad()
 def evaluate(
     model: SmolLM2,
@@ -20,7 +26,9 @@ def evaluate(
     compute: Compute,
     goes_on: Callable[[float], bool],
 ) -> float | None:
-    """Mean loss in nats per token over `batches` of (B, T + 1) tokens.
+    """Mean loss in nats per token over `batches` of (B, T + 1) tokens, each token alike.
+
+    The last batch may be smaller than the others; `batch_size` changes only the rounding.
 
     Before each batch `goes_on` is asked, with the seconds that the rest is going to take.
     None if it said no.

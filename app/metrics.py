@@ -51,6 +51,7 @@ class Row:
     checkpoint_age_seconds: float | None = None
     saves_committed: int | None = None
     failed_saves: int | None = None
+    validation_perplexity: float | None = None
 
 
 _ROW = TypeAdapter(Row)

@@ -10,8 +10,10 @@ the arithmetic, operation by operation: a checkpoint of ours is one of theirs.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
+from app.packing import Mask
 from app.presets import ModelConfig
 
 
@@ -49,6 +51,20 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None) -> Tensor:
+    """Attention of q (B, H, T, E) over k and v (B, K, T, E); without a `mask`, causal."""
+    grouped = q.shape[1] != k.shape[1]
+    if mask is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    if isinstance(mask, Tensor):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+    # Autocast does not reach into FlexAttention, which wants one dtype.
+    q, k = q.to(v.dtype), k.to(v.dtype)
+    out = flex_attention(q, k, v, block_mask=mask, enable_gqa=grouped)
+    assert isinstance(out, Tensor)
+    return out
+
+
 class Attention(nn.Module):
     """Causal grouped-query attention: H query heads share K key/value heads."""
 
@@ -61,15 +77,13 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(d, kv, bias=False)
         self.o_proj = nn.Linear(d, d, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Mask | None = None) -> Tensor:
         batch, length, _ = x.shape
         heads = (batch, length, -1, self.head_dim)
         q = rotate(self.q_proj(x).view(heads).transpose(1, 2), cos, sin)
         k = rotate(self.k_proj(x).view(heads).transpose(1, 2), cos, sin)
         v = self.v_proj(x).view(heads).transpose(1, 2)
-        out = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        out = attend(q, k, v, mask)
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -97,8 +111,8 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Mask | None = None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -113,28 +127,44 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor | None = None,
+        mask: Mask | None = None,
+    ) -> Tensor:
         x = self.embed_tokens(input_ids)
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        cos, sin = rope_tables(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        index = torch.arange(input_ids.shape[1], device=input_ids.device)
+        cos, sin = rope_tables(index, self.config.head_dim, self.config.rope_theta, x.dtype)
+        if positions is not None:
+            cos, sin = cos[positions][:, None], sin[positions][:, None]  # (B, 1, T, E)
         for layer in self.layers:
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(layer, x, cos, sin, use_reentrant=False)
+                x = checkpoint(layer, x, cos, sin, mask, use_reentrant=False)
             else:
-                x = layer(x, cos, sin)
+                x = layer(x, cos, sin, mask)
         return self.norm(x)
 
 
 class SmolLM2(nn.Module):
-    """The language model: (B, T) token ids to (B, T, V) logits, output layer tied."""
+    """The language model: (B, T) token ids to (B, T, V) logits, output layer tied.
+
+    Packed documents are kept apart by `positions` (B, T) below T and a `mask` (see `packing`).
+    """
 
     def __init__(self, config: ModelConfig, *, gradient_checkpointing: bool = False) -> None:
         super().__init__()
         self.config = config
         self.model = Decoder(config, gradient_checkpointing)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return F.linear(self.model(input_ids), self.model.embed_tokens.weight)
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor | None = None,
+        mask: Mask | None = None,
+    ) -> Tensor:
+        hidden = self.model(input_ids, positions, mask)
+        return F.linear(hidden, self.model.embed_tokens.weight)
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from app.packing import Mask, block_mask, boolean_mask, document_places
 from app.sections import OptimizerSettings
 
 log = logging.getLogger(__name__)
@@ -27,12 +28,18 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 class LossFunction:
     """Mean loss of the model on token ids (B, T + 1), compiled where asked for.
 
+    With an `end_token`, the documents that it ends do not see each other. The first token of
+    a document is still a target, of the end token before it: so every sequence has T targets
+    with and without the mask, and a text that starts from the end token has been trained.
+
     A compiler that fails is a reason for one line in the log, not for the end of a run.
     """
 
-    def __init__(self, model: nn.Module, *, compile_model: bool) -> None:
-        self._model = model
-        self._compiled: Callable[[Tensor], Tensor] | None = (
+    def __init__(
+        self, model: nn.Module, *, compile_model: bool, end_token: int | None = None
+    ) -> None:
+        self._model, self._end_token = model, end_token
+        self._compiled: Callable[..., Tensor] | None = (
             torch.compile(model) if compile_model else None
         )
 
@@ -46,13 +53,21 @@ class LossFunction:
             from torch._inductor.exc import InductorError
 
             try:
-                return self._compiled(inputs)
+                return self._compiled(inputs, *self._packing(inputs, blocks=inputs.is_cuda))
             except (TorchDynamoException, InductorError) as error:
                 reason = str(error).strip().splitlines()[0]
                 log.warning("torch.compile failed, going on without it: %s", reason)
                 self._compiled = None
-        logits: Tensor = self._model(inputs)
+        logits: Tensor = self._model(inputs, *self._packing(inputs, blocks=False))
         return logits
+
+    def _packing(self, inputs: Tensor, *, blocks: bool) -> tuple[()] | tuple[Tensor, Mask]:
+        """Positions and mask; nothing where documents may see each other."""
+        if self._end_token is None:
+            return ()
+        documents, positions = document_places(inputs, self._end_token)
+        mask = block_mask(documents, compiled=True) if blocks else boolean_mask(documents)
+        return positions, mask
 
 
 def build_optimizer(

@@ -103,6 +103,13 @@ class SampleOrder:
     def epoch_of(self, global_index: int) -> int:
         return 0 if self.n_sequences is None else global_index // self.n_sequences
 
+    def epochs_begun(self, start: int, stop: int) -> range:
+        """The epochs after the first, counted from 0, whose first sample is in [start, stop)."""
+        if self.n_sequences is None:
+            return range(0)
+        first = -(-start // self.n_sequences)
+        return range(max(1, first), -(-stop // self.n_sequences))
+
     def sequence_at(self, global_index: int) -> int:
         """The number of the sequence in the corpus that sample `global_index` shows."""
         start, size, key, position = self._block_of(global_index)
@@ -120,6 +127,14 @@ class SampleOrder:
         if self.n_sequences is not None:
             size = min(size, self.n_sequences - start)
         return start, size, _key(self.seed, 0, number), position
+
+
+def corpus_order(n_tokens: int, seq_len: int, *, complete: bool, seed: int) -> SampleOrder:
+    """The order of sequences of `seq_len` tokens, each with one target more, cut from `n_tokens`.
+
+    Epochs turn only where the corpus is `complete`; elsewhere it is long enough for the run.
+    """
+    return SampleOrder((n_tokens - 1) // seq_len if complete else None, seed)
 
 
 def global_index(

@@ -99,6 +99,9 @@ class DataSettings(Section):
     tokenizer: str = Field(
         "builtin", min_length=1, description="builtin, or a Hugging Face directory or hub id"
     )
+    document_mask: bool = Field(
+        False, description="documents packed into one sequence do not attend to each other"
+    )
     data_dir: Path = Field(
         Path("/data"), description="folder for prepared tokens, caches and local logs"
     )

@@ -210,7 +210,8 @@ def _restore(run: HeldRun, model: SmolLM2, optimizer: torch.optim.Optimizer) -> 
     for name, reason in found.damaged:
         target = quarantine(run.store, name, reason)
         log.error("DAMAGED CHECKPOINT %s moved to %s: %s", name, target, reason)
-    before, now = progress.optimizer, job.settings.optimizer.model_dump()
+    before = progress.optimizer | {"document_mask": progress.document_mask}
+    now = job.settings.optimizer.model_dump() | {"document_mask": job.settings.data.document_mask}
     for key in sorted(set(before) & set(now)):
         if before[key] != now[key]:
             log.warning("%s changed during the run: %s, was %s", key.upper(), now[key], before[key])
@@ -312,7 +313,7 @@ def _attempt(
         stop=stop,
         publish_report=partial(publish, run.store, run.lease),
         start_step=step,
-        resumed_from_save_at=resumed.progress.saved_at if resumed else None,
+        resumed=resumed.progress if resumed else None,
     )
 
 

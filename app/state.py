@@ -91,10 +91,12 @@ class Progress(BaseModel):
     tokens: int
     train_loss: float | None
     validation_loss: float | None = None
+    validation_perplexity: float | None = None
     learning_rate: float | None = None
     saved_at: float
     trainer: str
     optimizer: dict[str, Any]
+    document_mask: bool = False
     versions: dict[str, str]
     random: RandomState
 

@@ -245,6 +245,30 @@ def test_evaluation_is_deterministic_and_leaves_training_alone(
     assert attempt.model.training
 
 
+def test_the_log_says_when_an_epoch_begins_and_a_resumed_run_says_no_other(
+    opened: Opener, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    turns = []
+    for additional_steps in ("0", "30"):
+        attempt = opened(total_steps="20", additional_steps=additional_steps)
+        attempt.begin()
+        attempt.loss_function(torch.zeros(1, 9, dtype=torch.long)).backward()
+        attempt.optimizer.step()  # a checkpoint needs its moments
+        while not attempt.step_done(torch.tensor(1.0), torch.tensor(1.0)):
+            pass
+        attempt.finish()
+        attempt.close("target reached")
+        turns.append([r.getMessage() for r in caplog.records if r.getMessage().startswith("epoch")])
+        caplog.clear()
+    n = attempt._corpus.order.n_sequences
+    assert n is not None and 40 < n < 80  # 5 to 10 steps of 8 samples
+    begun = [f"epoch {e + 1} begins at step {e * n // 8 + 1}" for e in range(1, 50 * 8 // n + 1)]
+    assert turns[0] == [line for line in begun if int(line.split()[-1]) <= 20]
+    assert turns[1] == [line for line in begun if 20 < int(line.split()[-1]) <= 50]
+    assert len(turns[0]) > 1 and len(turns[1]) > 2
+
+
 def test_the_learning_rate_of_a_step_is_in_the_optimizer_before_it(opened: Opener) -> None:
     attempt = opened()
     rates = []

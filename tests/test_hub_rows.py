@@ -9,12 +9,12 @@ import pytest
 
 from app.dataset_spec import HubName
 from app.errors import AccessDenied, ConfigError, Damaged, NotFound, Unavailable
-from app.preparation import Preparation, TokenNeed
 from app.retries import PAUSES
 from app.sections import DataSettings
 from app.sources import documents, pin_source, source_fingerprint
 from app.tokenizer import read_tokenizer
 from tests.hubserver import REVISION, TOKEN, hub, use_endpoint
+from tests.prepared import prepare
 from tests.test_sources import check_every_position, source, texts
 
 HUB_FILES = {"train.jsonl": b"".join(b'{"text": "row %d", "n": 1}\n' % i for i in range(30))}
@@ -201,10 +201,7 @@ def test_a_hub_that_stays_away_is_unavailable_and_the_next_start_goes_on_after_w
 
     def tokens(folder: str) -> list[int]:
         data = DataSettings(dataset="o/good", data_dir=tmp_path / folder)
-        fingerprint = source_fingerprint(data)
-        made = Preparation(data, tokenizer, fingerprint, TokenNeed(), shard_tokens=30)
-        made.run()
-        train = made.train
+        train = prepare(data, tokenizer, shard_tokens=30).train
         return train.read(0, train.n_tokens).tolist()
 
     with hub(monkeypatch, tmp_path, SHARDS) as requests:

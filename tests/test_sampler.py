@@ -1,13 +1,14 @@
-from itertools import pairwise
-
 import numpy as np
+import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.sampler import SampleOrder, global_index, permute, permute_many
+from app import sampler
+from app.sampler import SampleOrder, corpus_order, global_index, permute, permute_many
 
 
+@settings(deadline=None)  # 3,000 places take 0.1 s, and more on a busy machine
 @given(n=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
 def test_permute_is_a_bijection(n: int, key: int) -> None:
     assert sorted(permute(index, n, key) for index in range(n)) == list(range(n))
@@ -27,14 +28,118 @@ def test_permute_is_the_same_for_ever() -> None:
     assert [permute(index, 10, 1337) for index in range(10)] == [0, 7, 4, 8, 5, 9, 3, 2, 6, 1]
 
 
-def test_permute_looks_random() -> None:
-    # Of 10,000 places, those that keep their number follow a Poisson law of mean 1, and
-    # neighbours are a third of the range apart on average.
-    n = 10_000
-    order = [permute(index, n, 7) for index in range(n)]
-    assert sum(index == place for index, place in enumerate(order)) < 8
-    apart = sum(abs(a - b) for a, b in pairwise(order)) / n
-    assert abs(apart / n - 1 / 3) < 0.02
+def test_permute_is_a_bijection_for_every_small_number() -> None:
+    for n in range(1, 301):
+        assert len({permute(index, n, n) for index in range(n)}) == n
+
+
+# What follows compares `permute` with permutations drawn uniformly at random. The keys are
+# fixed, so a test passes always or never. Each bound is five standard deviations of the
+# statistic under uniform drawing: a right function had a chance of about one in a million
+# to fail one of them, and a lopsided one has next to none to pass.
+SIGMAS = 5.0
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8, 16, 37])
+def test_every_place_is_as_likely_as_any_other(n: int) -> None:
+    keys = 1000
+    places = np.array([[permute(i, n, key) for i in range(n)] for key in range(keys)])
+    counts = np.stack([np.bincount(places[:, i], minlength=n) for i in range(n)])
+    # The covariance of the n × n counts of random permutation matrices is keys / (n - 1)
+    # times a projection of rank (n - 1)²: this sum follows chi-square with that many degrees.
+    degrees = (n - 1) ** 2
+    statistic = (n - 1) / keys * ((counts - keys / n) ** 2).sum()
+    assert statistic < degrees + SIGMAS * (2 * degrees) ** 0.5
+
+
+@pytest.mark.parametrize("n", [5, 16, 37])
+def test_what_follows_a_place_is_as_likely_as_any_other(n: int) -> None:
+    keys = 1000
+    places = np.array([[permute(i, n, key) for i in range(n)] for key in range(keys)])
+    jumps = (places[:, 1:] - places[:, :-1]) % n  # never 0
+    # One jump of each key, so that the counts are independent: n - 1 equally likely kinds.
+    counts = np.bincount(jumps[np.arange(keys), np.arange(keys) % (n - 1)], minlength=n)[1:]
+    expected, degrees = keys / (n - 1), n - 2
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    assert statistic < degrees + SIGMAS * (2 * degrees) ** 0.5
+
+
+def test_one_sequence_in_a_permutation_keeps_its_place_on_average() -> None:
+    # The number of fixed points has mean 1 and variance 1, whatever n is.
+    keys, n = 400, 100
+    fixed = sum(permute(i, n, key) == i for key in range(keys) for i in range(n))
+    assert abs(fixed - keys) < SIGMAS * keys**0.5
+
+
+@pytest.mark.parametrize("n", [1000, 8192])
+def test_neighbours_are_not_correlated(n: int) -> None:
+    # The correlation of a random order with itself, shifted, has mean -1 / (n - 1), which is
+    # far below its deviation of 1 / √n.
+    order = np.array([permute(i, n, 7) for i in range(n)])
+    for shift in (1, 2, 3, 4, 8, 16, 64, n // 2):
+        correlation = np.corrcoef(order, np.roll(order, shift))[0, 1]
+        assert abs(correlation) < SIGMAS / n**0.5, shift
+    assert abs(np.corrcoef(order, np.arange(n))[0, 1]) < SIGMAS / n**0.5
+
+
+def shown(order: SampleOrder, epoch: int) -> npt.NDArray[np.int64]:
+    """The first epoch's first window, or the same number of samples of a later epoch."""
+    assert order.n_sequences is not None
+    start = epoch * order.n_sequences
+    return np.array([order.sequence_at(start + i) for i in range(order.window)])
+
+
+def assert_unrelated(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> None:
+    n = len(first)
+    # Places that two random orders share follow a Poisson law of mean 1: 12 or more of them
+    # have a chance of 8e-10.
+    assert (first == second).sum() < 12
+    assert abs(np.corrcoef(first, second)[0, 1]) < SIGMAS / n**0.5
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_each_bit_of_the_seed_gives_an_unrelated_order(epoch: int) -> None:
+    plain = shown(SampleOrder(512, 1337, 512), epoch)
+    for bit in range(63):
+        assert_unrelated(plain, shown(SampleOrder(512, 1337 ^ 1 << bit, 512), epoch))
+
+
+def test_epochs_are_unrelated_orders() -> None:
+    orders = [shown(SampleOrder(512, 1337, 512), epoch) for epoch in range(12)]
+    for number, second in enumerate(orders):
+        for first in orders[:number]:
+            assert_unrelated(first, second)
+
+
+def test_windows_are_unrelated_orders() -> None:
+    order, window = SampleOrder(None, 1337, 512), 512
+    orders = [
+        np.array([order.sequence_at(number * window + i) - number * window for i in range(window)])
+        for number in range(12)
+    ]
+    for number, second in enumerate(orders):
+        for first in orders[:number]:
+            assert_unrelated(first, second)
+
+
+def test_a_sample_far_out_costs_as_much_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, mix = 0, sampler._mix
+
+    def counted(value: int) -> int:
+        nonlocal calls
+        calls += 1
+        return mix(value)
+
+    monkeypatch.setattr(sampler, "_mix", counted)
+    # A walk takes at most four steps on average (see `permute`), so one of 40 steps has a
+    # chance of (3/4)^40 = 1e-5. A step mixes eight times, and so do the round keys.
+    most = 8 + 8 * 40 + 2
+    for order in (SampleOrder(None, 1337), SampleOrder(123_457, 1337), SampleOrder(10**12, 1337)):
+        for index in (0, 10**6, 10**9, 10**15):
+            if order.n_sequences is None or index < 10**15:
+                calls = 0
+                order.sequence_at(index)
+                assert calls <= most
 
 
 @pytest.mark.parametrize("index", [-1, 5])
@@ -69,16 +174,26 @@ def test_the_order_does_not_change_when_the_end_of_the_corpus_becomes_known() ->
     assert before.epoch_of(10**9) == 0
 
 
-def test_seeds_epochs_and_windows_are_shuffled_differently() -> None:
-    def shown(seed: int, start: int) -> tuple[int, ...]:
-        order = SampleOrder(256, seed, 64)
-        return tuple(order.sequence_at(index) % 64 for index in range(start, start + 64))
+@given(n=st.integers(1, 50), start=st.integers(0, 200), length=st.integers(0, 120))
+def test_an_epoch_begins_where_its_number_changes(n: int, start: int, length: int) -> None:
+    order = SampleOrder(n, 3)
+    turns = [
+        i for i in range(start, start + length) if i and order.epoch_of(i - 1) < order.epoch_of(i)
+    ]
+    assert [epoch * n for epoch in order.epochs_begun(start, start + length)] == turns
 
-    starts = [(1, 0), (2, 0), (1, 64), (1, 256), (1, 512)]
-    assert len({shown(*start) for start in starts}) == len(starts)
+
+def test_no_epoch_begins_while_the_corpus_goes_on() -> None:
+    assert not SampleOrder(None, 3).epochs_begun(0, 10**9)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_sequence_needs_one_token_more_for_its_last_target() -> None:
+    assert corpus_order(64, 16, complete=True, seed=1) == SampleOrder(3, 1)
+    assert corpus_order(65, 16, complete=True, seed=1) == SampleOrder(4, 1)
+    assert corpus_order(65, 16, complete=False, seed=1) == SampleOrder(None, 1)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_a_step_shows_the_same_samples_for_any_number_of_processes(
     world_size: int, batch_size: int

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from app.errors import AccessDenied, ConfigError, Damaged, NotFound
 from app.pieces import PIECE_SIZE
-from app.preparation import Preparation, TokenNeed
 from app.sections import DataSettings
 from app.sources import Piece, documents, is_hub_id, pin_source, source_fingerprint
 from app.tokenizer import read_tokenizer
+from tests.prepared import prepare
 
 ROWS = ["first text", "", "second\ntext", "drítter – text 日本"]
 
@@ -439,10 +439,7 @@ def test_a_document_longer_than_a_shard_is_gone_on_with_in_its_middle(
 
     def tokens(folder: str, needed: int | None) -> list[int]:
         data = source(path, data_dir=tmp_path / folder)
-        need = TokenNeed(stop=needed)
-        made = Preparation(data, tokenizer, source_fingerprint(data), need, shard_tokens=400)
-        made.run()
-        train = made.train
+        train = prepare(data, tokenizer, needed, shard_tokens=400).train
         return train.read(0, train.n_tokens).tolist()
 
     first = tokens("in-turns", 1)

@@ -92,6 +92,13 @@ def test_a_dataset_without_the_text_column(train: Train, tmp_path: Path) -> None
     assert_nothing_written(tmp_path / "store")
 
 
+def test_another_document_mask_is_said_and_goes_on(train: Train) -> None:
+    assert train(TOTAL_STEPS="1")[0] == 0
+    code, log = train(TOTAL_STEPS="1", ADDITIONAL_STEPS="1", DOCUMENT_MASK="true")
+    assert code == 0
+    assert "DOCUMENT_MASK changed during the run: True, was False" in log
+
+
 def test_a_tokenizer_larger_than_the_vocabulary(train: Train, tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast

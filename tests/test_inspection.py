@@ -1,0 +1,224 @@
+"""What the data commands print is what training sees."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from app import cli, inspection
+from app import prepare as prepare_module
+from app.inspection import find_tokens, samples_of_step, sequence_length, statistics
+from app.loader import BatchGeometry, training_loader
+from app.preparation import Preparation
+from app.sampler import corpus_order
+from app.sections import DataSettings, variables
+from app.settings import load_settings
+from app.shards import Tokens
+from app.tokenizer import read_tokenizer
+from tests.job import ROOT
+from tests.prepared import prepare
+
+SEQ_LEN = 32
+TEXTS = [f"<{i}> " + "more words, and more " * (i % 9) for i in range(400)]
+Data = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def flags(
+    corpus: Path, small_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """Of a run whose tokens are prepared whole."""
+    flags = {
+        "dataset": str(corpus),
+        "tokenizer": str(small_tokenizer),
+        "data_dir": str(tmp_path_factory.mktemp("data")),
+        "model": "tiny",
+        "seq_len": str(SEQ_LEN),
+        "global_batch_size": "8",
+    }
+    prepared(flags)
+    return flags
+
+
+def prepared(flags: dict[str, str], needed: int | None = None) -> Preparation:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare_module, "_BATCH_CHARACTERS", 3000)
+        data = DataSettings(dataset=flags["dataset"], data_dir=Path(flags["data_dir"]))
+        tokenizer = read_tokenizer(Path(flags["tokenizer"]), "TOKENIZER")
+        return prepare(data, tokenizer, needed, shard_tokens=2000)
+
+
+@pytest.fixture
+def data(
+    flags: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Data:
+    """`python -m app data …` in this process: exit code, output, log."""
+    for variable in variables():
+        monkeypatch.delenv(variable.name, raising=False)
+
+    def run(*arguments: str, **changes: str) -> tuple[int, str, str]:
+        given = {**flags, **changes}
+        words = [word for name, value in given.items() for word in (f"--{name}", value)]
+        code = cli.main(["data", *arguments, *words])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_show_prints_what_the_loader_shows(
+    world_size: int, data: Data, flags: dict[str, str]
+) -> None:
+    whole = prepared(flags)
+    order = corpus_order(whole.train.n_tokens, SEQ_LEN, complete=True, seed=1337)
+    assert order.n_sequences is not None
+    step = order.n_sequences // 8 + 1  # an epoch begins inside it
+    codec = Tokenizer.from_file(flags["tokenizer"] + "/tokenizer.json")
+    for rank in range(world_size):
+        geometry = BatchGeometry(2, 8, SEQ_LEN, world_size, rank)
+        batches = training_loader(
+            whole.train, order.sequences, geometry, step - 1, step, num_workers=0, pin_memory=False
+        )
+        rows = [row[:-1].tolist() for batch in batches for row in batch]
+        where = ("--step", str(step), "--rank", str(rank), "--world_size", str(world_size))
+        code, out, _ = data("show", *where, "--json")
+        assert code == 0
+        samples = json.loads(out)["samples"]
+        assert [sum(d["tokens"] for d in s["documents"]) for s in samples] == [SEQ_LEN] * len(rows)
+        for row, sample in zip(rows, samples, strict=True):
+            assert codec.decode(row) == "".join(d["text"] for d in sample["documents"])
+            assert row.count(0) == sum(d["ends"] for d in sample["documents"])
+            assert sample["epoch"] == sample["sample"] // order.n_sequences + 1
+        _, out, _ = data("show", *where)
+        assert out.count("━━ step") == len(rows)
+        assert out.count("── end of document ──") == sum(row.count(0) for row in rows)
+        one = data("show", *where, "--micro_step", "1", "--json")[1]
+        assert json.loads(one)["samples"] == samples[2:4]
+
+
+def test_a_step_that_is_not_prepared_says_so_and_what_to_do(
+    data: Data, flags: dict[str, str], tmp_path: Path
+) -> None:
+    some = {**flags, "data_dir": str(tmp_path)}
+    code, _, log = data("show", "--step", "1", data_dir=str(tmp_path))
+    assert code == 78
+    assert f"DATA_DIR={tmp_path} holds no tokens" in log and "python -m app prepare" in log
+    prepared(some, needed=100)
+    code, out, log = data("show", "--step", "900", data_dir=str(tmp_path))
+    assert (code, out) == (78, "")
+    assert "step 900 is not prepared yet" in log and "prepare --total_steps 900" in log
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["show"], "--step"),
+        (["show", "--step", "0"], "0 is below 1"),
+        (["show", "--step", "1", "--rank", "1"], "--rank 1 is not below --world_size 1"),
+        (["show", "--step", "1", "--world_size", "3"], "is not a multiple"),
+        (["show", "--step", "1", "--micro_step", "4"], "--micro_step 4: a step has 4"),
+    ],
+)
+def test_a_place_that_the_run_does_not_have_is_a_bad_command_line(
+    arguments: list[str], text: str, data: Data
+) -> None:
+    code, out, log = data(*arguments)
+    assert (code, out) == (64, "")
+    assert text in log
+
+
+def test_text_cannot_move_the_cursor_of_a_terminal(
+    small_tokenizer: Path, tmp_path: Path, data: Data
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("red \x1b[31m and\tthen\n" * 20)
+    prepared({"dataset": str(path), "tokenizer": str(small_tokenizer), "data_dir": str(tmp_path)})
+    code, out, _ = data("show", "--step", "1", dataset=str(path), data_dir=str(tmp_path))
+    assert code == 0
+    assert "\x1b" not in out and "␛[31m and\tthen\n" in out
+
+
+def by_hand(ids: Tokens) -> list[int]:
+    lengths, length = [], 0
+    for token in ids.tolist():
+        length += 1
+        if token == 0:
+            lengths.append(length)
+            length = 0
+    return lengths
+
+
+@pytest.mark.parametrize("chunk", [37, 1 << 22])
+def test_statistics_are_those_of_a_count_by_hand(
+    chunk: int, flags: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspection, "_CHUNK_TOKENS", chunk)
+    whole = prepared(flags)
+    found = statistics(find_tokens(load_settings(flags)))
+    train = whole.train.read(0, whole.train.n_tokens)
+    validation = whole.validation.read(0, whole.validation.n_tokens)
+    for split, ids in (("train", train), ("validation", validation)):
+        lengths = by_hand(ids)
+        counted = found.splits[split]  # type: ignore[index]
+        assert (counted.tokens, counted.documents) == (len(ids), len(lengths))
+        assert counted.longest == max(lengths)
+        assert sum(n for _, _, n in counted.lengths) == len(lengths)
+        for low, high, number in counted.lengths:
+            assert number == sum(low <= length <= high for length in lengths)
+    ids = np.concatenate([train, validation])
+    assert found.source_documents == len(TEXTS) and found.complete
+    assert found.tokens_used == len(set(ids.tolist()))
+    assert found.text_bytes == sum(len(text.encode()) for text in TEXTS)
+    assert found.bytes_per_token == found.text_bytes / np.count_nonzero(ids)
+    assert found.share_of_top_1000 == 1.0
+
+
+def test_stats_print_a_table_or_json(data: Data) -> None:
+    code, out, _ = data("stats")
+    assert code == 0
+    for word in ("400 read (the whole source)", "bytes per token", "tokens per document", "█"):
+        assert word in out
+    code, out, _ = data("stats", "--json")
+    assert json.loads(out)["splits"]["train"]["documents"] > 300
+
+
+def test_the_length_of_a_sequence_is_the_jobs(flags: dict[str, str]) -> None:
+    assert sequence_length(load_settings(flags)) == SEQ_LEN
+    named = {name: value for name, value in flags.items() if name != "seq_len"}
+    assert sequence_length(load_settings(named)) == 256
+    unnamed = {name: value for name, value in named.items() if name != "model"}
+    assert sequence_length(load_settings({**unnamed, "device": "cpu"})) == 256
+
+
+def test_looking_at_data_takes_no_torch(flags: dict[str, str]) -> None:
+    words = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    code = (
+        "import sys; from app.cli import main; "
+        f"code = main(['data', 'show', '--step', '1', *{words!r}]); "
+        "print(sorted({'torch', 'transformers', 'datasets'} & sys.modules.keys())); sys.exit(code)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_samples_are_plain_data(flags: dict[str, str]) -> None:
+    settings = load_settings(flags)
+    place = inspection.Place(step=1, rank=0, world_size=1, micro_step=None)
+    (first, *_) = samples_of_step(settings, find_tokens(settings), place)
+    assert dataclasses.asdict(first)["sample"] == 0
