@@ -39,6 +39,7 @@ ORDER = [
     "checkpoints",
     "retention",
     "pretrained",
+    "inference",
     "decoding",
     "health",
     "evaluation",
