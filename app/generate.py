@@ -55,9 +55,9 @@ def load_from_directory(directory: Path, device: str, origin: str) -> LoadedMode
     """Any Hugging Face directory of a plain Llama with a tokenizer.json."""
     config = read_config(directory)
     place = resolve_device(device)
-    model = SmolLM2(config)
+    model = SmolLM2.empty(config, place)
     load_pretrained(directory, model)
-    inference = InferenceModel(model.to(place), packed=place.type == "cpu")
+    inference = InferenceModel(model, packed=place.type == "cpu")
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise NotFound(f"{path} does not exist: the directory has no fast tokenizer")

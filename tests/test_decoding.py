@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from app.decoding import Sampling, candidates, generate_tokens
-from app.inference import InferenceModel
+from app.inference import InferenceModel, KeyValueCache
 from app.model import SmolLM2
 from app.presets import PRESETS
 
@@ -140,10 +140,15 @@ def test_beyond_the_context_a_quarter_is_forgotten_and_the_rest_read_again() -> 
     assert len(ids) == length + context
 
 
-def test_no_more_of_the_model_is_run_than_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, calls = InferenceModel(small_model()), []
-    step, prefill = model.step, model.prefill
-    monkeypatch.setattr(model, "step", lambda *args: calls.append("step") or step(*args))
-    monkeypatch.setattr(model, "prefill", lambda *args: calls.append("prefill") or prefill(*args))
+def test_the_context_is_read_once_and_then_token_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    logits = InferenceModel._logits
+
+    def noted(model: InferenceModel, x: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
+        calls.append(len(x))
+        return logits(model, x, cache)
+
+    monkeypatch.setattr(InferenceModel, "_logits", noted)
+    model = InferenceModel(small_model())
     assert len(list(generate_tokens(model, [1, 2], Sampling(max_tokens=3), None))) == 3
-    assert calls == ["prefill", "step", "step"]
+    assert calls == [2, 1, 1]
