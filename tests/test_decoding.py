@@ -152,3 +152,12 @@ def test_the_context_is_read_once_and_then_token_by_token(monkeypatch: pytest.Mo
     model = InferenceModel(small_model())
     assert len(list(generate_tokens(model, [1, 2], Sampling(max_tokens=3), None))) == 3
     assert calls == [2, 1, 1]
+
+
+def test_a_sample_in_mixed_precision_leaves_the_model_ready_to_train() -> None:
+    model = small_model()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        tokens = list(generate_tokens(InferenceModel(model), [1], Sampling(max_tokens=8), None))
+    assert len(tokens) == 8
+    model(torch.tensor([[1, 2, 3]])).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
