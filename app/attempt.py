@@ -25,6 +25,7 @@ from app.decoding import Sampling, generate_tokens
 from app.errors import ConfigError, Preempted
 from app.evaluation import evaluate, perplexity
 from app.health import beat
+from app.inference import InferenceModel
 from app.lease import Lease
 from app.loader import BatchGeometry, training_loader
 from app.metrics import MetricsLog, Row, step_line
@@ -401,10 +402,9 @@ class Attempt:
         """A short text from the model as it is; the run's random numbers are left alone."""
         files = self._corpus.tokenizer
         tokenizer = open_tokenizer(files.directory / "tokenizer.json")
-        self.model.eval()
+        model = InferenceModel(self.model)
         with self.compute.autocast():
-            ids = list(generate_tokens(self.model, [files.eos_token_id], _SAMPLE, None))
-        self.model.train()
+            ids = list(generate_tokens(model, [files.eos_token_id], _SAMPLE, None))
         log.info("sample at step %d: %r", self.step, tokenizer.decode(ids))
 
 

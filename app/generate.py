@@ -12,6 +12,7 @@ from app.checkpoints import fetch, find_checkpoint, newest_valid
 from app.compute import resolve_device
 from app.decoding import Sampling, generate_tokens
 from app.errors import ConfigError, NotFound
+from app.inference import InferenceModel
 from app.model import SmolLM2
 from app.pretrained import load_pretrained, model_directory, read_config
 from app.stores import Store
@@ -22,9 +23,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode with its tokenizer, and where both came from."""
+    """A model with its tokenizer, and where both came from."""
 
-    model: SmolLM2
+    model: InferenceModel
     tokenizer: Tokenizer
     end_token: int | None
     origin: str
@@ -53,13 +54,14 @@ def load_from_store(
 def load_from_directory(directory: Path, device: str, origin: str) -> LoadedModel:
     """Any Hugging Face directory of a plain Llama with a tokenizer.json."""
     config = read_config(directory)
-    model = SmolLM2(config)
+    place = resolve_device(device)
+    model = SmolLM2.empty(config, place)
     load_pretrained(directory, model)
-    model.to(resolve_device(device)).eval()
+    inference = InferenceModel(model, packed=place.type == "cpu")
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise NotFound(f"{path} does not exist: the directory has no fast tokenizer")
-    return LoadedModel(model, open_tokenizer(path), _end_token(directory), origin)
+    return LoadedModel(inference, open_tokenizer(path), _end_token(directory), origin)
 
 
 def load_model(spec: str, device: str) -> LoadedModel:
@@ -80,16 +82,38 @@ def stream_text(loaded: LoadedModel, prompt: str, sampling: Sampling) -> Iterato
                 "--prompt is empty, and the model has no end-of-text token to start from"
             )
         ids = [loaded.end_token]
-    produced: list[int] = []
-    shown = ""
+    pieces = TextPieces(loaded.tokenizer)
     for token in generate_tokens(loaded.model, ids, sampling, loaded.end_token):
-        produced.append(token)
-        text = loaded.tokenizer.decode(produced)
-        if not text.endswith("\ufffd"):
-            yield text[len(shown) :]
-            shown = text
-    final = loaded.tokenizer.decode(produced)
-    yield final[len(shown) :]
+        yield pieces.add(token)
+    yield pieces.rest()
+
+
+class TextPieces:
+    """The text of tokens that come one by one; only the newest are decoded again.
+
+    Some decoders treat the first token of a text differently, so the last piece that was
+    shown is decoded in front of the new tokens and cut off again.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._shown: list[int] = []
+        self._held: list[int] = []
+
+    def add(self, token: int) -> str:
+        """The text that is whole now; empty in the middle of a character."""
+        self._held.append(token)
+        text = self.rest()
+        if text.endswith("\ufffd"):
+            return ""
+        if text:  # else: a token that is not shown, so none to stand in front of others
+            self._shown, self._held = self._held, []
+        return text
+
+    def rest(self) -> str:
+        """What is held back."""
+        before = self._tokenizer.decode(self._shown)
+        return self._tokenizer.decode(self._shown + self._held)[len(before) :]
 
 
 def _end_token(directory: Path) -> int | None:

@@ -166,9 +166,21 @@ class SmolLM2(nn.Module):
         hidden = self.model(input_ids, positions, mask)
         return F.linear(hidden, self.model.embed_tokens.weight)
 
+    @classmethod
+    def empty(
+        cls, config: ModelConfig, device: torch.device, *, gradient_checkpointing: bool = False
+    ) -> "SmolLM2":
+        """A model with memory for its weights and nothing in it: load them, or `initialize`.
+
+        The constructor draws weights that nobody uses, a second's work for 135M.
+        """
+        with torch.device("meta"):
+            model = cls(config, gradient_checkpointing=gradient_checkpointing)
+        return model.to_empty(device=device)
+
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
-        """Draw every matrix from N(0, initializer_range²), from `seed` alone.
+        """Draw every matrix from N(0, initializer_range²), from `seed` alone; norms are ones.
 
         Drawn on the CPU, by one generator through the modules in order, so that every
         device and every trainer starts from the same weights.
@@ -179,6 +191,8 @@ class SmolLM2(nn.Module):
                 drawn = torch.empty(module.weight.shape)
                 drawn.normal_(0.0, self.config.initializer_range, generator=generator)
                 module.weight.copy_(drawn)
+            elif isinstance(module, RMSNorm):
+                module.weight.fill_(1.0)
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> int:

@@ -170,8 +170,11 @@ def _open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> 
         log.error("LATE CHECKPOINT %s moved aside: another attempt had gone on before it", name)
     for name in remove_unfinished(store):
         log.info("removed an upload that was cut short: %s", name)
-    model = SmolLM2(job.config, gradient_checkpointing=settings.compute.gradient_checkpointing)
-    model.to(job.compute.device)
+    model = SmolLM2.empty(
+        job.config,
+        job.compute.device,
+        gradient_checkpointing=settings.compute.gradient_checkpointing,
+    )
     optimizer = build_optimizer(model, settings.optimizer, job.compute.device)
     resumed = _restore(run, model, optimizer)
     step = resumed.progress.step if resumed else 0

@@ -53,6 +53,7 @@ ORDER = [
     "checkpoints",
     "retention",
     "pretrained",
+    "inference",
     "decoding",
     "health",
     "token_progress",

@@ -1,12 +1,21 @@
 """The command line: exit codes, help, and one clear line for each mistake."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from app import cli
+from app.checkpoints import CheckpointName, commit
 from app.errors import AppError
+from app.record import create_record
 from app.sections import variables
+from app.stores import open_store
+from tests.test_architecture import HEAVY
+from tests.test_checkpoints import FreeLease
+from tests.test_record import IDENTITY
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +94,43 @@ def test_a_tokenizer_that_cannot_be_put_there_exits_78_with_one_line(
     assert cli.main(["prepare", "--tokenizer_only", "file/tokenizer"]) == 78
     lines = errors(capsys)
     assert len(lines) == 1 and "--tokenizer_only file/tokenizer cannot be used" in lines[0]
+
+
+_OTHERS = {"boto3", "tokenizers", "safetensors", "huggingface_hub", "pyarrow", "pandas"}
+LIGHT_COMMANDS = [
+    ["--help"],
+    ["train", "--help"],
+    ["config"],
+    ["config", "--markdown"],
+    ["checkpoints", "list"],
+    ["checkpoints", "list", "--json"],
+    ["train", "--total_steps", "none"],
+]
+
+
+@pytest.mark.parametrize("arguments", LIGHT_COMMANDS, ids=" ".join)
+def test_a_light_command_imports_nothing_heavy_to_its_end(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    store = open_store(f"file://{tmp_path}", "tiny")
+    commit(store, CheckpointName(20, 1), {"state.json": [b"{}"]}, 1.0, FreeLease(store))
+    create_record(store, "tiny", IDENTITY, 20)
+    environment = {**os.environ, "CHECKPOINT_URI": f"file://{tmp_path}"}
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "app", *arguments],
+        cwd=Path(__file__).parent.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = result.stderr.splitlines()
+    imported = {line.rsplit("|", 1)[1].strip() for line in lines if line.startswith("import time")}
+    assert "app.commands" in imported
+    assert not imported & {*HEAVY, *_OTHERS}
+    if arguments[0] == "checkpoints":
+        assert "step-0000000020-e000001" in result.stdout
+    assert result.returncode == (78 if "none" in arguments else 0)
 
 
 def _tree(cls: type[AppError]) -> list[type[AppError]]:

@@ -1,16 +1,18 @@
 """Text in pieces, as it goes to a terminal."""
 
 import dataclasses
+import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tokenizers import Tokenizer
 
 from app.decoding import Sampling
 from app.errors import ConfigError
-from app.generate import LoadedModel, stream_text
+from app.generate import LoadedModel, TextPieces, stream_text
+from app.inference import InferenceModel
 from app.model import SmolLM2
 from app.presets import PRESETS
 
@@ -19,7 +21,7 @@ from app.presets import PRESETS
 def loaded(small_tokenizer: Path) -> LoadedModel:
     model = SmolLM2(dataclasses.replace(PRESETS["tiny"], vocab_size=300))
     tokenizer = Tokenizer.from_file(str(small_tokenizer / "tokenizer.json"))
-    return LoadedModel(model.eval(), tokenizer, 0, "a test")
+    return LoadedModel(InferenceModel(model), tokenizer, 0, "a test")
 
 
 @pytest.mark.parametrize("text", ["plain", "naïve — é", "日本語 😀!"])
@@ -51,3 +53,27 @@ def test_an_empty_prompt_starts_from_the_end_of_text(loaded: LoadedModel) -> Non
     without = dataclasses.replace(loaded, end_token=None)
     with pytest.raises(ConfigError, match="--prompt is empty"):
         list(stream_text(without, "", Sampling(max_tokens=3)))
+
+
+def test_any_tokens_in_pieces_are_the_text_of_all(loaded: LoadedModel) -> None:
+    """Also ends of characters that never began, as an untrained model draws them."""
+    drawn = random.Random(3)
+    for _ in range(50):
+        ids = [drawn.randrange(300) for _ in range(40)]
+        pieces = TextPieces(loaded.tokenizer)
+        text = "".join([*map(pieces.add, ids), pieces.rest()])
+        assert text == loaded.tokenizer.decode(ids)
+
+
+def test_a_token_costs_the_same_however_long_the_text_is(loaded: LoadedModel) -> None:
+    decoded: list[int] = []
+
+    class Counting:
+        def decode(self, ids: list[int]) -> str:
+            decoded.append(len(ids))
+            return loaded.tokenizer.decode(ids)
+
+    pieces = TextPieces(cast(Tokenizer, Counting()))
+    for token in loaded.tokenizer.encode("naïve text " * 50).ids:
+        pieces.add(token)
+    assert max(decoded) < 8

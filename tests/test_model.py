@@ -141,5 +141,22 @@ def test_initial_weights_follow_from_the_seed_alone() -> None:
     assert embedding.std().item() == pytest.approx(1 / 24, rel=0.03)
 
 
+def test_an_empty_model_is_filled_by_initialize_alone_and_draws_no_random_number() -> None:
+    expected = SmolLM2(SMALL)
+    expected.initialize(7)
+    before = torch.get_rng_state()
+    model = SmolLM2.empty(SMALL, torch.device("cpu"), gradient_checkpointing=True)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.model.gradient_checkpointing
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    model.initialize(7)
+    ours, theirs = model.state_dict(), expected.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_a_token_of_135m_costs_1_019_gflop_at_2048() -> None:
     assert flops_per_token(PRESETS["smollm2-135m"], 2048) == pytest.approx(1.019e9, rel=1e-3)
