@@ -16,7 +16,9 @@ from app.sections import OptimizerSettings
 
 log = logging.getLogger(__name__)
 
-WSD_DECAY_SHARE = 0.2  # of a stage; SmolLM2's recipe decays over its last fifth
+# Of a stage. SmolLM's nanotron configuration decays linearly over its last 400,000 of 2,000,000
+# steps (docs/recipes.md has the source).
+WSD_DECAY_SHARE = 0.2
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -24,21 +26,45 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
+def z_loss(log_z: Tensor) -> Tensor:
+    """Mean of log² Z over positions, where log Z is the logsumexp of a position's logits.
+
+    It keeps the normalizer of the softmax near 1 (Chowdhery et al., 2022, PaLM, section 5).
+    """
+    return log_z.square().mean()
+
+
+def with_gradient_of(loss: Tensor, penalty: Tensor) -> Tensor:
+    """The value of `loss`, bit for bit, with the gradient of loss + penalty."""
+    return loss + (penalty - penalty.detach())
+
+
 class LossFunction:
-    """Mean loss of the model on token ids (B, T + 1), compiled where asked for.
+    """Mean cross-entropy of the model on token ids (B, T + 1), compiled where asked for.
+
+    With `z_loss_weight` the gradient is that of cross-entropy + weight · z-loss; the value
+    stays the cross-entropy alone, so that runs with and without it compare.
 
     A compiler that fails is a reason for one line in the log, not for the end of a run.
     """
 
-    def __init__(self, model: nn.Module, *, compile_model: bool) -> None:
+    def __init__(
+        self, model: nn.Module, *, compile_model: bool, z_loss_weight: float = 0.0
+    ) -> None:
         self._model = model
+        self._z_loss_weight = z_loss_weight
         self._compiled: Callable[[Tensor], Tensor] | None = (
             torch.compile(model) if compile_model else None
         )
 
     def __call__(self, tokens: Tensor) -> Tensor:
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        return next_token_loss(self._logits(inputs), targets)
+        logits = self._logits(inputs)
+        loss = next_token_loss(logits, targets)
+        if self._z_loss_weight == 0.0 or not torch.is_grad_enabled():
+            return loss
+        penalty = self._z_loss_weight * z_loss(logits.float().logsumexp(dim=-1))
+        return with_gradient_of(loss, penalty)
 
     def _logits(self, inputs: Tensor) -> Tensor:
         if self._compiled is not None:

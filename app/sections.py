@@ -161,6 +161,12 @@ class ComputeSettings(Section):
         "auto", description="auto: bf16-mixed on GPUs that have it, else 32-true"
     )
     compile: Literal["auto", "true", "false"] = Field(
+    z_loss: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="weight of z-loss in the gradient; losses are reported without it; 0: off",
+    )
         "auto", description="torch.compile; auto: on CUDA"
     )
     gradient_checkpointing: bool = Field(
