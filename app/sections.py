@@ -76,6 +76,10 @@ class ModelSettings(Section):
         None,
         description="start from the weights of a Hugging Face directory or hub id",
     )
+    init: Literal["normal", "scaled"] = Field(
+        "normal",
+        description="first weights: one deviation; or o_proj, down_proj / sqrt(2 · layers)",
+    )
 
     @property
     def init_name(self) -> str | None:

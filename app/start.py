@@ -166,7 +166,7 @@ def _restore(run: HeldRun, model: SmolLM2, optimizer: torch.optim.Optimizer) -> 
             if job.init_directory:
                 load_pretrained(job.init_directory, model)
             else:
-                model.initialize(job.settings.run.seed)
+                model.initialize(job.settings.run.seed, job.settings.model.init)
             torch.manual_seed(job.settings.run.seed)
             return None
         progress = restore(found.directory, model, optimizer)

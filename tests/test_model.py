@@ -141,5 +141,16 @@ def test_initial_weights_follow_from_the_seed_alone() -> None:
     assert embedding.std().item() == pytest.approx(1 / 24, rel=0.03)
 
 
+def test_scaled_first_weights_differ_in_the_matrices_that_write_to_the_residual_stream() -> None:
+    normal, scaled = SmolLM2(SMALL), SmolLM2(SMALL)
+    normal.initialize(7)
+    scaled.initialize(7, "scaled")
+    for (name, a), b in zip(normal.named_parameters(), scaled.parameters(), strict=True):
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            assert torch.allclose(b, a / (2 * SMALL.num_hidden_layers) ** 0.5, rtol=1e-6), name
+        else:
+            assert torch.equal(a, b), name
+
+
 def test_a_token_of_135m_costs_1_019_gflop_at_2048() -> None:
     assert flops_per_token(PRESETS["smollm2-135m"], 2048) == pytest.approx(1.019e9, rel=1e-3)
