@@ -1,4 +1,4 @@
-"""What is minimized, by which optimizer, and at which learning rate.
+"""What is minimized, and at which learning rate.
 
 Shapes: B sequences, T tokens, V vocabulary.
 """
@@ -79,27 +79,6 @@ class LossFunction:
                 self._compiled = None
         logits: Tensor = self._model(inputs)
         return logits
-
-
-def build_optimizer(
-    model: nn.Module, settings: OptimizerSettings, device: torch.device
-) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter, 2019), fused; matrices decay, norms do not."""
-    parameters = list(model.parameters())
-    groups = [
-        {
-            "params": [p for p in parameters if p.dim() >= 2],
-            "weight_decay": settings.weight_decay,
-        },
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups,
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        eps=settings.adam_epsilon,
-        fused=device.type in ("cuda", "cpu", "mps"),
-    )
 
 
 @dataclass(frozen=True)

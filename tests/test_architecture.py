@@ -17,6 +17,7 @@ ORDER = [
     "settings",
     "model",
     "objective",
+    "optimizers",
     "builtin",
     "failures",
     "locks",

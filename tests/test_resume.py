@@ -73,6 +73,26 @@ def test_one_trainer_continues_the_others_run_bit_for_bit(
     )
 
 
+def test_under_muon_too_both_trainers_and_a_kill_and_a_handover_make_the_same_bits(
+    job_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """One run of Lightning's; one begun by the loop, killed, and ended by Lightning; and back."""
+    environment = {**job_environment, "OPTIMIZER": "muon"}
+    whole = job(environment, tmp_path / "whole", "lightning").run("train")
+    assert whole.code == 0, whole.log
+    for first, second in (("torch", "lightning"), ("lightning", "torch")):
+        store = tmp_path / first
+        killed = job(environment, store, first).signal_when("step 8/12", signal.SIGKILL, "train")
+        assert killed.code == -signal.SIGKILL
+        finished = job(environment, store, second).run("train")
+        assert finished.code == 0, finished.log
+        assert "resumed from step 6" in finished.log
+        assert losses(store / "tiny") == losses(tmp_path / "whole/tiny")
+        assert_same_checkpoint(
+            newest_checkpoint(tmp_path / "whole/tiny"), newest_checkpoint(store / "tiny")
+        )
+
+
 @pytest.mark.parametrize("trainer", ["lightning", "torch"])
 def test_sigterm_commits_the_step_and_exits_143(
     trainer: str, job_environment: dict[str, str], tmp_path: Path
