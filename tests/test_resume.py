@@ -73,24 +73,35 @@ def test_one_trainer_continues_the_others_run_bit_for_bit(
     )
 
 
-def test_under_muon_too_both_trainers_and_a_kill_and_a_handover_make_the_same_bits(
-    job_environment: dict[str, str], tmp_path: Path
+@pytest.fixture(scope="module")
+def whole_under_muon(
+    job_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An uninterrupted run of Lightning's with OPTIMIZER=muon."""
+    store = tmp_path_factory.mktemp("muon")
+    finished = job(job_environment, store, "lightning").with_(OPTIMIZER="muon").run("train")
+    assert finished.code == 0, finished.log
+    return store / "tiny"
+
+
+@pytest.mark.parametrize(("first", "second"), [("torch", "lightning"), ("lightning", "torch")])
+def test_under_muon_too_one_trainer_ends_the_others_killed_run_with_the_same_bits(
+    first: str,
+    second: str,
+    whole_under_muon: Path,
+    job_environment: dict[str, str],
+    tmp_path: Path,
 ) -> None:
-    """One run of Lightning's; one begun by the loop, killed, and ended by Lightning; and back."""
-    environment = {**job_environment, "OPTIMIZER": "muon"}
-    whole = job(environment, tmp_path / "whole", "lightning").run("train")
-    assert whole.code == 0, whole.log
-    for first, second in (("torch", "lightning"), ("lightning", "torch")):
-        store = tmp_path / first
-        killed = job(environment, store, first).signal_when("step 8/12", signal.SIGKILL, "train")
-        assert killed.code == -signal.SIGKILL
-        finished = job(environment, store, second).run("train")
-        assert finished.code == 0, finished.log
-        assert "resumed from step 6" in finished.log
-        assert losses(store / "tiny") == losses(tmp_path / "whole/tiny")
-        assert_same_checkpoint(
-            newest_checkpoint(tmp_path / "whole/tiny"), newest_checkpoint(store / "tiny")
-        )
+    begun = job(job_environment, tmp_path, first).with_(OPTIMIZER="muon")
+    killed = begun.signal_when("step 8/12", signal.SIGKILL, "train")
+    assert killed.code == -signal.SIGKILL
+    finished = begun.with_(TRAINER=second).run("train")
+    assert finished.code == 0, finished.log
+    assert "resumed from step 6" in finished.log
+    assert losses(tmp_path / "tiny") == losses(whole_under_muon)
+    assert_same_checkpoint(
+        newest_checkpoint(whole_under_muon), newest_checkpoint(tmp_path / "tiny")
+    )
 
 
 @pytest.mark.parametrize("trainer", ["lightning", "torch"])
