@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from app.model import SmolLM2
-from app.objective import LossFunction, Schedule
+from app.objective import WSD_DECAY_SHARE, LossFunction, Schedule
 from app.optimizers import build_optimizer
 from app.presets import ModelConfig
 from app.sampler import SampleOrder
@@ -46,6 +46,7 @@ SEQ_LEN = 128
 BATCH = 8
 STEPS = 250
 WARMUP_STEPS = 25
+DECAY_FROM = round(STEPS * (1 - WSD_DECAY_SHARE))
 EVERY = 10
 VALIDATION_SEQUENCES = 32
 HELD_OUT = 0.1  # the end of the text
@@ -217,10 +218,12 @@ def report(results: Results, curve: Path | None) -> None:
     for name, recipe in tuned_recipes(results).items():
         if recipe not in chosen.values():
             chosen[name] = recipe
-    goals = [last_loss(results, ORIGINAL), last_loss(results, results.tuned("adamw"))]
+    best = results.of(results.tuned("adamw"))
+    # What the original recipe ends at; AdamW's best where its rate begins to fall; its end.
+    goals = [middle(results.of(ORIGINAL), STEPS), middle(best, DECAY_FROM), middle(best, STEPS)]
     print(f"{SHAPE.parameter_count:,} parameters, {BATCH * SEQ_LEN:,} tokens in a step\n")
     print("| recipe | last loss |" + "".join(f" steps to {goal:.3f} |" for goal in goals))
-    print("|---|---|---|---|")
+    print("|---|---|---|---|---|")
     for name, recipe in chosen.items():
         runs = results.of(recipe)
         cells = [spread([run.final for run in runs], 3)]
@@ -252,8 +255,9 @@ def tuned_recipes(results: Results) -> dict[str, Recipe]:
     }
 
 
-def last_loss(results: Results, recipe: Recipe) -> float:
-    return median(run.final for run in results.of(recipe))
+def middle(runs: Sequence[Run], step: int) -> float:
+    """The median of the runs' losses after `step` steps."""
+    return median(run.losses[step // EVERY - 1] for run in runs)
 
 
 def steps_to(runs: Sequence[Run], goal: float) -> str:
