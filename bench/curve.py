@@ -1,5 +1,6 @@
 """A line chart as SVG, from the standard library alone."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -7,7 +8,7 @@ from html import escape
 # Okabe and Ito's palette, which people with colour blindness can tell apart.
 _COLOURS = ("#000000", "#56B4E9", "#0072B2", "#E69F00", "#D55E00", "#009E73")
 _WIDTH, _HEIGHT = 720, 400
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 16, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 32, 44
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,14 @@ def draw(curves: Sequence[Curve], goals: Sequence[float]) -> str:
         'font-family="sans-serif" font-size="12">',
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
     ]
-    for step in range(0, last + 1, max(1, last // 6)):
+    for step in range(0, last + 1, 50):
         parts.append(_text(x(step), _HEIGHT - _BOTTOM + 16, str(step), "middle"))
-    tick = low + 0.1
-    while tick < high:
-        parts.append(_line(_LEFT, y(tick), _WIDTH - _RIGHT, y(tick), "#dddddd"))
-        parts.append(_text(_LEFT - 6, y(tick) + 4, f"{tick:.1f}", "end"))
-        tick += 0.5
+    for tick in range(math.ceil(2 * low), math.floor(2 * high) + 1):
+        height = y(tick / 2)
+        parts.append(_line(_LEFT, height, _WIDTH - _RIGHT, height, "#dddddd"))
+        parts.append(_text(_LEFT - 6, height + 4, f"{tick / 2:.1f}", "end"))
     parts.append(_text(_WIDTH / 2, _HEIGHT - 8, "optimizer steps", "middle"))
-    parts.append(_text(_LEFT + 4, _TOP + 10, "validation loss, nats per token", "start"))
+    parts.append(_text(_LEFT, 18, "validation loss, nats per token", "start"))
     for goal in goals:
         parts.append(_line(_LEFT, y(goal), _WIDTH - _RIGHT, y(goal), "#666666", dashed=True))
     for number, (curve, colour) in enumerate(zip(curves, _COLOURS, strict=False)):
