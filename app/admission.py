@@ -31,7 +31,8 @@ def source_of_run(job: Job, stored: StoredRecord | None) -> PinnedSource:
 
 def check_space(job: Job, store: Store) -> None:
     """Raises Unavailable where not one checkpoint fits, beside what this start will remove."""
-    free, needed = store.free_bytes(), checkpoint_bytes(job.config.parameter_count)
+    free = store.free_bytes()
+    needed = checkpoint_bytes(job.config, job.settings.optimizer.optimizer)
     if free is None:
         return
     cut_short = [stored for stored in stored_checkpoints(store) if not stored.finished]

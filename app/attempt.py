@@ -95,6 +95,8 @@ class Attempt:
         self.loss_function = LossFunction(
             model,
             compile_model=compute.compile,
+            fused=compute.fused_loss,
+            z_loss_weight=sections.optimizer.z_loss,
             end_token=corpus.tokenizer.eos_token_id if sections.data.document_mask else None,
         )
         self.step = self.start_step = start_step

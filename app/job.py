@@ -49,6 +49,8 @@ class Job:
             global_batch_size=self.geometry.global_batch_size,
             seed=self.settings.run.seed,
             init_from=model.init_from,
+            init=model.init,
+            optimizer=self.settings.optimizer.optimizer,
         )
 
 

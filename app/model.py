@@ -179,17 +179,26 @@ class SmolLM2(nn.Module):
         return model.to_empty(device=device)
 
     @torch.no_grad()
-    def initialize(self, seed: int) -> None:
-        """Draw every matrix from N(0, initializer_range²), from `seed` alone; norms are ones.
+    def initialize(self, seed: int, init: str = "normal") -> None:
+        """Draw every matrix from N(0, std²), from `seed` alone; std is initializer_range. Norms
+        are ones.
+
+        With init="scaled", std is divided by sqrt(2 · layers) for o_proj and down_proj, the
+        two matrices of a layer that write to the residual stream. So does nanotron, which
+        trained SmolLM2 (StandardParametrizator in src/nanotron/scaling/parametrization.py);
+        the idea is GPT-2's (Radford et al., 2019).
 
         Drawn on the CPU, by one generator through the modules in order, so that every
         device and every trainer starts from the same weights.
         """
         generator = torch.Generator().manual_seed(seed)
-        for module in self.modules():
+        scale = (2 * self.config.num_hidden_layers) ** -0.5 if init == "scaled" else 1.0
+        for name, module in self.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
+                to_residual = name.endswith(("o_proj", "down_proj"))
+                std = self.config.initializer_range * (scale if to_residual else 1.0)
                 drawn = torch.empty(module.weight.shape)
-                drawn.normal_(0.0, self.config.initializer_range, generator=generator)
+                drawn.normal_(0.0, std, generator=generator)
                 module.weight.copy_(drawn)
             elif isinstance(module, RMSNorm):
                 module.weight.fill_(1.0)

@@ -17,6 +17,8 @@ from app.stores import Store
 RECORD_FORMAT = 1
 RECORD = "run.json"
 
+_SETTINGS = ("model", "seq_len", "global_batch_size", "seed", "init_from", "init", "optimizer")
+
 
 class Identity(BaseModel):
     """What must not change during a run, under the names that users type."""
@@ -34,6 +36,9 @@ class Identity(BaseModel):
     global_batch_size: int
     seed: int
     init_from: str | None
+    # Defaults for runs that were recorded before there was a choice.
+    init: str = "normal"
+    optimizer: str = "adamw"
 
 
 class Extension(BaseModel):
@@ -126,7 +131,7 @@ def check_identity(
     recorded, ours = record.identity, identity
     differences = [
         f"{name.upper()} was {getattr(recorded, name)!r}, is {getattr(ours, name)!r}"
-        for name in ("model", "seq_len", "global_batch_size", "seed", "init_from")
+        for name in _SETTINGS
         if getattr(recorded, name) != getattr(ours, name)
     ]
     if recorded.model == ours.model and recorded.shape != ours.shape:

@@ -79,6 +79,10 @@ class ModelSettings(Section):
         None,
         description="start from the weights of a Hugging Face directory or hub id",
     )
+    init: Literal["normal", "scaled"] = Field(
+        "normal",
+        description="first weights: one deviation; or o_proj, down_proj / sqrt(2 · layers)",
+    )
 
     @property
     def init_name(self) -> str | None:
@@ -149,7 +153,13 @@ class BatchSettings(Section):
 
 
 class OptimizerSettings(Section):
-    learning_rate: float = Field(3e-4, gt=0, le=1, description="peak learning rate")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="of the matrices inside the layers; embedding and norms always have AdamW",
+    )
+    learning_rate: float = Field(
+        3e-4, gt=0, le=1, description="peak learning rate, of both optimizers"
+    )
     lr_schedule: Literal["cosine", "wsd", "constant"] = Field(
         "cosine", description="after warm-up: cosine to the floor, stable then decay, or constant"
     )
@@ -165,6 +175,12 @@ class OptimizerSettings(Section):
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second-moment decay")
     adam_epsilon: float = Field(1e-8, gt=0, le=1, description="AdamW's denominator term")
     grad_clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
+    z_loss: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="weight of z-loss in the gradient; losses are reported without it; 0: off",
+    )
 
 
 class ComputeSettings(Section):

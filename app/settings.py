@@ -179,5 +179,10 @@ def _impossible_combinations(settings: Settings) -> Iterator[str]:
             f"MODEL={model.model} has no meaning with INIT_FROM={model.init_from}, whose "
             "config.json gives the shape: unset one of them"
         )
+    if model.init_from and not settings.is_default("INIT"):
+        yield (
+            f"INIT={model.init} has no meaning with INIT_FROM={model.init_from}, which brings its "
+            "own weights: unset one of them"
+        )
     if data.dataset == "builtin" and not settings.is_default("DATASET_CONFIG"):
         yield "DATASET_CONFIG has no meaning with DATASET=builtin: unset it or name a dataset"

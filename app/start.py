@@ -25,7 +25,8 @@ from app.lease import Lease, holder_identity
 from app.locks import own_folder
 from app.metrics import MetricsLog, Row, local_rows, stored_rows
 from app.model import SmolLM2
-from app.objective import Schedule, build_optimizer
+from app.objective import Schedule
+from app.optimizers import build_optimizer
 from app.preemption import NOTHING_TO_SAVE, Interrupted, StopRequest
 from app.pretrained import load_pretrained
 from app.record import (
@@ -206,7 +207,7 @@ def _restore(run: HeldRun, model: SmolLM2, optimizer: torch.optim.Optimizer) -> 
             if job.init_directory:
                 load_pretrained(job.init_directory, model)
             else:
-                model.initialize(job.settings.run.seed)
+                model.initialize(job.settings.run.seed, job.settings.model.init)
             torch.manual_seed(job.settings.run.seed)
             return None
         progress = restore(found.directory, model, optimizer)
@@ -249,6 +250,8 @@ def _announce(run: HeldRun, schedule: Schedule, resumed: Resumed | None) -> None
         geometry.batch_size,
     )
     log.info("learning rate %s", schedule.describe())
+    if job.settings.optimizer.optimizer == "muon":
+        log.info("optimizer Muon for the matrices inside the layers, AdamW for the rest")
     every = job.settings.checkpoints.checkpoint_every_steps
     log.info("checkpoints every %d steps to %s (attempt %d)", every, run.store.uri, run.lease.epoch)
     if not run.lease.protected:

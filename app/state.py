@@ -1,7 +1,7 @@
 """The training state, and the files that it becomes in a checkpoint.
 
     model.safetensors       weights, under Hugging Face names
-    optimizer.safetensors   AdamW's moments and step counts: "<moment>.<parameter>"
+    optimizer.safetensors   moments and step counts: "<moment>.<parameter>"
     state.json              step, tokens, loss, random numbers, schedule, versions
     config.json, generation_config.json, tokenizer files: what `transformers` reads
 
@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from app.errors import Damaged, IncompatibleRun
+from app.optimizers import moments
 from app.presets import ModelConfig
 from app.stores import Data
 from app.tokenizer import TOKENIZER_FILE_TYPES
@@ -173,9 +174,15 @@ def load_weights(paths: Sequence[Path], model: nn.Module) -> None:
             target.copy_(tensors[name])
 
 
-def checkpoint_bytes(n_parameters: int) -> int:
-    """About the size of a checkpoint: float32 weights and two moments, and a few megabytes."""
-    return 3 * 4 * n_parameters + 4_000_000
+def checkpoint_bytes(config: ModelConfig, optimizer: str) -> int:
+    """About the size of a checkpoint: float32 weights and moments, and a few megabytes.
+
+    AdamW keeps two moments of a parameter, Muon one, of the matrices inside the layers.
+    """
+    total = config.parameter_count
+    parts = config.parameter_breakdown()
+    with_two = parts["embedding"] + parts["norms"] if optimizer == "muon" else total
+    return 4 * (2 * total + with_two) + 4_000_000
 
 
 def library_versions() -> dict[str, str]:
@@ -244,22 +251,31 @@ def _optimizer_tensors(
 
 
 def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    shapes: dict[str, torch.Size] = {}
-    for name, parameter in model.named_parameters():
-        shapes[f"step.{name}"] = torch.Size([])
-        shapes[f"exp_avg.{name}"] = shapes[f"exp_avg_sq.{name}"] = parameter.shape
-    _same_tensors(path, shapes, _read_shapes(path))
-    tensors = _read_tensors(path)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    ordered = [p for group in optimizer.param_groups for p in group["params"]]
+    ordered = [(p, moments(group)) for group in optimizer.param_groups for p in group["params"]]
+    shapes = {
+        f"{moment}.{names[parameter]}": torch.Size([]) if moment == "step" else parameter.shape
+        for parameter, its_moments in ordered
+        for moment in its_moments
+    }
+    found = _read_shapes(path)
+    if _kinds(found) != _kinds(shapes):
+        raise IncompatibleRun(
+            f"{path.name} holds {', '.join(_kinds(found))}, and this OPTIMIZER needs "
+            f"{', '.join(_kinds(shapes))}: set OPTIMIZER back, or choose another RUN_NAME"
+        )
+    _same_tensors(path, shapes, found)
+    tensors = _read_tensors(path)
     state = {
-        index: {
-            key: tensors[f"{key}.{names[parameter]}"] for key in ("step", "exp_avg", "exp_avg_sq")
-        }
-        for index, parameter in enumerate(ordered)
+        index: {moment: tensors[f"{moment}.{names[parameter]}"] for moment in its_moments}
+        for index, (parameter, its_moments) in enumerate(ordered)
     }
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _kinds(names: Iterable[str]) -> list[str]:
+    return sorted({name.split(".", 1)[0] for name in names})
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.checkpoints import CheckpointName, commit, fetch
 from app.model import SmolLM2
-from app.objective import LossFunction, build_optimizer
+from app.objective import LossFunction
+from app.optimizers import build_optimizer
 from app.presets import PRESETS
 from app.sections import OptimizerSettings
 from app.state import capture, huggingface_files

@@ -19,6 +19,7 @@ ORDER = [
     "packing",
     "model",
     "objective",
+    "optimizers",
     "builtin",
     "failures",
     "locks",

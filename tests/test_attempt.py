@@ -18,6 +18,7 @@ from app.settings import load_settings
 from app.start import open_attempt
 from app.stores import open_store
 from app.train_torch import train
+from tests.job import losses
 
 Opener = Callable[..., Attempt]
 
@@ -131,6 +132,20 @@ def test_an_infinite_gradient_under_a_finite_loss_is_not_saved(
         attempt.step_done(torch.tensor(1.0), torch.tensor(1.0))
     attempt.close("the test is over")
     assert committed(tmp_path) == []
+
+
+def test_z_loss_is_in_the_gradient_norm_of_a_row_and_not_in_its_loss(
+    opened: Opener, tmp_path: Path
+) -> None:
+    rows = []
+    for name, weight in (("plain", "0"), ("penalized", "1")):
+        attempt = opened(run_name=name, z_loss=weight, total_steps="1")
+        train(attempt)
+        attempt.finish()
+        rows += losses(tmp_path / name)
+    (_, plain, plain_norm), (_, penalized, penalized_norm) = rows
+    assert plain == penalized
+    assert plain_norm != penalized_norm
 
 
 def test_the_loss_of_a_checkpoint_is_that_of_its_own_step(

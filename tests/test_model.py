@@ -156,6 +156,15 @@ def test_an_empty_model_is_filled_by_initialize_alone_and_draws_no_random_number
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert all(parameter.requires_grad for parameter in model.parameters())
+def test_scaled_first_weights_differ_in_the_matrices_that_write_to_the_residual_stream() -> None:
+    normal, scaled = SmolLM2(SMALL), SmolLM2(SMALL)
+    normal.initialize(7)
+    scaled.initialize(7, "scaled")
+    for (name, a), b in zip(normal.named_parameters(), scaled.parameters(), strict=True):
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            assert torch.allclose(b, a / (2 * SMALL.num_hidden_layers) ** 0.5, rtol=1e-6), name
+        else:
+            assert torch.equal(a, b), name
 
 
 def test_a_token_of_135m_costs_1_019_gflop_at_2048() -> None:

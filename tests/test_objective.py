@@ -1,11 +1,10 @@
-"""Loss, optimizer groups and learning rates."""
+"""Loss and learning rates."""
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from app.model import SmolLM2
-from app.objective import Schedule, build_optimizer, next_token_loss
-from app.presets import PRESETS
+from app.objective import LossFunction, Schedule, next_token_loss, z_loss
 from app.sections import OptimizerSettings
 
 
@@ -18,15 +17,55 @@ def test_uniform_logits_cost_the_logarithm_of_the_vocabulary() -> None:
     assert next_token_loss(logits, targets).item() == pytest.approx(10.8027, abs=1e-4)
 
 
-def test_norms_are_not_decayed_and_nothing_is_left_out() -> None:
-    model = SmolLM2(PRESETS["tiny"])
-    optimizer = build_optimizer(model, OptimizerSettings(), torch.device("cpu"))
-    decayed, plain = optimizer.param_groups
-    assert decayed["weight_decay"] == 0.1 and plain["weight_decay"] == 0.0
-    assert {id(p) for p in plain["params"]} == {
-        id(p) for name, p in model.named_parameters() if "norm" in name
-    }
-    assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
+class Table(nn.Module):
+    """Logits that are a row of a table: a model whose gradients are plain to see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.logits = nn.Parameter(4 * torch.randn(11, 11, generator=generator))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.logits[tokens]
+
+
+def test_z_loss_and_its_gradient_are_those_of_the_formula() -> None:
+    logits = torch.randn(2, 3, 7, dtype=torch.float64, requires_grad=True)
+    value = z_loss(logits.logsumexp(-1))
+    value.backward()
+    exact = logits.detach()
+    log_z = exact.exp().sum(-1).log()
+    assert value.item() == pytest.approx(float((log_z**2).sum() / 6), rel=1e-12)
+    gradient = 2 * log_z[..., None] * exact.softmax(-1) / 6
+    assert logits.grad is not None
+    assert torch.allclose(logits.grad, gradient, rtol=1e-12, atol=0)
+
+
+def test_z_loss_is_in_the_gradient_and_not_in_the_reported_loss() -> None:
+    tokens = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
+    plain, penalized = Table(), Table()
+    loss = LossFunction(plain, compile_model=False)(tokens)
+    with_z = LossFunction(penalized, compile_model=False, z_loss_weight=0.1)(tokens)
+    assert torch.equal(loss, with_z)
+    loss.backward()
+    with_z.backward()
+    assert plain.logits.grad is not None and penalized.logits.grad is not None
+    rows = plain.logits.detach().double()[tokens[:, :-1]]
+    expected = torch.zeros(11, 11, dtype=torch.float64)
+    of_rows = 0.1 * 2 * rows.logsumexp(-1)[..., None] * rows.softmax(-1) / 8
+    expected.index_add_(0, tokens[:, :-1].flatten(), of_rows.flatten(0, 1))
+    difference = penalized.logits.grad.double() - plain.logits.grad.double()
+    assert expected.abs().max() > 0.01
+    assert torch.allclose(difference, expected, atol=1e-6)
+
+
+def test_without_z_loss_the_gradient_is_that_of_the_cross_entropy_bit_for_bit() -> None:
+    tokens = torch.tensor([[1, 2, 3, 4, 5]])
+    table, reference = Table(), Table()
+    LossFunction(table, compile_model=False, z_loss_weight=0.0)(tokens).backward()
+    next_token_loss(reference(tokens[:, :-1]), tokens[:, 1:]).backward()
+    assert table.logits.grad is not None and reference.logits.grad is not None
+    assert torch.equal(table.logits.grad, reference.logits.grad)
 
 
 def test_warm_up_is_linear_and_reaches_the_peak() -> None:
@@ -66,6 +105,14 @@ def test_wsd_is_stable_then_decays_and_an_extension_is_stable_again() -> None:
     assert wsd.learning_rate(1000) == pytest.approx(3e-4)
     assert wsd.learning_rate(1399) == pytest.approx(3e-4)
     assert wsd.learning_rate(1450) == pytest.approx((3e-4 + 3e-5) / 2)
+
+
+def test_wsd_to_zero_is_the_published_schedule() -> None:
+    published = {"warmup_steps": 2_000, "learning_rate": 3e-3, "min_lr_ratio": 0.0}
+    wsd = schedule([2_000_000], lr_schedule="wsd", **published)
+    steps = [1_999, 1_600_000, 1_700_000, 1_800_000, 1_900_000, 2_000_000]
+    rates = [wsd.learning_rate(step) for step in steps]
+    assert rates == pytest.approx([3e-3, 3e-3, 2.25e-3, 1.5e-3, 0.75e-3, 0.0])
 
 
 def test_constant_stays_at_the_peak() -> None:

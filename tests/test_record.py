@@ -1,5 +1,6 @@
 """run.json: identity, extensions, and what a damaged record does."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,17 @@ def test_two_processes_cannot_both_create_it(folder: Store) -> None:
         create_record(folder, "run", IDENTITY, 100)
 
 
+def test_a_record_from_before_there_was_a_choice_is_of_adamw_and_normal(folder: Store) -> None:
+    content = json.loads(create_record(folder, "run", IDENTITY, 100).record.model_dump_json())
+    del content["identity"]["optimizer"], content["identity"]["init"]
+    folder.put(RECORD, [json.dumps(content).encode()])
+    stored = load_record(folder)
+    assert stored is not None
+    check_identity(stored.record, IDENTITY, folder.uri)
+    with pytest.raises(IncompatibleRun, match="OPTIMIZER was 'adamw', is 'muon'"):
+        check_identity(stored.record, IDENTITY.model_copy(update={"optimizer": "muon"}), folder.uri)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format_version": 1}', b"\xff\x00"])
 def test_a_damaged_record_is_never_taken_for_no_record(folder: Store, content: bytes) -> None:
     folder.put(RECORD, [content])
@@ -62,6 +74,8 @@ def test_a_newer_format_is_refused(folder: Store) -> None:
         ({"global_batch_size": 32}, "GLOBAL_BATCH_SIZE was 16, is 32"),
         ({"seq_len": 128}, "SEQ_LEN was 256, is 128"),
         ({"seed": 1}, "SEED was 1337, is 1"),
+        ({"optimizer": "muon"}, "OPTIMIZER was 'adamw', is 'muon'"),
+        ({"init": "scaled"}, "INIT was 'normal', is 'scaled'"),
         ({"dataset": "x.txt", "dataset_fingerprint": "d2"}, "DATASET was 'builtin', is 'x.txt'"),
         ({"dataset_fingerprint": "d2"}, "DATASET 'builtin' changed its content"),
         ({"tokenizer_fingerprint": "t2"}, "TOKENIZER 'builtin' changed its content"),

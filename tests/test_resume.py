@@ -73,6 +73,37 @@ def test_one_trainer_continues_the_others_run_bit_for_bit(
     )
 
 
+@pytest.fixture(scope="module")
+def whole_under_muon(
+    job_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An uninterrupted run of Lightning's with OPTIMIZER=muon."""
+    store = tmp_path_factory.mktemp("muon")
+    finished = job(job_environment, store, "lightning").with_(OPTIMIZER="muon").run("train")
+    assert finished.code == 0, finished.log
+    return store / "tiny"
+
+
+@pytest.mark.parametrize(("first", "second"), [("torch", "lightning"), ("lightning", "torch")])
+def test_under_muon_too_one_trainer_ends_the_others_killed_run_with_the_same_bits(
+    first: str,
+    second: str,
+    whole_under_muon: Path,
+    job_environment: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    begun = job(job_environment, tmp_path, first).with_(OPTIMIZER="muon")
+    killed = begun.signal_when("step 8/12", signal.SIGKILL, "train")
+    assert killed.code == -signal.SIGKILL
+    finished = begun.with_(TRAINER=second).run("train")
+    assert finished.code == 0, finished.log
+    assert "resumed from step 6" in finished.log
+    assert losses(tmp_path / "tiny") == losses(whole_under_muon)
+    assert_same_checkpoint(
+        newest_checkpoint(whole_under_muon), newest_checkpoint(tmp_path / "tiny")
+    )
+
+
 @pytest.mark.parametrize("trainer", ["lightning", "torch"])
 def test_sigterm_commits_the_step_and_exits_143(
     trainer: str, job_environment: dict[str, str], tmp_path: Path

@@ -119,6 +119,7 @@ def test_every_problem_gets_a_line_of_its_own() -> None:
         ({"seq_len": "4096"}, "at most 2048 tokens"),
         ({"seq_len": "1024", "val_every_steps": "5", "val_tokens": "512"}, "VAL_TOKENS=512"),
         ({"init_from": "a/b", "model": "tiny"}, "MODEL=tiny has no meaning with INIT_FROM=a/b"),
+        ({"init_from": "a/b", "init": "scaled"}, "INIT=scaled has no meaning with INIT_FROM=a/b"),
         ({"dataset_config": "x"}, "DATASET_CONFIG has no meaning with DATASET=builtin"),
     ],
 )

@@ -137,6 +137,7 @@ def test_device_cuda_without_a_gpu(train: Train, tmp_path: Path) -> None:
         ({"GLOBAL_BATCH_SIZE": "4"}, "GLOBAL_BATCH_SIZE was 8, is 4"),
         ({"SEQ_LEN": "16"}, "SEQ_LEN was 32, is 16"),
         ({"SEED": "1"}, "SEED was 1337, is 1"),
+        ({"OPTIMIZER": "muon"}, "OPTIMIZER was 'adamw', is 'muon'"),
         ({"MODEL": "smollm2-135m", "RUN_NAME": "tiny"}, "MODEL was 'tiny', is 'smollm2-135m'"),
         ({"TOTAL_STEPS": "9"}, "TOTAL_STEPS=9"),
     ],

@@ -11,7 +11,7 @@ from safetensors.torch import load as load_safetensors
 
 from app.errors import Damaged, IncompatibleRun
 from app.model import SmolLM2
-from app.objective import build_optimizer
+from app.optimizers import build_optimizer
 from app.presets import PRESETS
 from app.sections import OptimizerSettings
 from app.state import (
@@ -20,6 +20,7 @@ from app.state import (
     RandomState,
     Snapshot,
     capture,
+    checkpoint_bytes,
     huggingface_files,
     library_versions,
     restore,
@@ -43,10 +44,14 @@ def progress(step: int) -> Progress:
     )
 
 
-def trained(steps: int = 2) -> tuple[SmolLM2, torch.optim.Optimizer]:
+def settings(optimizer: str) -> OptimizerSettings:
+    return OptimizerSettings.model_validate({"optimizer": optimizer})
+
+
+def trained(steps: int = 2, optimizer_name: str = "adamw") -> tuple[SmolLM2, torch.optim.Optimizer]:
     model = SmolLM2(SMALL)
     model.initialize(1)
-    optimizer = build_optimizer(model, OptimizerSettings(), torch.device("cpu"))
+    optimizer = build_optimizer(model, settings(optimizer_name), torch.device("cpu"))
     for _ in range(steps):
         optimizer.zero_grad()
         model(torch.arange(16)[None]).logsumexp(-1).mean().backward()
@@ -64,16 +69,35 @@ def joined(data: Data) -> bytes:
     return b"".join(bytes(buffer) for buffer in data)
 
 
-def test_what_is_restored_equals_what_was_captured_bit_for_bit(tmp_path: Path) -> None:
-    model, optimizer = trained()
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_what_is_restored_equals_what_was_captured_bit_for_bit(name: str, tmp_path: Path) -> None:
+    model, optimizer = trained(optimizer_name=name)
     write(capture(model, optimizer, progress(2)), tmp_path)
     other = SmolLM2(SMALL)
-    other_optimizer = build_optimizer(other, OptimizerSettings(), torch.device("cpu"))
+    other_optimizer = build_optimizer(other, settings(name), torch.device("cpu"))
     assert restore(tmp_path, other, other_optimizer).step == 2
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
+        assert optimizer.state[a].keys() == other_optimizer.state[b].keys()
         for key, value in optimizer.state[a].items():
             assert torch.equal(value, other_optimizer.state[b][key]), key
+
+
+@pytest.mark.parametrize(("before", "now"), [("adamw", "muon"), ("muon", "adamw")])
+def test_moments_of_another_optimizer_are_refused(before: str, now: str, tmp_path: Path) -> None:
+    model, optimizer = trained(optimizer_name=before)
+    write(capture(model, optimizer, progress(2)), tmp_path)
+    other_model, other_optimizer = trained(0, now)
+    with pytest.raises(IncompatibleRun, match="set OPTIMIZER back, or choose another RUN_NAME"):
+        restore(tmp_path, other_model, other_optimizer)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_expected_size_of_a_checkpoint_is_a_little_more_than_its_tensors(name: str) -> None:
+    model, optimizer = trained(optimizer_name=name)
+    files = capture(model, optimizer, progress(2)).files({})
+    size = sum(memoryview(part).nbytes for data in files.values() for part in data)
+    assert size < checkpoint_bytes(SMALL, name) < size + 4_000_000
 
 
 def test_a_snapshot_does_not_change_when_training_goes_on() -> None:
