@@ -99,7 +99,9 @@ class Attempt:
     ) -> None:
         self.sections, self.compute, self.geometry = sections, compute, geometry
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
-        self.loss_function = LossFunction(model, compile_model=compute.compile)
+        self.loss_function = LossFunction(
+            model, compile_model=compute.compile, fused=compute.fused_loss
+        )
         self.step = self.start_step = start_step
         self.target = schedule.horizons[-1]
         self._corpus, self._saver, self._lease = corpus, saver, lease

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from app.linear_loss import linear_cross_entropy
+from app.model import SmolLM2
 from app.sections import OptimizerSettings
 
 log = logging.getLogger(__name__)
@@ -20,39 +22,54 @@ WSD_DECAY_SHARE = 0.2  # of a stage; SmolLM2's recipe decays over its last fifth
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats of logits (B, T, V) against targets (B, T), in float32."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    """Mean cross-entropy in nats of logits (B, T, V) against targets (B, T).
+
+    In float32, or in the logits' own type if that is wider.
+    """
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.flatten(0, 1).to(wide), targets.flatten())
 
 
 class LossFunction:
-    """Mean loss of the model on token ids (B, T + 1), compiled where asked for.
+    """Mean loss of the model on token ids (B, T + 1), in one of two ways.
+
+    dense   the logits (B, T, V) are made, and compiled together with the rest
+    fused   they are made and used part by part: `app.linear_loss`
 
     A compiler that fails is a reason for one line in the log, not for the end of a run.
     """
 
-    def __init__(self, model: nn.Module, *, compile_model: bool) -> None:
-        self._model = model
-        self._compiled: Callable[[Tensor], Tensor] | None = (
-            torch.compile(model) if compile_model else None
-        )
+    def __init__(self, model: SmolLM2, *, compile_model: bool, fused: bool) -> None:
+        self._model, self._fused = model, fused
+        part: Callable[..., Tensor] = model.model if fused else self._dense
+        self._eager = self._compiled = part
+        if compile_model:
+            self._compiled = torch.compile(part)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        return next_token_loss(self._logits(inputs), targets)
+        if not self._fused:
+            return self._run(inputs, targets)
+        hidden = self._run(inputs).flatten(0, 1)
+        return linear_cross_entropy(
+            hidden, self._model.model.embed_tokens.weight, targets.flatten()
+        )
 
-    def _logits(self, inputs: Tensor) -> Tensor:
-        if self._compiled is not None:
+    def _dense(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        return next_token_loss(self._model(inputs), targets)
+
+    def _run(self, *tensors: Tensor) -> Tensor:
+        if self._compiled is not self._eager:
             from torch._dynamo.exc import TorchDynamoException
             from torch._inductor.exc import InductorError
 
             try:
-                return self._compiled(inputs)
+                return self._compiled(*tensors)
             except (TorchDynamoException, InductorError) as error:
                 reason = str(error).strip().splitlines()[0]
                 log.warning("torch.compile failed, going on without it: %s", reason)
-                self._compiled = None
-        logits: Tensor = self._model(inputs)
-        return logits
+                self._compiled = self._eager
+        return self._eager(*tensors)
 
 
 def build_optimizer(

@@ -16,6 +16,7 @@ ORDER = [
     "sections",
     "settings",
     "model",
+    "linear_loss",
     "objective",
     "builtin",
     "failures",

@@ -1,10 +1,15 @@
 """Loss, optimizer groups and learning rates."""
 
+import dataclasses
+import logging
+from typing import Any
+
 import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from app.model import SmolLM2
-from app.objective import Schedule, build_optimizer, next_token_loss
+from app.objective import LossFunction, Schedule, build_optimizer, next_token_loss
 from app.presets import PRESETS
 from app.sections import OptimizerSettings
 
@@ -16,6 +21,52 @@ def schedule(horizons: list[int], **changes: object) -> Schedule:
 def test_uniform_logits_cost_the_logarithm_of_the_vocabulary() -> None:
     logits, targets = torch.zeros(2, 3, 49_152), torch.zeros(2, 3, dtype=torch.long)
     assert next_token_loss(logits, targets).item() == pytest.approx(10.8027, abs=1e-4)
+
+
+SMALL = dataclasses.replace(PRESETS["tiny"], vocab_size=311)
+
+
+def small_model() -> SmolLM2:
+    model = SmolLM2(SMALL).double()
+    model.initialize(4)
+    return model
+
+
+def loss_and_gradients(model: SmolLM2, loss_function: LossFunction) -> list[torch.Tensor]:
+    tokens = torch.randint(0, 311, (3, 18), generator=torch.Generator().manual_seed(5))
+    loss = loss_function(tokens)
+    return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+
+
+def test_the_fused_loss_is_the_dense_one_through_the_whole_model() -> None:
+    model = small_model()
+    fused, dense = (
+        loss_and_gradients(model, LossFunction(model, compile_model=False, fused=fused))
+        for fused in (True, False)
+    )
+    for ours, theirs in zip(fused, dense, strict=True):
+        assert (ours - theirs).abs().max() < 1e-13
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_compiler_that_fails_costs_one_line(
+    fused: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def compiled(*_: Any) -> torch.Tensor:
+        raise TorchDynamoException("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda _: compiled)
+    model = small_model()
+    failing = LossFunction(model, compile_model=True, fused=fused)
+    with caplog.at_level(logging.WARNING):
+        first, second = (loss_and_gradients(model, failing) for _ in range(2))
+    expected = loss_and_gradients(model, LossFunction(model, compile_model=False, fused=fused))
+    assert [len(caplog.records), caplog.records[0].getMessage()] == [
+        1,
+        "torch.compile failed, going on without it: no C++ compiler",
+    ]
+    for outcome in (first, second):
+        assert all(map(torch.equal, outcome, expected))
 
 
 def test_norms_are_not_decayed_and_nothing_is_left_out() -> None:
