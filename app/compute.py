@@ -27,13 +27,17 @@ PEAK_FLOPS = {
 }
 
 
+SMALL_CARD = 32 * 2**30  # bytes of GPU memory
+
+
 @dataclass(frozen=True)
 class Compute:
-    """DEVICE, PRECISION, COMPILE and NUM_WORKERS with every `auto` decided."""
+    """DEVICE, PRECISION, COMPILE, FUSED_LOSS and NUM_WORKERS with every `auto` decided."""
 
     device: torch.device
     precision: Literal["32-true", "bf16-mixed"]
     compile: bool
+    fused_loss: bool
     num_workers: int
     device_name: str
     peak_flops: float | None
@@ -64,7 +68,8 @@ def resolve_compute(settings: ComputeSettings) -> Compute:
     device = resolve_device(settings.device)
     cuda = device.type == "cuda"
     bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    automatic: Literal["32-true", "bf16-mixed"] = "bf16-mixed" if bf16 else "32-true"
+    fast_bf16 = bf16 if cuda else device.type == "cpu" and _cpu_multiplies_bf16()
+    automatic: Literal["32-true", "bf16-mixed"] = "bf16-mixed" if fast_bf16 else "32-true"
     precision = automatic if settings.precision == "auto" else settings.precision
     if precision == "bf16-mixed" and cuda and not bf16:
         raise ConfigError(
@@ -76,6 +81,9 @@ def resolve_compute(settings: ComputeSettings) -> Compute:
         device=device,
         precision=precision,
         compile=settings.compile == "true" or (settings.compile == "auto" and cuda),
+        fused_loss=_fuses_loss(device)
+        if settings.fused_loss == "auto"
+        else settings.fused_loss == "true",
         num_workers=(2 if cuda else 0) if workers is None else workers,
         device_name=name if cuda else f"CPU {name}, {torch.get_num_threads()} threads",
         peak_flops=_peak_flops(name) if cuda and precision == "bf16-mixed" else None,
@@ -87,6 +95,19 @@ def resolve_model(requested: str, device: torch.device) -> tuple[str, ModelConfi
     if requested == "auto":
         requested = "tiny" if device.type == "cpu" else "smollm2-135m"
     return requested, PRESETS[requested]
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Elsewhere bfloat16 is emulated, and slower than float32."""
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
+
+
+def _fuses_loss(device: torch.device) -> bool:
+    """Where memory counts: on a CPU, and on a GPU that dense logits would half fill."""
+    if device.type != "cuda":
+        return True
+    return torch.cuda.get_device_properties(device).total_memory < SMALL_CARD
 
 
 def _peak_flops(name: str) -> float | None:

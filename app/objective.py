@@ -66,7 +66,7 @@ class LossFunction:
         model: SmolLM2,
         *,
         compile_model: bool,
-        fused: bool,
+        fused: bool = False,
         z_loss_weight: float = 0.0,
         end_token: int | None = None,
     ) -> None:
@@ -95,9 +95,7 @@ class LossFunction:
         positions: Tensor | None = None,
         mask: Mask | None = None,
     ) -> Tensor:
-        return next_token_loss(
-            self._model(inputs, positions, mask), targets, self._z_loss_weight
-        )
+        return next_token_loss(self._model(inputs, positions, mask), targets, self._z_loss_weight)
 
     def _run(self, inputs: Tensor, *targets: Tensor) -> Tensor:
         if self._compiled is not self._eager:

@@ -188,10 +188,14 @@ class ComputeSettings(Section):
         "auto", description="auto: a GPU where there is one"
     )
     precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
-        "auto", description="auto: bf16-mixed on GPUs that have it, else 32-true"
+        "auto", description="auto: bf16-mixed on GPUs and CPUs that have it, else 32-true"
     )
     compile: Literal["auto", "true", "false"] = Field(
         "auto", description="torch.compile; auto: on CUDA"
+    )
+    fused_loss: Literal["auto", "true", "false"] = Field(
+        "auto",
+        description="never hold all logits; auto: on a CPU, and on GPUs of less than 32 GiB",
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass, to save memory"

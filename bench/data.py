@@ -298,7 +298,8 @@ def main() -> None:
     parser.add_argument("--measure", nargs=2, metavar=("NAME", "WHAT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(measure(*arguments.measure, arguments.folder)))
+        name, what = arguments.measure
+        print(json.dumps(measure(name, what, arguments.folder)))
         return
     names = [name for name in OPEN if versions().get(name) != "not installed"]
     write_corpus(arguments.folder)

@@ -84,7 +84,8 @@ def compare(
 
     def reference() -> list[int]:
         mask = torch.ones_like(ids)
-        out = theirs.generate(ids, attention_mask=mask, max_new_tokens=n_new, **options)
+        model: Any = theirs
+        out = model.generate(ids, attention_mask=mask, max_new_tokens=n_new, **options)
         return out[0, len(prompt) :].tolist()
 
     def own() -> list[int]:

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from app.checkpoints import CheckpointName, commit, fetch
 from app.model import SmolLM2
-from app.objective import build_optimizer
+from app.optimizers import build_optimizer
 from app.presets import PRESETS
 from app.sections import OptimizerSettings
 from app.state import Progress, RandomState, Snapshot, capture, library_versions, restore

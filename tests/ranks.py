@@ -18,7 +18,8 @@ import torch.distributed as dist
 
 from app.loader import BatchGeometry, training_loader
 from app.model import SmolLM2
-from app.objective import LossFunction, build_optimizer
+from app.objective import LossFunction
+from app.optimizers import build_optimizer
 from app.presets import PRESETS
 from app.sampler import SampleOrder
 from app.sections import OptimizerSettings

@@ -27,7 +27,7 @@ def test_a_trained_135m_checkpoint_loads_in_transformers_with_the_same_logits(
     model.initialize(1337)
     optimizer = build_optimizer(model, OptimizerSettings(), torch.device("cpu"))
     tokens = torch.randint(0, 300, (1, 65), generator=torch.Generator().manual_seed(1))
-    loss = LossFunction(model, compile_model=False)(tokens)
+    loss = LossFunction(model, compile_model=False, fused=True)(tokens)
     loss.backward()
     optimizer.step()
 

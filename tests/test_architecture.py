@@ -18,6 +18,7 @@ ORDER = [
     "settings",
     "packing",
     "model",
+    "linear_loss",
     "objective",
     "optimizers",
     "builtin",

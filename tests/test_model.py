@@ -156,6 +156,8 @@ def test_an_empty_model_is_filled_by_initialize_alone_and_draws_no_random_number
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_scaled_first_weights_differ_in_the_matrices_that_write_to_the_residual_stream() -> None:
     normal, scaled = SmolLM2(SMALL), SmolLM2(SMALL)
     normal.initialize(7)

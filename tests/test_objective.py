@@ -1,10 +1,18 @@
 """Loss and learning rates."""
 
+import dataclasses
+import logging
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
+from torch.nn import functional as F
 
+from app.model import SmolLM2
 from app.objective import LossFunction, Schedule, next_token_loss, z_loss
+from app.presets import PRESETS
 from app.sections import OptimizerSettings
 
 
@@ -44,8 +52,8 @@ def test_z_loss_and_its_gradient_are_those_of_the_formula() -> None:
 def test_z_loss_is_in_the_gradient_and_not_in_the_reported_loss() -> None:
     tokens = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
     plain, penalized = Table(), Table()
-    loss = LossFunction(plain, compile_model=False)(tokens)
-    with_z = LossFunction(penalized, compile_model=False, z_loss_weight=0.1)(tokens)
+    loss = next_token_loss(plain(tokens[:, :-1]), tokens[:, 1:])
+    with_z = next_token_loss(penalized(tokens[:, :-1]), tokens[:, 1:], z_loss_weight=0.1)
     assert torch.equal(loss, with_z)
     loss.backward()
     with_z.backward()
@@ -62,10 +70,70 @@ def test_z_loss_is_in_the_gradient_and_not_in_the_reported_loss() -> None:
 def test_without_z_loss_the_gradient_is_that_of_the_cross_entropy_bit_for_bit() -> None:
     tokens = torch.tensor([[1, 2, 3, 4, 5]])
     table, reference = Table(), Table()
-    LossFunction(table, compile_model=False, z_loss_weight=0.0)(tokens).backward()
-    next_token_loss(reference(tokens[:, :-1]), tokens[:, 1:]).backward()
+    next_token_loss(table(tokens[:, :-1]), tokens[:, 1:], z_loss_weight=0.0).backward()
+    F.cross_entropy(reference(tokens[0, :-1]), tokens[0, 1:]).backward()
     assert table.logits.grad is not None and reference.logits.grad is not None
     assert torch.equal(table.logits.grad, reference.logits.grad)
+
+
+SMALL = dataclasses.replace(PRESETS["tiny"], vocab_size=311)
+
+
+def small_model() -> SmolLM2:
+    model = SmolLM2(SMALL).double()
+    model.initialize(4)
+    return model
+
+
+def loss_and_gradients(model: SmolLM2, loss_function: LossFunction) -> list[torch.Tensor]:
+    tokens = torch.randint(0, 311, (3, 18), generator=torch.Generator().manual_seed(5))
+    tokens[:, 7] = 5  # an end of text in the middle of each
+    loss = loss_function(tokens)
+    return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+
+
+@pytest.mark.parametrize("end_token", [None, 5])
+@pytest.mark.parametrize("z_loss_weight", [0.0, 0.2])
+def test_the_fused_loss_is_the_dense_one_through_the_whole_model(
+    end_token: int | None, z_loss_weight: float
+) -> None:
+    model = small_model()
+    fused, dense = (
+        loss_and_gradients(
+            model,
+            LossFunction(
+                model,
+                compile_model=False,
+                fused=fused,
+                z_loss_weight=z_loss_weight,
+                end_token=end_token,
+            ),
+        )
+        for fused in (True, False)
+    )
+    for ours, theirs in zip(fused, dense, strict=True):
+        assert (ours - theirs).abs().max() < 1e-13
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_compiler_that_fails_costs_one_line(
+    fused: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def compiled(*_: Any) -> torch.Tensor:
+        raise TorchDynamoException("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda _: compiled)
+    model = small_model()
+    failing = LossFunction(model, compile_model=True, fused=fused)
+    with caplog.at_level(logging.WARNING):
+        first, second = (loss_and_gradients(model, failing) for _ in range(2))
+    expected = loss_and_gradients(model, LossFunction(model, compile_model=False, fused=fused))
+    assert [len(caplog.records), caplog.records[0].getMessage()] == [
+        1,
+        "torch.compile failed, going on without it: no C++ compiler",
+    ]
+    for outcome in (first, second):
+        assert all(map(torch.equal, outcome, expected))
 
 
 def test_warm_up_is_linear_and_reaches_the_peak() -> None:

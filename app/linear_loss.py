@@ -1,0 +1,106 @@
+"""Output layer and cross-entropy in one: the logits are never all there at once.
+
+Shapes: N predictions, D hidden size, V vocabulary. With V = 49,152 the logits of 2,048
+predictions take 403 MB in float32, and dense cross-entropy holds them several times. Here
+they are made for some rows at a time. Their gradient, softmax(logits) − onehot(targets),
+is known as soon as they are, so the products of the backward pass follow at once, and
+nothing is computed twice.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+_LOGITS_IN_FLIGHT = 1 << 24
+"""At most so many logits at a time: 64 MiB in float32."""
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss_weight: float = 0.0
+) -> Tensor:
+    """Mean cross-entropy in nats of hidden (N, D) @ weight (V, D)ᵀ against targets (N,).
+
+    The same as `next_token_loss(linear(hidden, weight), targets, z_loss_weight)`, up to
+    rounding. Under autocast the products are made in its type, everything between in float32.
+    """
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, z_loss_weight)
+    return loss
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss_weight: float
+    ) -> Tensor:
+        n, vocabulary = hidden.shape[0], weight.shape[0]
+        of_hidden, of_weight, *_ = ctx.needs_input_grad
+        kind = hidden.device.type
+        mixed = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if mixed else hidden.dtype
+        with torch.autocast(kind, enabled=False):
+            inputs, matrix = hidden.to(dtype), weight.to(dtype)
+            grad_hidden = torch.empty_like(inputs) if of_hidden else None
+            grad_weight = torch.zeros_like(weight) if of_weight else None
+            total = inputs.new_zeros((), dtype=torch.promote_types(dtype, torch.float32))
+            rows = max(1, _LOGITS_IN_FLIGHT // vocabulary)
+            for start in range(0, n, rows):
+                part = slice(start, start + rows)
+                total += _add_part(
+                    inputs[part],
+                    matrix,
+                    targets[part],
+                    None if grad_hidden is None else grad_hidden[part],
+                    grad_weight,
+                    n,
+                    z_loss_weight,
+                )
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.hidden_dtype = hidden.dtype
+        return total / n
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (scale,) = grad_outputs
+        grad_hidden, grad_weight = ctx.saved_tensors
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden.to(ctx.hidden_dtype) * scale
+        if grad_weight is not None:
+            grad_weight = grad_weight * scale
+        return grad_hidden, grad_weight, None, None
+
+
+def _add_part(
+    inputs: Tensor,
+    matrix: Tensor,
+    targets: Tensor,
+    grad_inputs: Tensor | None,
+    grad_weight: Tensor | None,
+    n: int,
+    z_loss_weight: float,
+) -> Tensor:
+    """The summed loss of some rows; their share of the gradients of the mean over `n` is written
+    to `grad_inputs` and added to `grad_weight`."""
+    logits = F.linear(inputs, matrix)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    rows = torch.arange(len(targets), device=targets.device)
+    normalizer = logits.logsumexp(-1)
+    loss = (normalizer - logits[rows, targets]).sum()
+    if grad_inputs is None and grad_weight is None:
+        return loss
+    grad_logits = logits.sub_(normalizer[:, None]).exp_()
+    if z_loss_weight:  # d log²Z / d logits = 2 log Z · softmax
+        grad_logits *= 1 + 2 * z_loss_weight * normalizer[:, None]
+    grad_logits[rows, targets] -= 1
+    grad_logits = grad_logits.div_(n).to(inputs.dtype)
+    if grad_inputs is not None:
+        torch.mm(grad_logits, matrix, out=grad_inputs)
+    if grad_weight is not None:
+        if grad_weight.dtype == inputs.dtype:
+            grad_weight.addmm_(grad_logits.T, inputs)
+        else:
+            grad_weight += grad_logits.T @ inputs
+    return loss
