@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 360, 190  # units of the viewBox; about the pixels of a phone
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 8, 22
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 16, 8, 22
 _COLUMNS = 2 * (WIDTH - _LEFT - _RIGHT)
 _LARGEST = 1e30
 _DOTTED_UP_TO = 60

@@ -154,6 +154,7 @@ def _charts(run: ReportedRun) -> Iterator[str]:
         ("validation loss", "validation_loss"),
         ("learning rate", "learning_rate"),
         ("tokens per second", "tokens_per_second"),
+        ("gradient norm", "grad_norm"),
     )
     for title, field in by_step:
         yield _figure(title, Line.of((row.step, getattr(row, field)) for row in rows), starts)

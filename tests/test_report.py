@@ -190,7 +190,7 @@ def test_what_cannot_be_drawn_is_left_out() -> None:
     rows = [replace(row(step), loss=loss, validation_loss=loss) for step, loss in enumerate(bad, 1)]
     found = Page(page(run_of([*rows, replace(row(9), loss=3.5)])))
     assert found.fact("train loss") == ["3.5000", "best 3.5000, step 9"]
-    assert Page(page(run_of(rows))).tags.count("figure") == 3
+    assert Page(page(run_of(rows))).tags.count("figure") == 4
 
 
 @pytest.mark.parametrize("rows", [[], [row(1)]])
