@@ -216,6 +216,37 @@ class TestS3Store:
                 open_store("s3://bucket", "run").put("a", [b"x"])
             listener.shutdown(socket.SHUT_RDWR)
 
+    @pytest.mark.usefixtures("bucket", "no_backoff")
+    def test_an_answer_that_ends_anywhere_is_never_taken_for_a_whole_one(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        head = b'HTTP/1.1 200 OK\r\nETag: "1"\r\nContent-Length: 7\r\nDate: today\r\n\r\n'
+        whole = head + b"<a></a>"
+        sent = [whole]
+
+        def answer(listener: socket.socket) -> None:
+            with suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    with client:
+                        client.recv(65_536)
+                        client.sendall(sent[0])
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            threading.Thread(target=answer, args=(listener,), daemon=True).start()
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+            store = open_store("s3://bucket", "run")
+            for length in range(len(whole)):
+                sent[0] = whole[:length]
+                for use in (lambda: store.get("a"), lambda: keys(store)):
+                    with pytest.raises(Unavailable):
+                        use()
+            sent[0] = whole
+            assert store.get("a") == (b"<a></a>", '"1"')
+            assert keys(store) == []
+            listener.shutdown(socket.SHUT_RDWR)
+
     def test_an_upload_is_sent_at_once_and_waits_for_no_interim_answer(
         self, s3: S3Store, s3_answers: Interposed
     ) -> None:
