@@ -91,6 +91,7 @@ def open_client(place: str) -> tuple[Any, str]:
     except (BotoCoreError, ValueError) as error:
         raise _unusable(place, redacted(str(error))) from error
     client.meta.events.register("before-send.s3", _without_expect)
+    client.meta.events.register("before-parse.s3", _whole)
     return client, redacted(str(client.meta.endpoint_url))
 
 
@@ -155,6 +156,24 @@ def _without_expect(request: Any, **_: Any) -> None:
     that met a refusal stalls its next request: https://github.com/boto/botocore/issues/3755
     """
     request.headers.pop("Expect", None)
+
+
+def _whole(operation_model: Any, response_dict: Mapping[str, Any], **_: Any) -> None:
+    """Raise for a success that broke off: its end would be taken for the end of the answer.
+
+    Python accepts headers that just stop, and botocore compares the length of streamed bodies
+    only: an object would look damaged, and a listing empty. S3 announces the length of every
+    success, or sends it in chunks: RFC 9112, section 6.3.
+    """
+    headers, body = response_dict["headers"], response_dict["body"]
+    announced = headers.get("content-length", "")
+    whole = announced.isdigit() or "transfer-encoding" in headers
+    if operation_model.name == "UploadPart":
+        whole = whole and "etag" in headers
+    if announced.isdigit() and isinstance(body, bytes) and operation_model.http["method"] != "HEAD":
+        whole = whole and len(body) == int(announced)
+    if response_dict["status_code"] in (200, 206) and not whole:
+        raise aws.ConnectionClosedError(endpoint_url=f"S3, in an answer to {operation_model.name}")
 
 
 def error_code(error: ClientError) -> str:

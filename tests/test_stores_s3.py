@@ -1,7 +1,10 @@
 """A run in a bucket: what servers answer, what they do not know, what they leave behind."""
 
 import errno
+import socket
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -192,6 +195,57 @@ class TestS3Store:
         assert etag and s3.put_if_match("a", b"2", etag)
         assert s3.put_if_match("a", b"3", etag) is None
         assert s3.get("a")[0] == b"2"
+
+    @pytest.mark.usefixtures("bucket", "no_backoff")
+    def test_a_connection_that_ends_within_an_interim_answer_is_an_outage(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def answer(listener: socket.socket) -> None:
+            with suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    with client:
+                        client.recv(65_536)
+                        client.sendall(b"HTTP/1.1 100 Continue\r\n")
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            threading.Thread(target=answer, args=(listener,), daemon=True).start()
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+            with pytest.raises(Unavailable):
+                open_store("s3://bucket", "run").put("a", [b"x"])
+            listener.shutdown(socket.SHUT_RDWR)
+
+    @pytest.mark.usefixtures("bucket", "no_backoff")
+    def test_an_answer_that_ends_anywhere_is_never_taken_for_a_whole_one(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        head = b'HTTP/1.1 200 OK\r\nETag: "1"\r\nContent-Length: 7\r\nDate: today\r\n\r\n'
+        whole = head + b"<a></a>"
+        sent = [whole]
+
+        def answer(listener: socket.socket) -> None:
+            with suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    with client:
+                        client.recv(65_536)
+                        client.sendall(sent[0])
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            threading.Thread(target=answer, args=(listener,), daemon=True).start()
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+            store = open_store("s3://bucket", "run")
+            for length in range(len(whole)):
+                sent[0] = whole[:length]
+                for use in (lambda: store.get("a"), lambda: keys(store)):
+                    with pytest.raises(Unavailable):
+                        use()
+            sent[0] = whole
+            assert store.get("a") == (b"<a></a>", '"1"')
+            assert keys(store) == []
+            listener.shutdown(socket.SHUT_RDWR)
 
     def test_an_upload_is_sent_at_once_and_waits_for_no_interim_answer(
         self, s3: S3Store, s3_answers: Interposed

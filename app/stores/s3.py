@@ -10,7 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -182,7 +182,8 @@ class S3Store:
     def _get(self, key: str, max_bytes: int) -> tuple[bytes, str]:
         with self._failures(self._place(key)):
             answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
-            with answer["Body"] as body:
+            # As its own context manager it would hand out the stream that compares nothing.
+            with closing(answer["Body"]) as body:
                 content: bytes = body.read(max_bytes + 1)
                 if len(content) > max_bytes:
                     raise Damaged(
