@@ -209,7 +209,12 @@ class Preparation:
             pass
         except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
             self._failure = error
-            log.warning("no more tokens come: %s", error)
+            if self.index.seals:  # else somebody waits for the first ones, and raises it now
+                log.warning(
+                    "no more tokens come, the %s that are there are used: %s",
+                    f"{self.index.n_tokens('train'):,}",
+                    error,
+                )
         finally:
             self._end()
 
@@ -229,12 +234,6 @@ class Preparation:
             self._fetch_missing()  # the beginning, for another epoch after a late start
         if self._uploader:
             self._uploader.submit(self.index)
-        if self.progress.tokens_made:
-            log.info(
-                "%s: %s tokens",
-                "data complete" if self.index.complete else "all tokens that are needed are there",
-                f"{self.index.n_tokens('train'):,}",
-            )
 
     def _local_index(self) -> ShardIndex:
         return read_index(self.directory, self.index.source, self.index.tokenizer)
@@ -347,6 +346,9 @@ class Preparation:
                 newest = len(index.seals) - 1
                 for shards in index.shards.values():
                     self._verified.update(n.name for n in shards[-1:] if n.seal == newest)
+                if self.need.met_by(index):
+                    done = "data complete" if index.complete else "all tokens of the run are there"
+                    log.info("%s: %s tokens", done, f"{index.n_tokens('train'):,}")
                 self._publish(index)
                 if self._uploader:
                     self._uploader.submit(index)

@@ -59,12 +59,12 @@ class Seal:
     that any number of first seals is an index of its own.
     """
 
-    position: dict[str, Any] | None
     pieces: _Count
     documents: _Count
     text_bytes: _Count
     train: Shard | None = None
     validation: Shard | None = None
+    position: dict[str, Any] | None = None
 
     def shard(self, split: Split) -> Shard | None:
         return self.train if split == "train" else self.validation
@@ -266,7 +266,7 @@ class ShardWriter:
         shards = {split: self._write(split) for split in SPLITS if self._n_pending[split]}
         train, validation = shards.get("train"), shards.get("validation")
         place = None if position is None else dict(position)
-        return Seal(place, pieces, documents, text_bytes, train, validation)
+        return Seal(pieces, documents, text_bytes, train, validation, place)
 
     def _write(self, split: Split) -> Shard:
         data = np.concatenate(self._pending[split]).astype(_DTYPE, copy=False)

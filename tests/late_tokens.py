@@ -15,7 +15,7 @@ from app.shards import ShardIndex
 
 WINDOW = 16
 SHARD_TOKENS = 500
-_SHARDS_BEFORE_TROUBLE = 4
+_SHARDS_BEFORE_TROUBLE = 3
 
 wanted = threading.Event()
 wait, extend = preparation.Preparation._wait, prepare.CorpusTokenizer.extend

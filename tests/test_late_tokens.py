@@ -90,7 +90,9 @@ def test_tokens_that_were_there_before_make_the_same_bits(
 def test_a_disk_that_fills_up_behind_the_training_ends_it_in_order(
     trainer: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    job = late(environment, tmp_path, TRAINER=trainer, LATE_TOKENS="fail")
+    job = late(
+        environment, tmp_path, TRAINER=trainer, LATE_TOKENS="fail", CHECKPOINT_EVERY_STEPS="4"
+    )
     ended = job.run("train")
     assert ended.code == 75, ended.log
     assert f"DATA_DIR={tmp_path}/data is full" in ended.log
@@ -106,7 +108,9 @@ def test_a_disk_that_fills_up_behind_the_training_ends_it_in_order(
 def test_sigterm_while_it_waits_for_tokens_commits_the_step_and_exits_143(
     trainer: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    job = late(environment, tmp_path, TRAINER=trainer, LATE_TOKENS="never")
+    job = late(
+        environment, tmp_path, TRAINER=trainer, LATE_TOKENS="never", CHECKPOINT_EVERY_STEPS="4"
+    )
     stopped = job.signal_when("the source hangs", signal.SIGTERM, "train")
     assert stopped.code == 143, stopped.log
     step = losses(tmp_path / "store" / "tiny")[-1][0]
