@@ -8,9 +8,8 @@ Both trainers share it, so that either continues the other's run.
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,6 +34,7 @@ from app.preemption import StopRequest
 from app.saver import CheckpointSaver, SaveRequest
 from app.sections import CheckpointSettings, DataSettings, LogSettings, OptimizerSettings
 from app.state import Progress, RandomState, capture, library_versions
+from app.step_clock import StepClock
 from app.tokenizer import open_tokenizer
 
 log = logging.getLogger(__name__)
@@ -54,18 +54,6 @@ class Sections:
     checkpoints: CheckpointSettings
     logs: LogSettings
     trainer: str
-
-
-@dataclass
-class Timings:
-    """Seconds spent, by what they were spent on."""
-
-    started: float = field(default_factory=time.monotonic)
-    last_row: float = 0.0
-    last_row_step: int = 0
-    aside_since_row: float = 0.0
-    step_seconds: float = 0.0
-    step_started: float = 0.0
 
 
 class Attempt:
@@ -109,7 +97,7 @@ class Attempt:
         self._loss: Tensor | None = None  # of the last finished step
         self._finite = torch.ones((), dtype=torch.bool, device=compute.device)
         self._validation_loss = resumed.validation_loss if resumed else None  # the newest
-        self._clock = Timings(last_row_step=start_step)
+        self._clock = StepClock(start_step)
         self._bar: tqdm[None] | None = None
         self._flops_per_token = flops_per_token(model.config, geometry.seq_len)
 
@@ -129,8 +117,7 @@ class Attempt:
         """Training starts now. Until the first step is done, a signal still ends it at once:
         there is nothing to save, and the first step may compile for minutes."""
         self._stop.install()
-        now = time.monotonic()
-        self._clock.last_row = self._clock.step_started = now
+        self._clock.start()
         if on_terminal():
             self._bar = tqdm(total=self.target, initial=self.step, unit="step", smoothing=0.05)
 
@@ -164,12 +151,8 @@ class Attempt:
             self._journal.note(seconds_to_first_step=seconds_of_this_process())
         rate = self.optimizer.param_groups[0]["lr"]
         self.step += 1
-        self._journal.note(step=self.step, seconds=time.monotonic() - self._clock.started)
-        now = time.monotonic()
-        # Waiting for tokens is no measure of what a step takes.
-        elapsed = max(0.0, now - self._clock.step_started - self._corpus.take_waited())
-        smooth = 0.1 if self._clock.step_seconds else 1.0
-        self._clock.step_seconds += smooth * (elapsed - self._clock.step_seconds)
+        self._journal.note(step=self.step, seconds=self._clock.seconds)
+        self._clock.step_done(waited=self._corpus.take_waited())
         last = self.step == self.target
         evaluates = self._every(self.sections.data.val_every_steps)
         logs = evaluates or last or self._every(self.sections.logs.log_every_steps)
@@ -181,7 +164,7 @@ class Attempt:
             self._check_finite(grad_norm)
         evaluated = None
         if evaluates:
-            with self._aside():
+            with self._clock.aside():
                 evaluated = self.evaluate()
             self._validation_loss = self._validation_loss if evaluated is None else evaluated
         if logs:
@@ -189,7 +172,7 @@ class Attempt:
         if saves:
             self._save()
         if self._every(self.sections.logs.sample_every_steps) and not self._stop.requested:
-            with self._aside():
+            with self._clock.aside():
                 self._log_sample()
         if self._bar is not None:
             self._bar.update()
@@ -197,7 +180,7 @@ class Attempt:
         if self._lease.lost:
             self._lease.check()
         self._corpus.take_waited()
-        self._clock.step_started = time.monotonic()
+        self._clock.next_step()
         return self._stop.requested or last
 
     def evaluate(self) -> float | None:
@@ -265,13 +248,6 @@ class Attempt:
             if recorded and seconds > 0:
                 self._publish_report(seconds)
         self._lease.release()
-
-    @contextmanager
-    def _aside(self) -> Iterator[None]:
-        """Time that is not training, and does not count in tokens per second."""
-        started = time.monotonic()
-        yield
-        self._clock.aside_since_row += time.monotonic() - started
 
     def _every(self, interval: int) -> bool:
         return interval > 0 and self.step % interval == 0
@@ -352,9 +328,7 @@ class Attempt:
         return self.start_step if committed is None else committed
 
     def _log_row(self, rate: float, grad_norm: float, evaluated: float | None) -> None:
-        now = time.monotonic()
-        tokens = (self.step - self._clock.last_row_step) * self.geometry.tokens_per_step
-        speed = tokens / max(1e-9, now - self._clock.last_row - self._clock.aside_since_row)
+        speed = self._clock.row(self.step, self.geometry.tokens_per_step)
         peak = self.compute.peak_flops
         row = Row(
             step=self.step,
@@ -372,8 +346,6 @@ class Attempt:
             saves_committed=self._saver.saves_committed,
             failed_saves=self._saver.failed_saves,
         )
-        self._clock.last_row, self._clock.last_row_step = now, self.step
-        self._clock.aside_since_row = 0.0
         self._metrics.add(row)
         text = step_line(row, self.target, self._clock.step_seconds)
         if self._bar is not None:

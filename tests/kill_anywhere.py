@@ -27,7 +27,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -59,11 +59,16 @@ HANG_SECONDS = 120
 
 @dataclass
 class Failpoint:
-    """Die, or be paused, at occurrence number `at` of an operation of `category`."""
+    """Die, or be paused, at occurrence number `at` of an operation of `category`.
+
+    `writing` is held during conditional writes. A pause waits for it: one that came while
+    another thread holds the volume's own lock would keep every successor out, with exit 75.
+    """
 
     category: str
     at: int
     number: signal.Signals = signal.SIGKILL
+    writing: Any = field(default_factory=threading.RLock)
 
     def __str__(self) -> str:
         return f"at operation {self.at} of kind {self.category}"
@@ -71,7 +76,10 @@ class Failpoint:
     def reached(self, category: str) -> None:
         if category == self.category:
             self.at -= 1
-            if self.at == 0:
+            if self.at == 0 and self.number == signal.SIGSTOP:
+                with self.writing:
+                    os.kill(os.getpid(), self.number)
+            elif self.at == 0:
                 os.kill(os.getpid(), self.number)
 
 
@@ -120,7 +128,8 @@ class DeadlyStore:
 
     def _around(self, key: str, write: Callable[[], str | None]) -> str | None:
         self._failpoint.reached(category_of(key))
-        etag = write()
+        with self._failpoint.writing:
+            etag = write()
         self._failpoint.reached(category_of(key))
         return etag
 

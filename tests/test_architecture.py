@@ -63,6 +63,7 @@ ORDER = [
     "preemption",
     "spot",
     "corpus",
+    "step_clock",
     "metrics",
     "charts",
     "report",
