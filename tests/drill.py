@@ -330,8 +330,8 @@ def use_the_result(drill: Drill, target: int) -> None:
     print("use the result")
     steps = drill.committed_steps()
     drill.check(
-        f"the store keeps the newest and the best {KEEP_TOP}",
-        steps[0] == target and len(steps) <= KEEP_TOP + 1,
+        f"the store keeps the newest, the best {KEEP_TOP} and the one resumed from",
+        steps[0] == target and len(steps) <= KEEP_TOP + 2,
         steps,
     )
     verified = drill.run("train", "checkpoints", "verify")
