@@ -30,7 +30,7 @@ from app.loader import BatchGeometry, training_loader
 from app.metrics import MetricsLog, Row, step_line
 from app.model import SmolLM2, flops_per_token
 from app.objective import LossFunction, Schedule
-from app.preemption import StopRequest
+from app.preemption import StopRequest, done_in_time
 from app.saver import CheckpointSaver, SaveRequest
 from app.sections import CheckpointSettings, DataSettings, LogSettings, OptimizerSettings
 from app.state import Progress, RandomState, capture, library_versions
@@ -41,8 +41,10 @@ log = logging.getLogger(__name__)
 
 _SAMPLE = Sampling(max_tokens=40)
 _POLL_SECONDS = 0.5
-_REPORT_SECONDS = 60.0
-_EXIT_SECONDS = 5.0  # of a grace period, to give the lease back and to end
+# After the last commit: for what is worth saying, but not worth being killed for.
+_PATIENCE_SECONDS = 60.0  # while nobody asks to stop
+_SPARE_SECONDS = 5.0  # of a grace period, to give the lease back and to end
+_LEAST_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Attempt:
         metrics: MetricsLog,
         journal: AttemptJournal,
         stop: StopRequest,
-        publish_report: Callable[[float], None],
+        publish_report: Callable[[], None],
         start_step: int,
         resumed: Progress | None = None,
     ) -> None:
@@ -91,8 +93,7 @@ class Attempt:
         self.target = schedule.horizons[-1]
         self._corpus, self._saver, self._lease = corpus, saver, lease
         self._metrics, self._journal, self._stop = metrics, journal, stop
-        self._publish_report = publish_report  # within that many seconds
-        self._saved_step = start_step
+        self._publish_report, self._saved_step = publish_report, start_step
         self._resumed_from_save_at = resumed.saved_at if resumed else None
         self._loss: Tensor | None = None  # of the last finished step
         self._finite = torch.ones((), dtype=torch.bool, device=compute.device)
@@ -164,8 +165,12 @@ class Attempt:
             self._check_finite(grad_norm)
         evaluated = None
         if evaluates:
-            with self._clock.aside():
-                evaluated = self.evaluate()
+            try:
+                with self._clock.aside():
+                    evaluated = self.evaluate()
+            except OutOfData:  # the step is made, and is going to be committed
+                self._log_row(rate, float(grad_norm), None)
+                raise
             self._validation_loss = self._validation_loss if evaluated is None else evaluated
         if logs:
             self._log_row(rate, float(grad_norm), evaluated)
@@ -241,13 +246,23 @@ class Attempt:
         self._saver.close()
         self._metrics.close()
         if not self._lease.lost:
-            recorded = self._journal.end(why)
-            seconds = (
-                self._grace_left() - _EXIT_SECONDS if self._stop.requested else _REPORT_SECONDS
-            )
-            if recorded and seconds > 0:
-                self._publish_report(seconds)
-        self._lease.release()
+            self._in_time("record of the end", lambda: self._last_words(why), _SPARE_SECONDS)
+        self._in_time("end of the lease", self._lease.release, 0.0)
+
+    def _last_words(self, why: str) -> None:
+        recorded = self._journal.end(why)
+        if recorded and (self._fits(_SPARE_SECONDS) or not self._stop.requested):
+            self._publish_report()
+
+    def _in_time(self, what: str, work: Callable[[], None], spare: float) -> None:
+        """Do `work`, in what is left of a grace period less `spare` seconds."""
+
+        def late(taken: float) -> bool:
+            over = not self._fits(spare) if self._stop.requested else taken > _PATIENCE_SECONDS
+            return over and taken > _LEAST_SECONDS
+
+        if not done_in_time(work, late):
+            log.warning("the %s did not reach the store in time", what)
 
     def _every(self, interval: int) -> bool:
         return interval > 0 and self.step % interval == 0

@@ -26,6 +26,8 @@ def linear_cross_entropy(
     The same as `next_token_loss(linear(hidden, weight), targets, z_loss_weight)`, up to
     rounding. Under autocast the products are made in its type, everything between in float32.
     """
+    if not torch.is_grad_enabled():  # else their gradients would be made all the same
+        hidden, weight = hidden.detach(), weight.detach()
     loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, z_loss_weight)
     return loss
 

@@ -6,10 +6,14 @@ boundary; a second SIGTERM changes nothing.
 """
 
 import signal
+import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 from app.errors import Preempted
+
+_POLL_SECONDS = 0.05
 
 NOTHING_TO_SAVE = "stopped before training began: nothing to save, nothing lost"
 
@@ -63,3 +67,19 @@ class StopRequest:
             raise Interrupted
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
+
+
+def done_in_time(work: Callable[[], None], late: Callable[[float], bool]) -> bool:
+    """Do `work`; False if it was not over when `late` said so, of the seconds taken so far.
+
+    It then goes on behind the caller, and ends with the process: a store that went silent
+    answers nothing for minutes, and who waits for it is killed.
+    """
+    started = time.monotonic()
+    thread = threading.Thread(target=work, name="in-time", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(timeout=_POLL_SECONDS)
+        if thread.is_alive() and late(time.monotonic() - started):
+            return False
+    return True

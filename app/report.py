@@ -7,7 +7,6 @@ written when an attempt ends; `python -m app report` writes the same page here.
 
 import logging
 import math
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -63,26 +62,18 @@ def read_run(store: Store) -> ReportedRun:
     )
 
 
-def publish(store: Store, lease: Held, seconds: float) -> None:
-    """Put the page into the store, taking no longer than `seconds`.
+def publish(store: Store, lease: Held) -> None:
+    """Put the page into the store.
 
     Everything that counts is committed by then: whatever goes wrong is said, and no more.
     A page that arrives late replaces none that a successor wrote.
     """
-
-    def write() -> None:
-        try:
-            lease.put(REPORT_KEY, page(read_run(store)).encode())
-        except AppError as error:
-            log.warning("the report was not written: %s", error)
-        except Exception:  # a picture of a run must not end it
-            log.exception("the report was not written")
-
-    thread = threading.Thread(target=write, name="report", daemon=True)
-    thread.start()
-    thread.join(timeout=max(0.0, seconds))
-    if thread.is_alive():
-        log.warning("the report was not written within %.0f s", seconds)
+    try:
+        lease.put(REPORT_KEY, page(read_run(store)).encode())
+    except AppError as error:
+        log.warning("the report was not written: %s", error)
+    except Exception:  # a picture of a run must not end it
+        log.exception("the report was not written")
 
 
 def page(run: ReportedRun) -> str:

@@ -1,5 +1,6 @@
 """What happens around a step: rows, saves, evaluation, and stopping in time."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -246,6 +247,33 @@ def test_a_report_that_does_not_fit_into_the_grace_is_left_out(
     store = open_store(f"file://{tmp_path}", "tiny")
     assert [read.ended for read in read_attempts(store, newest=1)] == ["stopped"]
     assert not list(store.list("report/"))
+
+
+@pytest.mark.parametrize("asked", ["before", "meanwhile"])
+def test_a_store_that_goes_silent_at_the_end_keeps_no_process_beyond_its_grace(
+    asked: str, opened: Opener, stop: QuietStop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = opened()
+    silent, heard = threading.Event(), threading.Event()
+
+    def never_answered(*_: object) -> None:
+        heard.set()
+        silent.wait(60)
+
+    monkeypatch.setattr(attempt._journal, "end", never_answered)
+    monkeypatch.setattr(attempt._lease, "release", never_answered)
+    if asked == "before":
+        stop.request(seconds_ago=30.0)
+        attempt.close("stopped")
+    else:
+        closing = threading.Thread(target=attempt.close, args=("stopped",))
+        closing.start()
+        assert heard.wait(30)
+        stop.request(seconds_ago=30.0)
+        closing.join(30)
+        assert not closing.is_alive()
+    assert not silent.is_set()
+    silent.set()
 
 
 def test_evaluation_is_deterministic_and_leaves_training_alone(

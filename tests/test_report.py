@@ -4,7 +4,6 @@ import math
 import re
 import subprocess
 import sys
-import threading
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -253,7 +252,7 @@ class HeldForever:
 def test_the_page_in_the_store_is_the_runs_own(store: Store) -> None:
     create_record(store, "run", IDENTITY, 100)
     store.put(METRICS_KEY, [_line(row(1)), _line(row(2))])
-    publish(store, HeldForever(store), seconds=60)
+    publish(store, HeldForever(store))
     content, _ = store.get(REPORT_KEY)
     assert Page(content.decode()).fact("step") == ["2", "of 100"]
 
@@ -263,35 +262,20 @@ def test_a_page_that_cannot_be_written_stops_nothing(
 ) -> None:
     held = HeldForever(folder)
     held.lost = True
-    publish(folder, held, seconds=60)
+    publish(folder, held)
     assert "the report was not written: held by another process" in caplog.text
 
     def unreachable(*_: object, **__: object) -> None:
         raise Unavailable("503")
 
     monkeypatch.setattr(folder, "get", unreachable)
-    publish(folder, HeldForever(folder), seconds=60)
+    publish(folder, HeldForever(folder))
     assert "the report was not written: 503" in caplog.text
     monkeypatch.undo()
     monkeypatch.setattr("app.report.page", lambda _: 1 / 0)
-    publish(folder, HeldForever(folder), seconds=60)
+    publish(folder, HeldForever(folder))
     assert "ZeroDivisionError" in caplog.text
     assert list(folder.list("")) == []
-
-
-def test_a_store_that_hangs_holds_the_end_up_no_longer_than_allowed(
-    folder: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    released = threading.Event()
-
-    def hang(*_: object, **__: object) -> None:
-        assert released.wait(30)
-        raise Unavailable("503")
-
-    monkeypatch.setattr(folder, "get", hang)
-    publish(folder, HeldForever(folder), seconds=0.05)
-    released.set()
-    assert "the report was not written within 0 s" in caplog.text
 
 
 def test_the_command_writes_the_page_whole_and_names_it(
