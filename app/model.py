@@ -7,10 +7,13 @@ The names of the parameters are those of `transformers`' LlamaForCausalLM, and s
 the arithmetic, operation by operation: a checkpoint of ours is one of theirs.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import flex_attention
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from app.packing import Mask
@@ -174,9 +177,8 @@ class SmolLM2(nn.Module):
 
         The constructor draws weights that nobody uses, a second's work for 135M.
         """
-        with torch.device("meta"):
-            model = cls(config, gradient_checkpointing=gradient_checkpointing)
-        return model.to_empty(device=device)
+        with _WithoutDrawing(), torch.device(device):
+            return cls(config, gradient_checkpointing=gradient_checkpointing)
 
     @torch.no_grad()
     def initialize(self, seed: int, init: str = "normal") -> None:
@@ -202,6 +204,21 @@ class SmolLM2(nn.Module):
                 module.weight.copy_(drawn)
             elif isinstance(module, RMSNorm):
                 module.weight.fill_(1.0)
+
+
+class _WithoutDrawing(TorchFunctionMode):
+    """Modules that are made in it leave the memory of their weights as it is.
+
+    Making them on the meta device costs more than it saves: it loads half of torch.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = kwargs or {}
+        if func in (nn.init.kaiming_uniform_, nn.init.normal_):
+            return given["tensor"]
+        return func(*args, **given)
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> int:
