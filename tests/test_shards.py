@@ -138,9 +138,7 @@ def test_a_changed_shard_is_found(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[7] ^= 1
     path.write_bytes(data)
-    with pytest.raises(
-        Damaged, match=rf"{path} was changed \(SHA-256 differs\): delete it and start again"
-    ):
+    with pytest.raises(Damaged, match=rf"{path} was changed \(SHA-256 differs\)$"):
         verify(tmp_path, index.shards["train"][2])
 
 
@@ -152,14 +150,14 @@ def test_a_shortened_shard_is_found_also_without_its_hash(tmp_path: Path) -> Non
         lambda: verify(tmp_path, index.shards["train"][2]),
         lambda: TokenShards(tmp_path, "train", index).read(100, 5),
     ):
-        with pytest.raises(Damaged, match=f"{path} has 112 bytes, not 114: delete it"):
+        with pytest.raises(Damaged, match=f"{path} has 112 bytes, not 114"):
             look()
 
 
 def test_a_missing_shard_is_found(tmp_path: Path) -> None:
     index = write(tmp_path)
     (tmp_path / "train-00001.bin").unlink()
-    with pytest.raises(Damaged, match=r"train-00001.bin is missing: start again"):
+    with pytest.raises(Damaged, match=r"train-00001.bin is missing$"):
         verify(tmp_path, index.shards["train"][1])
 
 
