@@ -21,6 +21,7 @@ from app.sources import Pieces, Position, documents, source_fingerprint
 from app.stores import Store, open_store
 from app.token_cache import TOKENS, TokenCache, open_token_cache
 from app.tokenizer import TokenizerFiles, read_tokenizer
+from tests.interposed import Answer, Interposed
 
 ROWS = [f"document {i}: " + "some words to be counted " * (i % 7) for i in range(400)]
 SHARD = 3000
@@ -313,6 +314,60 @@ def test_an_upload_that_fails_costs_one_warning(
     assert node("first").prepare().index.complete
     warnings = [record for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 1 and "could not be uploaded" in warnings[0].getMessage()
+
+
+@pytest.mark.parametrize("refused", ["put_if_absent", "put_if_match"])
+def test_an_index_that_is_refused_for_no_reason_costs_one_warning(
+    refused: str,
+    node: MakeNode,
+    tokens_store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if refused == "put_if_match":
+        node("first").prepare(stop=SHARD)
+    monkeypatch.setattr(tokens_store, refused, lambda *_: None)
+    assert node("second").prepare().index.complete
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "could not be uploaded" in line
+    assert "index.json is refused, though no other process wrote it" in line
+
+
+def test_a_server_that_compares_etags_without_quotes_gets_the_whole_index(
+    tmp_path: Path,
+    corpus: Path,
+    tokenizer: TokenizerFiles,
+    bucket: str,
+    s3_answers: Interposed,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def ceph(environ: dict[str, Any]) -> Answer | None:
+        if "HTTP_IF_MATCH" in environ:
+            if environ["HTTP_IF_MATCH"].startswith('"'):
+                return 412, "<Error><Code>PreconditionFailed</Code></Error>"
+            environ["HTTP_IF_MATCH"] = f'"{environ["HTTP_IF_MATCH"]}"'
+        return None
+
+    s3_answers.answering = ceph
+    first = Node(tmp_path / "first", corpus, tokenizer, open_store(f"s3://{bucket}/x", TOKENS))
+    first.prepare(stop=SHARD)
+    whole = first.prepare().index
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    second = Node(tmp_path / "second", corpus, tokenizer, open_store(f"s3://{bucket}/x", TOKENS))
+    assert second.prepare().index == whole and second.made == [0]
+
+
+def test_parts_of_shards_that_a_kill_left_long_ago_are_removed(
+    tmp_path: Path,
+    corpus: Path,
+    tokenizer: TokenizerFiles,
+    bucket: str,
+    s3_client: Any,
+) -> None:
+    s3_client.create_multipart_upload(Bucket=bucket, Key="x/_tokens/f/train-00000.bin")
+    store = open_store(f"s3://{bucket}/x", TOKENS)
+    Node(tmp_path / "first", corpus, tokenizer, store).prepare(stop=SHARD)
+    assert "Uploads" not in s3_client.list_multipart_uploads(Bucket=bucket)
 
 
 def _work(folder: Path, corpus: Path, tokenizer_directory: Path, store: str, gate: Any) -> None:
