@@ -34,6 +34,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 Tokens = npt.NDArray[np.uint16]
 
 _DTYPE = np.dtype("<u2")
+_MAPS = 64  # at once: each holds a descriptor; a window of sequences lies in a few
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 
@@ -330,7 +331,7 @@ class TokenShards:
             number += 1
 
     def _map(self, number: int) -> Tokens:
-        found = self._maps.get(number)
+        found = self._maps.pop(number, None)
         if found is None:
             named = self._index.shards[self._split][number]
             path = self._directory / named.name
@@ -340,7 +341,9 @@ class TokenShards:
                 raise Damaged(f"{error}: start again: it is brought again") from error
             # As a plain array: slicing a memmap object costs more than copying a sequence.
             found = np.asarray(np.memmap(path, dtype=_DTYPE, mode="r"))
-            self._maps[number] = found
+            if len(self._maps) == _MAPS:
+                del self._maps[next(iter(self._maps))]
+        self._maps[number] = found  # the last one of the order is the newest used
         return found
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 import copy
 import json
 import pickle
+import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 from app.errors import Damaged
 from app.shards import (
     INDEX,
+    Seal,
+    Shard,
     ShardIndex,
     ShardWriter,
     Tokens,
@@ -165,6 +169,23 @@ def test_rows_are_read_at_once(shards: TokenShards) -> None:
     rows = shards.read_rows(np.array([97, 0, 150]), 8)
     assert rows.dtype == np.uint16
     assert rows.tolist() == [list(range(start, start + 8)) for start in (97, 0, 150)]
+
+
+def test_more_shards_than_a_process_may_hold_open_can_be_read(tmp_path: Path) -> None:
+    count = 300
+    for number in range(count):
+        (tmp_path / f"train-{number:05d}.bin").write_bytes(number.to_bytes(2, "little"))
+    shard = Shard(tokens=1, sha256="0" * 64)
+    index = replace(EMPTY, seals=(Seal(1, 1, 1, train=shard),) * count)
+    reader = TokenShards(tmp_path, "train", index)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft = 100 + len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, limits[1]))
+    try:
+        for _ in range(2):
+            assert reader.read(0, count).tolist() == list(range(count))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_reader_follows_an_index_that_grows(tmp_path: Path) -> None:
