@@ -1,8 +1,9 @@
 """Shards that an index names and DATA_DIR lacks or holds damaged: fetched, or made again."""
 
 import logging
+import threading
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from app.errors import Damaged, NotFound
@@ -14,6 +15,7 @@ from app.token_cache import TokenCache
 log = logging.getLogger(__name__)
 
 _DOWNLOADS = 8  # at once
+_POLL_SECONDS = 0.2
 
 
 class MissingShards:
@@ -45,6 +47,30 @@ class MissingShards:
                     yield named
             finally:
                 pool.shutdown(cancel_futures=True)
+
+    def bring_one(
+        self,
+        index: ShardIndex,
+        named: NamedShard,
+        goes_on: Callable[[], None],
+        waiting: Callable[[], None],
+    ) -> None:
+        """As `bring`, behind the caller, who calls `waiting`: what that raises ends the wait."""
+        outcome: Future[None] = Future()
+
+        def work() -> None:
+            try:
+                for _ in self.bring(index, [named], goes_on):
+                    log.info("%s was needed and is here now", named.name)
+                outcome.set_result(None)
+            except BaseException as error:  # noqa: BLE001 - raised again by `result`
+                outcome.set_exception(error)
+
+        threading.Thread(target=work, name="missing-shard", daemon=True).start()
+        while not outcome.done():
+            waiting()
+            wait([outcome], _POLL_SECONDS)
+        outcome.result()
 
     def _fetch(self, named: NamedShard, scratch: Path) -> None:
         try:

@@ -9,8 +9,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from concurrent.futures import wait as wait_for_any
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -169,8 +167,12 @@ class Preparation:
         """
         # In training tokens, and in whole shards: what the progress counts, and comes in.
         aim = max(self._shard_tokens, n_tokens * (1 if split == "train" else HELD_OUT_ONE_IN))
-        while not (self.index.complete or self.index.n_tokens(split) >= n_tokens):
-            self._wait(lambda progress: waiting(replace(progress, tokens_total=aim)))
+
+        def there() -> bool:
+            return self.index.complete or self.index.n_tokens(split) >= n_tokens
+
+        while not there():
+            self._wait(there, lambda progress: waiting(replace(progress, tokens_total=aim)))
         return self.index
 
     def require(
@@ -192,12 +194,19 @@ class Preparation:
 
     def _require(self, named: NamedShard, waiting: Waiting) -> None:
         path = self.directory / named.name
-        while not path.exists() and self._is_coming(named):
-            self._wait(waiting)
+
+        def decided() -> bool:
+            return path.exists() or not self._is_coming(named)
+
+        while not decided():
+            self._wait(decided, waiting)
         try:
             verify(self.directory, named)
         except Damaged:
-            self._bring(named, waiting)
+            with disk_failures(self._place):
+                self._missing.bring_one(
+                    self.index, named, self._go_on, lambda: waiting(self.progress)
+                )
         self._verified.add(named.name)
 
     def _is_coming(self, named: NamedShard) -> bool:
@@ -205,29 +214,13 @@ class Preparation:
         ended_well = self._done and self._failure is None
         return not ended_well and named in self._needed()
 
-    def _bring(self, named: NamedShard, waiting: Waiting) -> None:
-        """For the caller, who may be asked to stop meanwhile."""
-        outcome: Future[None] = Future()
-
-        def work() -> None:
-            try:
-                with disk_failures(self._place):
-                    for _ in self._missing.bring(self.index, [named], self._go_on):
-                        log.info("%s was needed and is here now", named.name)
-                outcome.set_result(None)
-            except BaseException as error:  # noqa: BLE001 - raised again by `result`
-                outcome.set_exception(error)
-
-        threading.Thread(target=work, name="shard", daemon=True).start()
-        while not outcome.done():
-            waiting(self.progress)
-            wait_for_any([outcome], _POLL_SECONDS)
-        outcome.result()
-
-    def _wait(self, waiting: Waiting) -> None:
+    def _wait(self, there: Callable[[], bool], waiting: Waiting) -> None:
+        """A moment, unless it is `there`, or will not be: what it took may be the last news."""
         with self._changed:
+            if there():
+                return
             if self._done:
-                raise self._failure or RuntimeError(f"{self.need} was too little")
+                raise self._failure or AppError(f"{self.need} was too little")
             self._changed.wait(_POLL_SECONDS)
         waiting(self.progress)
 
