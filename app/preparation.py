@@ -9,18 +9,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import AppError, Damaged, NotFound
+from app.errors import AppError, Damaged
 from app.failures import disk_failures
-from app.locks import locked_folder, own_folder
+from app.locks import locked_folder
+from app.missing_shards import MissingShards
 from app.prepare import HELD_OUT_ONE_IN, CorpusTokenizer, Tally, tokens_fingerprint
 from app.sections import DataSettings
 from app.shards import (
@@ -40,7 +39,6 @@ log = logging.getLogger(__name__)
 
 _REPORT_SECONDS = 2.0
 _POLL_SECONDS = 0.2
-_DOWNLOADS = 8  # at once
 _FIRST_SHARDS = 2  # a window of sequences lies in one or two
 
 
@@ -118,6 +116,7 @@ class Preparation:
         self._place = f"DATA_DIR={data.data_dir}"
         self._corpus = CorpusTokenizer(data, tokenizer, self.directory, shard_tokens)
         self._cache = cache(self.fingerprint)
+        self._missing = MissingShards(self.directory, self._corpus, self._cache)
         self._uploader = CacheUploader(self._cache, self.directory) if self._cache else None
         self._report = report
         self._shard_tokens = shard_tokens
@@ -168,8 +167,12 @@ class Preparation:
         """
         # In training tokens, and in whole shards: what the progress counts, and comes in.
         aim = max(self._shard_tokens, n_tokens * (1 if split == "train" else HELD_OUT_ONE_IN))
-        while not (self.index.complete or self.index.n_tokens(split) >= n_tokens):
-            self._wait(lambda progress: waiting(replace(progress, tokens_total=aim)))
+
+        def there() -> bool:
+            return self.index.complete or self.index.n_tokens(split) >= n_tokens
+
+        while not there():
+            self._wait(there, lambda progress: waiting(replace(progress, tokens_total=aim)))
         return self.index
 
     def require(
@@ -177,28 +180,47 @@ class Preparation:
     ) -> None:
         """Wait until the shards with tokens [start, start + length) of each start are here.
 
-        They are compared with their SHA-256 once. Raises as `wait_for`, and Damaged.
+        They are compared with their SHA-256 once. One that is damaged, or that the preparation
+        does not bring, is brought now. Raises as `wait_for`, and what `MissingShards` raises.
         """
-        ends, shards = self.index.ends[split], self.index.shards[split]
+        index = self.index
+        ends, shards = index.ends[split], index.shards[split]
         first = np.searchsorted(ends, starts, side="right")
         last = np.searchsorted(ends, starts + (length - 1), side="right")
         for low, high in set(zip(first.tolist(), last.tolist(), strict=True)):
             for named in shards[low : high + 1]:
-                while named.name not in self._verified:
-                    if (self.directory / named.name).exists() or self._ended_well:
-                        verify(self.directory, named)
-                        self._verified.add(named.name)
-                    else:
-                        self._wait(waiting)
+                if named.name not in self._verified:
+                    self._require(named, waiting)
 
-    @property
-    def _ended_well(self) -> bool:
-        return self._done and self._failure is None
+    def _require(self, named: NamedShard, waiting: Waiting) -> None:
+        path = self.directory / named.name
 
-    def _wait(self, waiting: Waiting) -> None:
+        def decided() -> bool:
+            return path.exists() or not self._is_coming(named)
+
+        while not decided():
+            self._wait(decided, waiting)
+        try:
+            verify(self.directory, named)
+        except Damaged:
+            with disk_failures(self._place):
+                self._missing.bring_one(
+                    self.index, named, self._go_on, lambda: waiting(self.progress)
+                )
+        self._verified.add(named.name)
+
+    def _is_coming(self, named: NamedShard) -> bool:
+        """Whether the preparation brings it, or was to when it failed."""
+        ended_well = self._done and self._failure is None
+        return not ended_well and named in self._needed()
+
+    def _wait(self, there: Callable[[], bool], waiting: Waiting) -> None:
+        """A moment, unless it is `there`, or will not be: what it took may be the last news."""
         with self._changed:
+            if there():
+                return
             if self._done:
-                raise self._failure or RuntimeError(f"{self.need} was too little")
+                raise self._failure or AppError(f"{self.need} was too little")
             self._changed.wait(_POLL_SECONDS)
         waiting(self.progress)
 
@@ -273,19 +295,10 @@ class Preparation:
         missing = [n for n in self._needed() if not (self.directory / n.name).exists()]
         if not missing:
             return
-        with own_folder(self.directory / "incoming") as scratch:
-            pool = ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="token-download")
-            try:
-                coming = [(named, pool.submit(self._fetch, named, scratch)) for named in missing]
-                for number, (named, download) in enumerate(coming, start=1):
-                    try:
-                        download.result()
-                    except (Damaged, NotFound) as error:
-                        log.warning("%s: made again from the source", error)
-                        self._restore(named)
-                    self._advance(shards_fetched=number, shards_total=len(missing))
-            finally:
-                pool.shutdown(cancel_futures=True)
+        with closing(self._missing.bring(self.index, missing, self._advance)) as coming:
+            for number, named in enumerate(coming, start=1):
+                self._verified.add(named.name)
+                self._advance(shards_fetched=number, shards_total=len(missing))
         log.info("%d shards of tokens fetched", len(missing))
         self._advance(shards_fetched=0, shards_total=0)
 
@@ -308,23 +321,6 @@ class Preparation:
         yield from train[low + _FIRST_SHARDS : high]
         if index.complete and stop > index.n_tokens("train"):  # more than one epoch
             yield from train[:low]
-
-    def _fetch(self, named: NamedShard, scratch: Path) -> None:
-        if self._cache is None:
-            raise NotFound(f"{self.directory / named.name} is missing")
-        self._cache.fetch(named, scratch, self.directory)
-        self._verified.add(named.name)
-
-    def _restore(self, named: NamedShard) -> None:
-        path = self.directory / named.name
-        with suppress(_MadeElsewhere), self._locked(path.exists):
-            if path.exists():
-                return
-            try:
-                self._corpus.restore(self.index, named.seal, lambda *_: self._advance())
-            except Damaged as error:
-                origin = f" (and {self._cache.uri}, if they come from there)" if self._cache else ""
-                raise Damaged(f"{error}{origin}") from error
 
     def _extend(self) -> None:
         """Make what is missing, unless another process does."""
@@ -376,10 +372,13 @@ class Preparation:
 
     def _advance(self, **changes: Any) -> None:
         """Something was done. Raises _Closed if this process ends."""
-        if self._closed:
-            raise _Closed
+        self._go_on()
         self.progress = replace(self.progress, **changes)
         now = time.monotonic()
         if now - self._reported >= _REPORT_SECONDS:
             self._reported = now
             self._report(self.progress)
+
+    def _go_on(self) -> None:
+        if self._closed:
+            raise _Closed

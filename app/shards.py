@@ -34,6 +34,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 Tokens = npt.NDArray[np.uint16]
 
 _DTYPE = np.dtype("<u2")
+_MAPS = 64  # at once: each holds a descriptor; a window of sequences lies in a few
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 
@@ -330,14 +331,19 @@ class TokenShards:
             number += 1
 
     def _map(self, number: int) -> Tokens:
-        found = self._maps.get(number)
+        found = self._maps.pop(number, None)
         if found is None:
             named = self._index.shards[self._split][number]
             path = self._directory / named.name
-            _check_size(path, named.shard)
+            try:
+                _check_size(path, named.shard)
+            except Damaged as error:
+                raise Damaged(f"{error}: start again: it is brought again") from error
             # As a plain array: slicing a memmap object costs more than copying a sequence.
             found = np.asarray(np.memmap(path, dtype=_DTYPE, mode="r"))
-            self._maps[number] = found
+            if len(self._maps) == _MAPS:
+                del self._maps[next(iter(self._maps))]
+        self._maps[number] = found  # the last one of the order is the newest used
         return found
 
     def __getstate__(self) -> dict[str, Any]:
@@ -352,19 +358,16 @@ def verify(directory: Path, named: NamedShard) -> None:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != named.shard.sha256:
-        raise Damaged(f"{path} was changed (SHA-256 differs): {_ADVICE}")
-
-
-_ADVICE = "delete it and start again: it is made again"
+        raise Damaged(f"{path} was changed (SHA-256 differs)")
 
 
 def _check_size(path: Path, shard: Shard) -> None:
     try:
         size = path.stat().st_size
     except FileNotFoundError as error:
-        raise Damaged(f"{path} is missing: start again: it is made again") from error
+        raise Damaged(f"{path} is missing") from error
     if size != shard.n_bytes:
-        raise Damaged(f"{path} has {size} bytes, not {shard.n_bytes}: {_ADVICE}")
+        raise Damaged(f"{path} has {size} bytes, not {shard.n_bytes}")
 
 
 def _write_durably(path: Path, data: bytes | memoryview) -> None:

@@ -16,7 +16,7 @@ from bisect import bisect
 from collections.abc import Callable
 from pathlib import Path
 
-from app.errors import AppError, Damaged, NotFound
+from app.errors import AppError, Damaged, NotFound, Unavailable
 from app.shards import INDEX, NamedShard, ShardIndex, decode_index, encode_index, verify
 from app.stores import Store, open_store
 
@@ -42,6 +42,7 @@ class TokenCache:
 
     def __init__(self, store: Store, fingerprint: str) -> None:
         self._store, self._fingerprint = store, fingerprint
+        self._checked = False
 
     @property
     def uri(self) -> str:
@@ -72,8 +73,12 @@ class TokenCache:
     def upload(self, index: ShardIndex, directory: Path, goes_on: Callable[[], bool]) -> None:
         """Bring the cache up to `index`, whose shards are in `directory`.
 
-        A longer index in the cache stays. Raises Damaged, AccessDenied, Unavailable, OSError.
+        A longer index in the cache stays. Raises ConfigError, Damaged, AccessDenied, Unavailable
+        or OSError.
         """
+        if not self._checked:  # which conditions the server knows; and parts that kills left
+            self._store.check()
+            self._checked = True
         while goes_on():
             stored, etag = self._read_index(index.source, index.tokenizer)
             if not index.continues(stored):
@@ -91,9 +96,11 @@ class TokenCache:
         """Nothing happens if another process has replaced it since `etag`."""
         key, content = self._key(INDEX), encode_index(index)
         if etag is None:
-            self._store.put_if_absent(key, content)
+            written = self._store.put_if_absent(key, content)
         else:
-            self._store.put_if_match(key, content, etag)
+            written = self._store.put_if_match(key, content, etag)
+        if written is None and self._read_index(index.source, index.tokenizer)[1] == etag:
+            raise Unavailable(f"{self.uri}/{INDEX} is refused, though no other process wrote it")
 
     def _read_index(self, source: str, tokenizer: str) -> tuple[ShardIndex, str | None]:
         try:

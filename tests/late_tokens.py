@@ -7,7 +7,7 @@ the source after some shards as a full disk would, LATE_TOKENS=never has it hang
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from app import cli, preparation, prepare, sampler
@@ -21,9 +21,11 @@ wanted = threading.Event()
 wait, extend = preparation.Preparation._wait, prepare.CorpusTokenizer.extend
 
 
-def wait_and_say_so(self: preparation.Preparation, waiting: preparation.Waiting) -> None:
+def wait_and_say_so(
+    self: preparation.Preparation, there: Callable[[], bool], waiting: preparation.Waiting
+) -> None:
     wanted.set()
-    wait(self, waiting)
+    wait(self, there, waiting)
 
 
 def extend_when_wanted(

@@ -43,6 +43,7 @@ ORDER = [
     "stores",
     "token_cache",
     "prepare",
+    "missing_shards",
     "preparation",
     "loader",
     "compute",

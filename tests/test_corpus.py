@@ -12,7 +12,7 @@ import pytest
 
 from app import prepare as prepare_module
 from app.corpus import Corpus, OutOfData
-from app.errors import Unavailable
+from app.errors import AppError, Unavailable
 from app.loader import BatchGeometry, training_loader
 from app.preemption import StopRequest
 from app.preparation import Preparation, PrepareProgress, TokenNeed
@@ -198,6 +198,27 @@ def test_what_ends_the_preparation_is_raised_only_where_tokens_are_missing(
     assert there > SHARD
     assert len(corpus.train.read(0, there)) == there
     corpus.preparation.require("train", np.array([0]), there, lambda _: None)
+
+
+def test_what_comes_just_before_the_end_of_the_preparation_is_there(
+    make: MakeCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, wait = make("last").preparation, Preparation._wait
+
+    def after_the_end(self: Preparation, *arguments: Any) -> None:
+        data.run()
+        wait(self, *arguments)
+
+    monkeypatch.setattr(Preparation, "_wait", after_the_end)
+    assert data.wait_for("train", SHARD, lambda _: None).n_tokens("train") >= SHARD
+
+
+def test_a_need_that_was_too_little_is_an_error_of_ours(make: MakeCorpus) -> None:
+    corpus = make("little")
+    corpus.preparation.need = TokenNeed(stop=SHARD)
+    corpus.preparation.run()
+    with pytest.raises(AppError, match=r"TokenNeed\(start=0, stop=3000, .* was too little"):
+        corpus.preparation.wait_for("train", 10**6, lambda _: None)
 
 
 def test_a_stop_request_ends_the_waiting(make: MakeCorpus, gate: Gate) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -350,18 +351,49 @@ def read(data: Preparation, start: int, length: int) -> list[int]:
     return data.train.read(start, length).tolist()
 
 
-def test_a_damaged_shard_is_named_when_it_is_needed(
-    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
+@pytest.mark.parametrize("damage", ["changed", "shortened", "missing"])
+def test_a_damaged_shard_is_made_again_when_it_is_needed(
+    damage: str,
+    corpus: Path,
+    tmp_path: Path,
+    tokenizer: TokenizerFiles,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = run(corpus, tmp_path, tokenizer).train.read(0, 3 * SHARD).tolist()
+    whole = files(tmp_path)
+    again = run(corpus, tmp_path, tokenizer)
+    shard = next(tmp_path.rglob("train-00001.bin"))
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(b"\0" * (shard.stat().st_size - 2 * (damage == "shortened")))
+    read(again, 0, 10)
+    assert files(tmp_path) != whole
+    assert read(again, 0, 3 * SHARD) == before
+    assert files(tmp_path) == whole
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line.startswith(str(shard)) and line.endswith(": made again from the source")
+
+
+def test_a_stop_request_does_not_wait_for_a_shard_that_is_made_again(
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(corpus, tmp_path, tokenizer)
-    shard = next(tmp_path.rglob("train-00001.bin"))
-    shard.write_bytes(b"\0" * shard.stat().st_size)
-    again = run(corpus, tmp_path, tokenizer)
-    read(again, 0, 10)
-    border = int(again.index.ends["train"][0])
-    for start in (border, border - 5):
-        with pytest.raises(Damaged, match=f"^{shard} was changed.*delete it"):
-            read(again, start, 10)
+    data = run(corpus, tmp_path, tokenizer)
+    next(tmp_path.rglob("train-00001.bin")).unlink()
+    released = threading.Event()
+
+    def silent(data: DataSettings, after: Any) -> PlacedPieces:
+        assert released.wait(60)
+        return pieces_of([])
+
+    def stop(_: PrepareProgress) -> None:
+        raise Killed
+
+    monkeypatch.setattr(module, "documents", silent)
+    with pytest.raises(Killed):
+        data.require("train", np.array([0]), 3 * SHARD, stop)
+    released.set()
 
 
 def test_a_missing_shard_is_made_again_from_the_source(

@@ -21,6 +21,7 @@ from app.sources import Pieces, Position, documents, source_fingerprint
 from app.stores import Store, open_store
 from app.token_cache import TOKENS, TokenCache, open_token_cache
 from app.tokenizer import TokenizerFiles, read_tokenizer
+from tests.interposed import Answer, Interposed
 
 ROWS = [f"document {i}: " + "some words to be counted " * (i % 7) for i in range(400)]
 SHARD = 3000
@@ -56,8 +57,8 @@ class Node:
         self.tokenizer, self.store = tokenizer, store
         self.made: list[int] = []
 
-    def prepare(self, **need: Any) -> Preparation:
-        made = Preparation(
+    def open(self, **need: Any) -> Preparation:
+        return Preparation(
             self.data,
             self.tokenizer,
             source_fingerprint(self.data),
@@ -65,6 +66,9 @@ class Node:
             cache=lambda fingerprint: TokenCache(self.store, fingerprint),
             shard_tokens=SHARD,
         )
+
+    def prepare(self, **need: Any) -> Preparation:
+        made = self.open(**need)
         made.run()
         self.made.append(made.progress.tokens_made)
         return made
@@ -134,6 +138,57 @@ def test_a_resumed_node_fetches_what_it_reads_first_and_not_what_is_behind_it(
     fetched = late.prepare(start=ends[2] + 5, stop=ends[4])
     assert sorted(late.files()) == ["train-00003.bin", "train-00004.bin"]
     assert read(fetched, ends[2] + 5, 100) == whole.train.read(ends[2] + 5, 100).tolist()
+
+
+def test_a_node_that_falls_back_to_an_earlier_step_fetches_what_lies_before(
+    node: MakeNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    whole = node("first").prepare(stop=7 * SHARD)
+    monkeypatch.setattr(prepare_module, "documents", None)
+    ends = whole.index.ends["train"].tolist()
+    late = node("late")
+    fetched = late.prepare(start=ends[2] + 5, stop=ends[4])
+    assert "train-00001.bin" not in late.files()
+    assert read(fetched, ends[1] - 50, 100) == whole.train.read(ends[1] - 50, 100).tolist()
+    assert "train-00001.bin was needed and is here now" in caplog.messages
+    assert "train-00000.bin" not in late.files()
+
+
+def test_what_lies_before_does_not_wait_for_the_end_of_the_preparation(
+    node: MakeNode, tokens_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = node("first").prepare(stop=3 * SHARD)
+    read_it, late = threading.Event(), node("late")
+
+    def slow(data: DataSettings, after: Position | None) -> Pieces:
+        assert read_it.wait(60)
+        return documents(data, after)
+
+    monkeypatch.setattr(prepare_module, "documents", slow)
+    ends = whole.index.ends["train"].tolist()
+    data = late.open(start=ends[1] + 5, stop=6 * SHARD)
+    data.start()
+    data.wait_for("train", ends[1], lambda _: None)
+    assert read(data, 0, 10) == whole.train.read(0, 10).tolist()
+    read_it.set()
+    data.wait_for("train", 6 * SHARD, lambda _: None)
+
+
+def test_a_shard_that_rots_in_the_data_dir_is_fetched_again_with_one_warning(
+    node: MakeNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = node("first")
+    data = first.prepare()
+    monkeypatch.setattr(prepare_module, "documents", None)
+    whole = first.files()
+    path = data.directory / "train-00000.bin"
+    path.write_bytes(b"\0" * path.stat().st_size)
+    again = first.prepare()
+    assert len(read(again, 0, 10)) == 10
+    assert first.files() == whole
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line == f"{path} was changed (SHA-256 differs): fetched again"
 
 
 def test_a_late_node_that_turns_to_another_epoch_gets_the_beginning_too(node: MakeNode) -> None:
@@ -261,6 +316,60 @@ def test_an_upload_that_fails_costs_one_warning(
     assert len(warnings) == 1 and "could not be uploaded" in warnings[0].getMessage()
 
 
+@pytest.mark.parametrize("refused", ["put_if_absent", "put_if_match"])
+def test_an_index_that_is_refused_for_no_reason_costs_one_warning(
+    refused: str,
+    node: MakeNode,
+    tokens_store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if refused == "put_if_match":
+        node("first").prepare(stop=SHARD)
+    monkeypatch.setattr(tokens_store, refused, lambda *_: None)
+    assert node("second").prepare().index.complete
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "could not be uploaded" in line
+    assert "index.json is refused, though no other process wrote it" in line
+
+
+def test_a_server_that_compares_etags_without_quotes_gets_the_whole_index(
+    tmp_path: Path,
+    corpus: Path,
+    tokenizer: TokenizerFiles,
+    bucket: str,
+    s3_answers: Interposed,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def ceph(environ: dict[str, Any]) -> Answer | None:
+        if "HTTP_IF_MATCH" in environ:
+            if environ["HTTP_IF_MATCH"].startswith('"'):
+                return 412, "<Error><Code>PreconditionFailed</Code></Error>"
+            environ["HTTP_IF_MATCH"] = f'"{environ["HTTP_IF_MATCH"]}"'
+        return None
+
+    s3_answers.answering = ceph
+    first = Node(tmp_path / "first", corpus, tokenizer, open_store(f"s3://{bucket}/x", TOKENS))
+    first.prepare(stop=SHARD)
+    whole = first.prepare().index
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    second = Node(tmp_path / "second", corpus, tokenizer, open_store(f"s3://{bucket}/x", TOKENS))
+    assert second.prepare().index == whole and second.made == [0]
+
+
+def test_parts_of_shards_that_a_kill_left_long_ago_are_removed(
+    tmp_path: Path,
+    corpus: Path,
+    tokenizer: TokenizerFiles,
+    bucket: str,
+    s3_client: Any,
+) -> None:
+    s3_client.create_multipart_upload(Bucket=bucket, Key="x/_tokens/f/train-00000.bin")
+    store = open_store(f"s3://{bucket}/x", TOKENS)
+    Node(tmp_path / "first", corpus, tokenizer, store).prepare(stop=SHARD)
+    assert "Uploads" not in s3_client.list_multipart_uploads(Bucket=bucket)
+
+
 def _work(folder: Path, corpus: Path, tokenizer_directory: Path, store: str, gate: Any) -> None:
     prepare_module._BATCH_CHARACTERS = 1000
     tokenizer = read_tokenizer(tokenizer_directory, "")
@@ -326,15 +435,7 @@ def test_tokens_can_be_read_while_the_rest_is_still_fetched(
         return fetch(key, directory)
 
     monkeypatch.setattr(tokens_store, "fetch", slow)
-    second = node("second")
-    data = Preparation(
-        second.data,
-        second.tokenizer,
-        whole.index.source,
-        TokenNeed(stop=10**9),
-        cache=lambda fingerprint: TokenCache(tokens_store, fingerprint),
-        shard_tokens=SHARD,
-    )
+    data = node("second").open(stop=10**9)
     data.start()
     data.wait_for("train", 10, lambda _: None)
     assert read(data, 0, SHARD) == whole.train.read(0, SHARD).tolist()

@@ -1,0 +1,103 @@
+"""Shards that an index names and DATA_DIR lacks or holds damaged: fetched, or made again."""
+
+import logging
+import threading
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from app.errors import Damaged, NotFound
+from app.locks import locked_folder, own_folder
+from app.prepare import CorpusTokenizer
+from app.shards import NamedShard, ShardIndex, verify
+from app.token_cache import TokenCache
+
+log = logging.getLogger(__name__)
+
+_DOWNLOADS = 8  # at once
+_POLL_SECONDS = 0.2
+
+
+class MissingShards:
+    """Brings them to `directory`, whoever else does so at the same time."""
+
+    def __init__(self, directory: Path, corpus: CorpusTokenizer, cache: TokenCache | None) -> None:
+        self._directory, self._corpus, self._cache = directory, corpus, cache
+
+    def bring(
+        self, index: ShardIndex, wanted: Sequence[NamedShard], goes_on: Callable[[], None]
+    ) -> Generator[NamedShard, None, None]:
+        """Each of `wanted`, in that order, as soon as it is here and verified.
+
+        `goes_on` is called while a shard is made; what it raises ends the work. Raises what
+        `CorpusTokenizer.restore` raises, AccessDenied, Unavailable.
+        """
+        with own_folder(self._directory / "incoming") as scratch:
+            pool = ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="token-download")
+            try:
+                coming: list[tuple[NamedShard, Future[None]]] = [
+                    (named, pool.submit(self._fetch, named, scratch)) for named in wanted
+                ]
+                for named, download in coming:
+                    try:
+                        download.result()
+                    except (Damaged, NotFound) as error:
+                        log.warning("%s: made again from the source", error)
+                        self._restore(index, named, goes_on)
+                    yield named
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def bring_one(
+        self,
+        index: ShardIndex,
+        named: NamedShard,
+        goes_on: Callable[[], None],
+        waiting: Callable[[], None],
+    ) -> None:
+        """As `bring`, behind the caller, who calls `waiting`: what that raises ends the wait."""
+        outcome: Future[None] = Future()
+
+        def work() -> None:
+            try:
+                for _ in self.bring(index, [named], goes_on):
+                    log.info("%s was needed and is here now", named.name)
+                outcome.set_result(None)
+            except BaseException as error:  # noqa: BLE001 - raised again by `result`
+                outcome.set_exception(error)
+
+        threading.Thread(target=work, name="missing-shard", daemon=True).start()
+        while not outcome.done():
+            waiting()
+            wait([outcome], _POLL_SECONDS)
+        outcome.result()
+
+    def _fetch(self, named: NamedShard, scratch: Path) -> None:
+        try:
+            return verify(self._directory, named)
+        except Damaged as error:
+            if self._cache is None:
+                raise
+            if (self._directory / named.name).exists():
+                log.warning("%s: fetched again", error)
+        return self._cache.fetch(named, scratch, self._directory)
+
+    def _restore(self, index: ShardIndex, named: NamedShard, goes_on: Callable[[], None]) -> None:
+        # A lock of its own: who goes on after the index holds the other one for hours.
+        folder = self._directory / "restoring"
+        folder.mkdir(exist_ok=True)
+        with locked_folder(folder, goes_on):
+            if self._is_whole(named):  # another process made it
+                return
+            try:
+                self._corpus.restore(index, named.seal, lambda *_: goes_on())
+            except Damaged as error:
+                origin = f" (and {self._cache.uri}, if they come from there)" if self._cache else ""
+                raise Damaged(f"{error}{origin}") from error
+
+    def _is_whole(self, named: NamedShard) -> bool:
+        try:
+            verify(self._directory, named)
+        except Damaged:
+            return False
+        return True
