@@ -132,11 +132,16 @@ class LocalFiles:
 
     def paths(self, first: int) -> Generator[Path, None, None]:
         for path, listed in zip(self.found[first:], self.stats[first:], strict=True):
+            _check_unchanged(path, listed, "after it was listed")
             yield path
-            with reading(str(path)):
-                now = path.stat()
-            if (now.st_size, now.st_mtime_ns) != (listed.st_size, listed.st_mtime_ns):
-                raise Damaged(f"{path} was changed while it was read: start again")
+            _check_unchanged(path, listed, "while it was read")
+
+
+def _check_unchanged(path: Path, listed: os.stat_result, when: str) -> None:
+    with reading(str(path)):
+        now = path.stat()
+    if (now.st_size, now.st_mtime_ns) != (listed.st_size, listed.st_mtime_ns):
+        raise Damaged(f"{path} was changed {when}: start again")
 
 
 def content_digest(path: Path) -> str:

@@ -114,9 +114,8 @@ def open_preparation(
     )
     uri = job.settings.checkpoints.checkpoint_uri
     return Preparation(
-        source.settings,
+        source,
         job.tokenizer,
-        source.fingerprint,
         replace(need, stop=None) if everything else need,
         cache=lambda fingerprint: open_token_cache(uri, fingerprint),
         report=report,

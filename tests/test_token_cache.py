@@ -17,7 +17,7 @@ from app.errors import AccessDenied, Damaged, Unavailable
 from app.preparation import Preparation, TokenNeed
 from app.sections import DataSettings
 from app.shards import INDEX, decode_index
-from app.sources import Pieces, Position, documents, source_fingerprint
+from app.sources import Pieces, PinnedSource, Position, pin_source
 from app.stores import Store, open_store
 from app.token_cache import TOKENS, TokenCache, open_token_cache
 from app.tokenizer import TokenizerFiles, read_tokenizer
@@ -58,9 +58,8 @@ class Node:
 
     def prepare(self, **need: Any) -> Preparation:
         made = Preparation(
-            self.data,
+            pin_source(self.data),
             self.tokenizer,
-            source_fingerprint(self.data),
             TokenNeed(**need),
             cache=lambda fingerprint: TokenCache(self.store, fingerprint),
             shard_tokens=SHARD,
@@ -98,7 +97,7 @@ def test_a_new_node_fetches_and_does_not_read_the_text(
 ) -> None:
     first = node("first")
     whole = first.prepare()
-    monkeypatch.setattr(prepare_module, "documents", None)
+    monkeypatch.setattr(PinnedSource, "pieces", None)
     second = node("second")
     fetched = second.prepare(validation=10**6)
     assert fetched.index == whole.index
@@ -150,11 +149,11 @@ def test_what_the_cache_does_not_hold_is_made_after_it(
     part = first.prepare(stop=2 * SHARD)
     begun: list[Position | None] = []
 
-    def noted(data: DataSettings, after: Position | None) -> Pieces:
+    def noted(source: PinnedSource, after: Position | None) -> Pieces:
         begun.append(after)
-        return documents(data, after)
+        return source.opened.pieces(after)
 
-    monkeypatch.setattr(prepare_module, "documents", noted)
+    monkeypatch.setattr(PinnedSource, "pieces", noted)
     second = node("second")
     whole = second.prepare(validation=10**6)
     assert begun == [part.index.position]
@@ -328,9 +327,8 @@ def test_tokens_can_be_read_while_the_rest_is_still_fetched(
     monkeypatch.setattr(tokens_store, "fetch", slow)
     second = node("second")
     data = Preparation(
-        second.data,
+        pin_source(second.data),
         second.tokenizer,
-        whole.index.source,
         TokenNeed(stop=10**9),
         cache=lambda fingerprint: TokenCache(tokens_store, fingerprint),
         shard_tokens=SHARD,
