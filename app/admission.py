@@ -1,5 +1,7 @@
 """What is refused, or found to be finished, before anything is written to the store."""
 
+from collections.abc import Callable
+
 from app.attempts import ATTEMPTS, fences
 from app.checkpoints import LATEST, check_sizes, read_latest, read_manifest, stored_checkpoints
 from app.console import size
@@ -21,12 +23,15 @@ from app.state import checkpoint_bytes
 from app.stores import Store
 
 
-def source_of_run(job: Job, stored: StoredRecord | None) -> PinnedSource:
-    """A run goes on with the revision of the hub dataset that it was begun with."""
+def source_of_run(job: Job, stored: StoredRecord | None, alive: Callable[[], None]) -> PinnedSource:
+    """A run goes on with the revision of the hub dataset that it was begun with.
+
+    `alive` is as in `pin_source`.
+    """
     data = job.settings.data
     recorded = stored.record.identity if stored else None
     same = recorded is not None and recorded.dataset == redacted(data.dataset)
-    return pin_source(data, recorded.dataset_revision if recorded and same else None)
+    return pin_source(data, recorded.dataset_revision if recorded and same else None, alive)
 
 
 def check_space(job: Job, store: Store) -> None:

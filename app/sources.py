@@ -7,7 +7,7 @@ and go on there.
 import hashlib
 import itertools
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,15 +56,18 @@ class PinnedSource:
         return self.opened.pieces(after)
 
 
-def pin_source(settings: DataSettings, revision: str | None = None) -> PinnedSource:
+def pin_source(
+    settings: DataSettings, revision: str | None = None, alive: Callable[[], None] = lambda: None
+) -> PinnedSource:
     """Decide now what DATASET is, so that a commit on the hub does not change a running run.
 
     The fingerprint is the SHA-256 (hex) of what decides about the text: names and content of
     files, ETags and sizes of objects, revisions on the hub; never where a file lies or when it
     was written. `revision` is the one that the run was begun with. With it the hub need not
-    answer. Raises as `PinnedSource.pieces`.
+    answer. `alive` is called for each block of bytes that is fetched or hashed, now and while
+    pieces are read, in whatever thread does that. Raises as `PinnedSource.pieces`.
     """
-    source = _open_source(settings, revision)
+    source = _open_source(settings, revision, alive)
     identity = source.identity()
     canonical = json.dumps({"version": _VERSION, **identity}, sort_keys=True)
     return PinnedSource(
@@ -87,25 +90,25 @@ def is_hub_id(dataset: str) -> bool:
     return not names_files and not Path(dataset).exists()
 
 
-def _open_source(settings: DataSettings, revision: str | None = None) -> Source:
+def _open_source(settings: DataSettings, revision: str | None, alive: Callable[[], None]) -> Source:
     parts = _parts(settings)
     if not parts:
-        return _open_single(settings, revision)
+        return _open_single(settings, revision, alive)
     revisions = iter(revision.split(",") if revision else ())
     sources = []
     for part in parts:
         one = settings.model_copy(update={"dataset": part.spec})
         on_hub = part.spec != BUILTIN and is_hub_id(part.spec)
-        sources.append(_open_single(one, next(revisions, None) if on_hub else None))
+        sources.append(_open_single(one, next(revisions, None) if on_hub else None, alive))
     return mixture(parts, sources)
 
 
-def _open_single(settings: DataSettings, revision: str | None) -> Source:
+def _open_single(settings: DataSettings, revision: str | None, alive: Callable[[], None]) -> Source:
     if settings.dataset == BUILTIN:
         return _Builtin()
     if is_hub_id(settings.dataset):
         return open_hub(settings, revision)
-    return open_files(settings)
+    return open_files(settings, alive)
 
 
 def _parts(settings: DataSettings) -> tuple[WeightedPart, ...]:

@@ -87,13 +87,13 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     store = open_store(settings.checkpoints.checkpoint_uri, job.run_name)
     store.check()
     stored = load_record(store)
-    source = source_of_run(job, stored)
+    progress = TokenProgress()
+    source = source_of_run(job, stored, progress.alive)
     check_against_record(job, stored, source, store)
     if stored is not None and is_finished(job, stored.record, store):
         log.info("nothing to do: %s is finished at step %d", job.run_name, stored.record.target)
         return None
     check_space(job, store)
-    progress = TokenProgress()
     steps = range(_newest_step(store), _highest_target(job, stored))
     data = open_preparation(job, source, steps, progress.behind)
     try:
@@ -202,7 +202,7 @@ def _restore(run: HeldRun, model: SmolLM2, optimizer: torch.optim.Optimizer) -> 
     job = run.job
     data_dir = job.settings.data.data_dir
     with disk_failures(f"DATA_DIR={data_dir}"), own_folder(data_dir / "restore") as scratch:
-        found = newest_valid(run.store, scratch, required=STATE_FILES)
+        found = newest_valid(run.store, scratch, required=STATE_FILES, alive=beat)
         if found is None:
             if job.init_directory:
                 load_pretrained(job.init_directory, model)

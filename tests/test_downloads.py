@@ -92,7 +92,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def listed(uri: str, data_dir: Path) -> RemoteFiles:
-    return list_remote(uri, data_dir, SUFFIXES)
+    return list_remote(uri, data_dir, SUFFIXES, lambda: None)
 
 
 def contents(uri: str, data_dir: Path) -> list[bytes]:
@@ -150,6 +150,18 @@ def test_a_transfer_that_breaks_off_goes_on_where_it_was(
         ["", "bytes=1000-", "bytes=2000-"] if ranges else ["", "bytes=1000-", "", "bytes=1000-", ""]
     )
     assert web.requests[1:] == asked
+
+
+def test_each_block_that_is_fetched_is_a_sign_of_life(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.remote_web.BLOCK", 1000)
+    seen: list[None] = []
+    uri = f"{web.uri}/200/a.txt"
+    files = list_remote(uri, tmp_path, SUFFIXES, lambda: seen.append(None))
+    assert not seen
+    next(files.paths(0))
+    assert len(seen) == -(-len(CONTENT) // 1000)
 
 
 def test_a_transfer_that_always_breaks_off_is_given_up(
