@@ -198,6 +198,12 @@ def test_a_server_that_nobody_answers_for_is_unavailable(
         listed(f"{closed_endpoint}/a.txt", tmp_path)
 
 
+def test_what_is_no_address_is_refused_without_its_text(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is no address of a web server$") as caught:
+        listed("http://host:verysecret/a b.txt", tmp_path)
+    assert caught.value.__cause__ is None and "port" not in str(caught.value)
+
+
 def test_another_kind_of_uri_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^DATASET=gs://b/a.txt: URIs start with s3://"):
         listed("gs://b/a.txt", tmp_path)
