@@ -1,5 +1,7 @@
 """What is refused, or found to be finished, before anything is written to the store."""
 
+from collections.abc import Callable
+
 from app.attempts import ATTEMPTS, fences
 from app.checkpoints import LATEST, check_sizes, read_latest, read_manifest, stored_checkpoints
 from app.console import size
@@ -21,12 +23,21 @@ from app.state import checkpoint_bytes
 from app.stores import Store
 
 
-def source_of_run(job: Job, stored: StoredRecord | None) -> PinnedSource:
-    """A run goes on with the revision of the hub dataset that it was begun with."""
+def source_of_run(job: Job, stored: StoredRecord | None, alive: Callable[[], None]) -> PinnedSource:
+    """A run goes on with the revision of the hub dataset that it was begun with.
+
+    `alive` is as in `pin_source`.
+    """
     data = job.settings.data
-    recorded = stored.record.identity if stored else None
-    same = recorded is not None and recorded.dataset == redacted(data.dataset)
-    return pin_source(data, recorded.dataset_revision if recorded and same else None)
+    revision = None
+    if stored is not None and names_recorded_data(job, stored.record):
+        revision = stored.record.identity.dataset_revision
+    return pin_source(data, revision, alive)
+
+
+def names_recorded_data(job: Job, record: RunRecord) -> bool:
+    """Whether DATASET is written as it was when the run was begun."""
+    return record.identity.dataset == redacted(job.settings.data.dataset)
 
 
 def check_space(job: Job, store: Store) -> None:
@@ -45,9 +56,12 @@ def check_space(job: Job, store: Store) -> None:
 
 
 def check_against_record(
-    job: Job, stored: StoredRecord | None, source: PinnedSource, store: Store
+    job: Job, stored: StoredRecord | None, source: PinnedSource | None, store: Store
 ) -> None:
-    """Raises IncompatibleRun or Damaged; nothing is written."""
+    """Raises IncompatibleRun or Damaged; nothing is written.
+
+    Without `source` everything but the content of the data is compared.
+    """
     settings = job.settings
     committed = any(checkpoint.committed for checkpoint in stored_checkpoints(store))
     if stored is None:
@@ -65,8 +79,12 @@ def check_against_record(
             f"{store.uri}/{proof}, but no checkpoint is left: restore one from a backup, or "
             "choose another RUN_NAME to start again"
         )
-    identity = job.identity(source)
-    changed = "" if same_dataset(stored.record, identity) else difference(store, source.parts)
+    recorded, changed = stored.record.identity, ""
+    identity = job.identity(recorded.dataset_revision, recorded.dataset_fingerprint)
+    if source is not None:
+        identity = job.identity(source.revision, source.fingerprint)
+        if not same_dataset(stored.record, identity):
+            changed = difference(store, source.parts)
     check_identity(stored.record, identity, store.uri, changed)
     total = settings.run.total_steps
     if not settings.is_default("TOTAL_STEPS") and total != stored.record.total_steps:

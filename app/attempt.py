@@ -22,12 +22,12 @@ from app.console import on_terminal
 from app.corpus import Corpus, OutOfData
 from app.decoding import Sampling, generate_tokens
 from app.errors import ConfigError, Preempted
-from app.evaluation import evaluate, perplexity
+from app.evaluation import evaluate
 from app.health import beat
 from app.inference import InferenceModel
 from app.lease import Lease
 from app.loader import BatchGeometry, training_loader
-from app.metrics import MetricsLog, Row, step_line
+from app.metrics import MetricsLog, Row, perplexity, step_line
 from app.model import SmolLM2, flops_per_token
 from app.objective import LossFunction, Schedule
 from app.preemption import StopRequest, done_in_time

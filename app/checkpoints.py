@@ -13,7 +13,7 @@ A folder without a manifest is an upload that was cut short. Checkpoints order b
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +33,7 @@ FOLDER = "checkpoints"
 
 _NAME = re.compile(r"step-(\d{10})-e(\d{6})")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_BLOCK = 1 << 20  # bytes
 
 
 class FileEntry(BaseModel):
@@ -212,12 +213,13 @@ def fetch(
     directory: Path,
     only: Sequence[str] = (),
     required: Sequence[str] = (),
+    alive: Callable[[], None] = lambda: None,
 ) -> Path:
     """Verified files of a checkpoint in a local folder, which is returned.
 
     A store on a volume returns its own folder; others download into `directory`.
-    `only` limits the files; `required` must be among them. Raises Damaged with the file
-    and what is wrong with it.
+    `only` limits the files; `required` must be among them. `alive` is called for
+    each block that is fetched or verified. Raises Damaged with the file and what is wrong with it.
     """
     manifest = read_manifest(store, name)
     if lacking := sorted({*only, *required} - set(manifest.files)):
@@ -227,10 +229,10 @@ def fetch(
 
     def fetch_one(file: str) -> Path:
         try:
-            path = store.fetch(name.key(file), directory)
+            path = store.fetch(name.key(file), directory, alive)
         except NotFound as error:
             raise Damaged(f"{name.key(file)} is missing") from error
-        _verify(path, manifest.files[file], name.key(file))
+        _verify(path, manifest.files[file], name.key(file), alive)
         return path
 
     pool = ThreadPoolExecutor(max_workers=4)
@@ -256,12 +258,16 @@ class ValidCheckpoint:
 
 
 def newest_valid(
-    store: Store, directory: Path, required: Sequence[str] = ()
+    store: Store,
+    directory: Path,
+    required: Sequence[str] = (),
+    alive: Callable[[], None] = lambda: None,
 ) -> ValidCheckpoint | None:
     """Search from the newest checkpoint on, downloading into `directory` where needed.
 
-    One without a `required` file is damaged. None if the store holds no committed
-    checkpoint at all. Raises Damaged when there are checkpoints and none of them is valid.
+    One without a `required` file is damaged. `alive` is as in `fetch`. None if the store
+    holds no committed checkpoint at all. Raises Damaged when there are checkpoints and none
+    of them is valid.
     """
     damaged: list[tuple[CheckpointName, str]] = []
     latest = read_latest(store)
@@ -273,7 +279,7 @@ def newest_valid(
         target = directory / str(stored.name)
         target.mkdir(parents=True, exist_ok=True)
         try:
-            path = fetch(store, stored.name, target, required=required)
+            path = fetch(store, stored.name, target, required=required, alive=alive)
             return ValidCheckpoint(stored.name, path, damaged)
         except Damaged as error:
             damaged.append((stored.name, str(error)))
@@ -298,9 +304,12 @@ def check_sizes(store: Store, name: CheckpointName, manifest: Manifest) -> None:
             )
 
 
-def _verify(path: Path, entry: FileEntry, key: str) -> None:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
+def _verify(path: Path, entry: FileEntry, key: str, alive: Callable[[], None]) -> None:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            alive()
     if digest.hexdigest() != entry.sha256:
         raise Damaged(f"{key} does not match its SHA-256 in the manifest")
 

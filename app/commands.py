@@ -59,7 +59,8 @@ def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -
         print(f"{files.directory}: {files.vocab_size:,} tokens")
         return
     steps = range(settings.run.total_steps + settings.run.additional_steps)
-    source, progress = pin_source(settings.data), TokenProgress()
+    progress = TokenProgress()
+    source = pin_source(settings.data, alive=progress.alive)
     preparation = open_preparation(
         resolve_job(settings), source, steps, progress.waiting, everything=arguments.all
     )

@@ -28,6 +28,7 @@ class RemoteFiles:
     remote: Remote
     listed: tuple[RemoteFile, ...]
     data_dir: Path
+    alive: Callable[[], None]
 
     @property
     def names(self) -> list[str]:
@@ -53,7 +54,9 @@ class RemoteFiles:
                     return None
                 file = self.listed[number]
                 target = folder / f"{number:06d}-{posixpath.basename(file.name)}"
-                return _Fetching(lambda stopped: fetch(self.remote, file, target, place, stopped))
+                return _Fetching(
+                    lambda stopped: fetch(self.remote, file, target, place, stopped, self.alive)
+                )
 
             current = begin(first)
             try:
@@ -92,12 +95,17 @@ class _Fetching:
 
 
 def fetch(
-    remote: Remote, file: RemoteFile, target: Path, place: str, stopped: threading.Event
+    remote: Remote,
+    file: RemoteFile,
+    target: Path,
+    place: str,
+    stopped: threading.Event,
+    alive: Callable[[], None],
 ) -> Path:
     """`file` at `target`, whole. A transfer that breaks off goes on where it was.
 
-    `place` names the folder for messages. Raises what `Remote.open` raises, some of it after
-    several tries; Unavailable if it was told to stop.
+    `place` names the folder for messages; `alive` is called for each block. Raises what
+    `Remote.open` raises, some of it after several tries; Unavailable if it was told to stop.
     """
     backoff = Backoff()
     furthest = 0
@@ -107,6 +115,7 @@ def fetch(
                 with remote.open(file, output.tell()) as blocks:
                     for block in blocks:
                         output.write(block)
+                        alive()
                         if stopped.is_set():
                             raise Unavailable(f"{file.uri}: no longer needed")
                 if output.tell() < file.size:
@@ -128,7 +137,9 @@ def fetch(
     return target
 
 
-def list_remote(uri: str, data_dir: Path, suffixes: Sequence[str]) -> RemoteFiles:
+def list_remote(
+    uri: str, data_dir: Path, suffixes: Sequence[str], alive: Callable[[], None]
+) -> RemoteFiles:
     """The files at `uri`: s3:// (object, prefix or glob), http:// or https://.
 
     Raises ConfigError (another scheme, or no file of ours), NotFound, AccessDenied, Unavailable.
@@ -146,4 +157,4 @@ def list_remote(uri: str, data_dir: Path, suffixes: Sequence[str]) -> RemoteFile
         raise NotFound(f"{setting}: no object matches (of {', '.join(suffixes)})")
     if not all(file.name.endswith(tuple(suffixes)) for file in listed):
         raise ConfigError(f"{setting}: files end with {', '.join(suffixes)}")
-    return RemoteFiles(remote, tuple(listed), data_dir)
+    return RemoteFiles(remote, tuple(listed), data_dir, alive)

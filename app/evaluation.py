@@ -1,6 +1,5 @@
 """Validation: the mean loss over held-out tokens."""
 
-import math
 import time
 from collections.abc import Callable
 
@@ -11,11 +10,6 @@ from app.health import beat
 from app.loader import ValidationBatches
 from app.model import SmolLM2
 from app.objective import LossFunction
-
-
-def perplexity(loss: float | None) -> float | None:
-    """e to the loss in nats per token; None stays None. Capped where a float64 ends."""
-    return None if loss is None else math.exp(min(loss, 700.0))
 
 
 @torch.no_grad()

@@ -3,10 +3,11 @@
 import glob
 import hashlib
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -74,18 +75,19 @@ class FileSource:
                 inside = {}
 
 
-def open_files(settings: DataSettings) -> FileSource:
+def open_files(settings: DataSettings, alive: Callable[[], None]) -> FileSource:
     """List what a path, folder, glob or URI names. Nothing is read or fetched yet.
 
+    `alive` is called for each block that is fetched or hashed later.
     Raises NotFound, AccessDenied, Unavailable, or ConfigError (not a file of ours, or one file
     under two names).
     """
     spec = settings.dataset.removeprefix("file://")
     files: Files
     if "://" in spec:
-        files = list_remote(spec, settings.data_dir, SUFFIXES)
+        files = list_remote(spec, settings.data_dir, SUFFIXES, alive)
     else:
-        files = LocalFiles.find(Path(spec).expanduser(), spec)
+        files = LocalFiles.find(Path(spec).expanduser(), spec, alive)
     return FileSource(settings.dataset, files, settings.text_column)
 
 
@@ -95,9 +97,10 @@ class LocalFiles:
 
     found: tuple[Path, ...]
     stats: tuple[os.stat_result, ...]
+    alive: Callable[[], None]
 
     @classmethod
-    def find(cls, path: Path, spec: str) -> "LocalFiles":
+    def find(cls, path: Path, spec: str, alive: Callable[[], None]) -> "LocalFiles":
         with reading(str(path)):
             found = _listed(path, spec)
             stats = tuple(file.stat() for file in found)
@@ -109,7 +112,7 @@ class LocalFiles:
                     f"DATASET={spec}: {other} and {file} are the same file, which would be read "
                     "twice: remove one, or name the files by a glob"
                 )
-        return cls(tuple(found), stats)
+        return cls(tuple(found), stats, alive)
 
     @property
     def names(self) -> list[str]:
@@ -127,19 +130,25 @@ class LocalFiles:
         }
 
     def digests(self) -> Mapping[str, str]:
+        digest = partial(content_digest, alive=self.alive)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return dict(zip(self.names, pool.map(content_digest, self.found), strict=True))
+            return dict(zip(self.names, pool.map(digest, self.found), strict=True))
 
     def paths(self, first: int) -> Generator[Path, None, None]:
         for path, listed in zip(self.found[first:], self.stats[first:], strict=True):
+            _check_unchanged(path, listed, "after it was listed")
             yield path
-            with reading(str(path)):
-                now = path.stat()
-            if (now.st_size, now.st_mtime_ns) != (listed.st_size, listed.st_mtime_ns):
-                raise Damaged(f"{path} was changed while it was read: start again")
+            _check_unchanged(path, listed, "while it was read")
 
 
-def content_digest(path: Path) -> str:
+def _check_unchanged(path: Path, listed: os.stat_result, when: str) -> None:
+    with reading(str(path)):
+        now = path.stat()
+    if (now.st_size, now.st_mtime_ns) != (listed.st_size, listed.st_mtime_ns):
+        raise Damaged(f"{path} was changed {when}: start again")
+
+
+def content_digest(path: Path, alive: Callable[[], None]) -> str:
     """Size and SHA-256 (hex) of a file of up to 64 MiB, of blocks of it if it is larger.
 
     Of a large file 256 blocks of 64 KiB count, the first and the last one among them, evenly
@@ -149,12 +158,16 @@ def content_digest(path: Path) -> str:
     """
     with reading(str(path)), path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size <= WHOLE_BYTES:
-            return f"{size} {hashlib.file_digest(file, 'sha256').hexdigest()}"
         digest = hashlib.sha256()
+        if size <= WHOLE_BYTES:
+            while content := file.read(_BLOCK):
+                digest.update(content)
+                alive()
+            return f"{size} {digest.hexdigest()}"
         for block in range(_BLOCKS):
             file.seek((size - _BLOCK) * block // (_BLOCKS - 1))
             digest.update(file.read(_BLOCK))
+            alive()
         return f"{size} blocks {digest.hexdigest()}"
 
 

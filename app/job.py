@@ -35,14 +35,15 @@ class Job:
     init_directory: Path | None
     tokenizer: TokenizerFiles
 
-    def identity(self, source: PinnedSource) -> Identity:
+    def identity(self, revision: str | None, fingerprint: str) -> Identity:
+        """With the hub revision and the fingerprint of the data, which are not looked at here."""
         data, model = self.settings.data, self.settings.model
         return Identity(
             model=self.model_name,
             shape=asdict(self.config),
             dataset=redacted(data.dataset),
-            dataset_revision=source.revision,
-            dataset_fingerprint=source.fingerprint,
+            dataset_revision=revision,
+            dataset_fingerprint=fingerprint,
             tokenizer=data.tokenizer,
             tokenizer_fingerprint=self.tokenizer.fingerprint,
             seq_len=self.geometry.seq_len,
@@ -114,9 +115,8 @@ def open_preparation(
     )
     uri = job.settings.checkpoints.checkpoint_uri
     return Preparation(
-        source.settings,
+        source,
         job.tokenizer,
-        source.fingerprint,
         replace(need, stop=None) if everything else need,
         cache=lambda fingerprint: open_token_cache(uri, fingerprint),
         report=report,

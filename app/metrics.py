@@ -13,7 +13,7 @@ import logging
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, overload
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -235,6 +235,15 @@ def _rows(content: bytes) -> tuple[list[Row], int]:
     return rows, unreadable
 
 
+@overload
+def perplexity(loss: float) -> float: ...
+@overload
+def perplexity(loss: None) -> None: ...
+def perplexity(loss: float | None) -> float | None:
+    """e to the loss in nats per token; None stays None. Capped where a float64 ends."""
+    return None if loss is None else math.exp(min(loss, 700.0))
+
+
 def step_line(row: Row, target: int, step_seconds: float) -> str:
     """The one tidy line of a step."""
     parts = [
@@ -247,8 +256,8 @@ def step_line(row: Row, target: int, step_seconds: float) -> str:
     if row.mfu is not None:
         parts.append(f"MFU {row.mfu:.1%}")
     if row.validation_loss is not None:
-        perplexity = math.exp(min(row.validation_loss, 700))
-        parts.append(f"val loss {row.validation_loss:.4f} (ppl {perplexity:,.1f})")
+        ppl = perplexity(row.validation_loss)
+        parts.append(f"val loss {row.validation_loss:.4f} (ppl {ppl:,.1f})")
     parts.append(f"ETA {duration((target - row.step) * step_seconds)}")
     age = row.checkpoint_age_seconds
     parts.append("not saved yet" if age is None else f"saved {duration(age)} ago")

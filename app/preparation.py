@@ -21,7 +21,6 @@ from app.failures import disk_failures
 from app.locks import locked_folder
 from app.missing_shards import MissingShards
 from app.prepare import HELD_OUT_ONE_IN, CorpusTokenizer, Tally, tokens_fingerprint
-from app.sections import DataSettings
 from app.shards import (
     SHARD_TOKENS,
     NamedShard,
@@ -32,6 +31,7 @@ from app.shards import (
     verify,
     write_index,
 )
+from app.sources import PinnedSource
 from app.token_cache import CacheUploader, TokenCache
 from app.tokenizer import TokenizerFiles
 
@@ -97,9 +97,8 @@ class Preparation:
 
     def __init__(
         self,
-        data: DataSettings,
+        source: PinnedSource,
         tokenizer: TokenizerFiles,
-        source: str,
         need: TokenNeed,
         *,
         cache: Callable[[str], TokenCache | None] = lambda fingerprint: None,
@@ -109,12 +108,13 @@ class Preparation:
         """`cache` opens the cache of a fingerprint. `report` is called in the working
         thread, every two seconds or so; what it raises ends the work."""
         self.tokenizer, self.need = tokenizer, need
-        self.fingerprint = tokens_fingerprint(source, tokenizer)
-        self.directory = data.data_dir / "tokens" / self.fingerprint[:24]
-        self.index = ShardIndex(source, tokenizer.fingerprint)
+        self.fingerprint = tokens_fingerprint(source.fingerprint, tokenizer)
+        data_dir = source.settings.data_dir
+        self.directory = data_dir / "tokens" / self.fingerprint[:24]
+        self.index = ShardIndex(source.fingerprint, tokenizer.fingerprint)
         self.progress = PrepareProgress()
-        self._place = f"DATA_DIR={data.data_dir}"
-        self._corpus = CorpusTokenizer(data, tokenizer, self.directory, shard_tokens)
+        self._place = f"DATA_DIR={data_dir}"
+        self._corpus = CorpusTokenizer(source, tokenizer, self.directory, shard_tokens)
         self._cache = cache(self.fingerprint)
         self._missing = MissingShards(self.directory, self._corpus, self._cache)
         self._uploader = CacheUploader(self._cache, self.directory) if self._cache else None
@@ -141,8 +141,8 @@ class Preparation:
     def run(self) -> None:
         """Work until the need is met, and until what was made is in the cache.
 
-        Raises what `documents` raises; ConfigError for a dataset without text; for DATA_DIR
-        AccessDenied (not writable) or Unavailable (full); Damaged for a changed cache.
+        Raises what `PinnedSource.pieces` raises; ConfigError for a dataset without text; for
+        DATA_DIR AccessDenied (not writable) or Unavailable (full); Damaged for a changed cache.
         """
         try:
             self._work()

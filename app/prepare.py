@@ -16,9 +16,9 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from app.errors import ConfigError, Damaged
-from app.sections import MAX_VALIDATION_TOKENS, DataSettings
+from app.sections import MAX_VALIDATION_TOKENS
 from app.shards import SHARD_TOKENS, ShardIndex, ShardWriter, Split, Tokens
-from app.sources import Piece, Pieces, Position, documents
+from app.sources import Piece, Pieces, PinnedSource, Position
 from app.tokenizer import TextEncoder, TokenizerFiles
 
 HELD_OUT_ONE_IN = 100
@@ -60,25 +60,25 @@ class CorpusTokenizer:
 
     def __init__(
         self,
-        data: DataSettings,
+        source: PinnedSource,
         tokenizer: TokenizerFiles,
         directory: Path,
         shard_tokens: int = SHARD_TOKENS,
     ) -> None:
-        self._data, self._tokenizer, self._directory = data, tokenizer, directory
-        self._shard_tokens = shard_tokens
+        self._source, self._tokenizer, self._directory = source, tokenizer, directory
+        self._dataset, self._shard_tokens = source.settings.dataset, shard_tokens
 
     def extend(self, index: ShardIndex, done: Callable[[Tally, int], None]) -> Iterator[ShardIndex]:
         """Go on after `index`: the new one after each seal, to the end of the source.
 
         `done` is called after each batch, with the training tokens sealed and pending.
-        Raises what `documents` raises, ConfigError for a dataset without text, OSError.
+        Raises what `PinnedSource.pieces` raises, ConfigError for a dataset without text, OSError.
         """
         writer = ShardWriter(self._directory, index)
         for tally, complete in self._fill(writer, done):
             if complete and not writer.n_tokens("train"):
                 raise ConfigError(
-                    f"DATASET={self._data.dataset} has no text to train on: name another dataset"
+                    f"DATASET={self._dataset} has no text to train on: name another dataset"
                 )
             writer.seal(
                 position=tally.position,
@@ -101,7 +101,7 @@ class CorpusTokenizer:
         )
         if seal != index.seals[number]:
             raise Damaged(
-                f"DATASET={self._data.dataset} does not give the tokens that it gave before: "
+                f"DATASET={self._dataset} does not give the tokens that it gave before: "
                 f"delete {self._directory} and start again"
             )
 
@@ -115,7 +115,7 @@ class CorpusTokenizer:
         """
         index = writer.index
         tally = Tally(index.position, index.pieces, index.documents, index.text_bytes)
-        source = documents(self._data, index.position)
+        source = self._source.pieces(index.position)
         try:
             for batch in _encoded(_batches(source), TextEncoder(self._tokenizer)):
                 tally = self._append(writer, batch, tally)

@@ -34,6 +34,7 @@ def difference(store: Store, parts: Mapping[str, str]) -> str:
     try:
         content = json.loads(store.get(SOURCE)[0])
         count, before = content["count"], content["parts"]
+        assert isinstance(count, int)
         assert before is None or all(isinstance(value, str) for value in before.values())
     except NotFound:
         return ""

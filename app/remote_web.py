@@ -6,7 +6,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, InvalidURL
 from urllib.parse import unquote, urlsplit
 
 from app.errors import AccessDenied, AppError, ConfigError, NotFound, Unavailable
@@ -78,6 +78,8 @@ class WebFile:
                 yield answer
         except urllib.error.HTTPError:
             raise
+        except InvalidURL:  # whose text can be a part of a password
+            raise ConfigError(f"{self._setting} is no address of a web server") from None
         except _NO_ANSWER as error:
             raise Unavailable(f"{self._setting} cannot be reached: {error}") from error
 

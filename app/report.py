@@ -22,7 +22,7 @@ from app.charts import Line, line_chart, short
 from app.checkpoints import Held
 from app.console import duration
 from app.errors import AppError
-from app.metrics import Row, stored_rows
+from app.metrics import Row, perplexity, stored_rows
 from app.presets import ModelConfig
 from app.record import RunRecord, load_record
 from app.stores import Store
@@ -122,11 +122,10 @@ def _facts(run: ReportedRun) -> Iterator[str]:
     evaluated = [row for row in run.rows if _finite(row.validation_loss)]
     if evaluated:
         value = evaluated[-1].validation_loss or 0.0
-        perplexity = math.exp(min(value, 700))
         yield _fact(
             "validation loss",
             f"{value:.4f}",
-            f"perplexity {perplexity:,.1f}, step {evaluated[-1].step:,}",
+            f"perplexity {perplexity(value):,.1f}, step {evaluated[-1].step:,}",
         )
     lost = sum(attempt.steps_lost for attempt in run.attempts)
     yield _fact("attempts", str(len(run.attempts)), f"{lost:,} steps made twice")

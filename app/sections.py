@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from app.dataset_spec import mixture_parts
 
 ENV_FILE = Path(".env")
+CREDENTIALS = "credentials do not belong in a URI"
 MAX_VALIDATION_TOKENS = 4_000_000  # more held-out text is left out
 
 
@@ -125,8 +126,14 @@ class DataSettings(Section):
 
     @field_validator("dataset")
     @classmethod
-    def _readable_mixture(cls, dataset: str) -> str:
-        mixture_parts(dataset)
+    def _readable(cls, dataset: str) -> str:
+        try:
+            specs = [part.spec for part in mixture_parts(dataset)] or [dataset]
+        except ValueError:
+            _check_address(dataset)  # else the error would quote it
+            raise
+        for spec in specs:
+            _check_address(spec)
         return dataset
 
     @field_validator("data_dir")
@@ -255,7 +262,7 @@ class CheckpointSettings(Section):
         except ValueError as error:
             raise ValueError("not a URI") from error
         if "@" in parts.netloc:
-            raise ValueError("credentials do not belong in a URI; set AWS_ACCESS_KEY_ID instead")
+            raise ValueError(f"{CREDENTIALS}; set AWS_ACCESS_KEY_ID instead")
         if parts.query or parts.fragment or ".." in parts.path.split("/"):
             raise ValueError("'?', '#' and '..' have no meaning here")
         if parts.scheme == "file":
@@ -340,6 +347,25 @@ def variables() -> Iterator[Variable]:
     for section, model in SECTIONS.items():
         for name, info in model.model_fields.items():
             yield Variable(name.upper(), section, info)
+
+
+def _check_address(spec: str) -> None:
+    """Raises ValueError, without any of its text, for a URI that names a user.
+
+    A password with a slash in it looks like a port that is no number.
+    """
+    if "://" not in spec:
+        return
+    try:
+        parts = urlsplit(spec)
+        plain = "@" not in parts.netloc and (parts.port is None or parts.port >= 0)
+    except ValueError:
+        plain = False
+    if not plain:
+        raise ValueError(
+            f"{CREDENTIALS}, and a port is a number; give a web file a signed address, and set "
+            "AWS_ACCESS_KEY_ID for a bucket"
+        )
 
 
 def redacted(text: str) -> str:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from app.errors import ConfigError
 from app.presets import PRESETS
 from app.sections import (
+    CREDENTIALS,
     ENV_FILE,
     SECTIONS,
     BatchSettings,
@@ -151,7 +152,9 @@ def _problem(detail: Any, sources: Mapping[str, Source]) -> str:
     name = str(detail["loc"][0]).upper()
     reason = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "allowed:")
     where = _WHERE.get(sources.get(name, "default"), "its default")
-    return f"{name}={redacted(repr(detail['input']))} (from {where}) cannot be used: {reason}"
+    # A password can hold what ends a URI, which no pattern sees.
+    value = "***" if CREDENTIALS in reason else redacted(repr(detail["input"]))
+    return f"{name}={value} (from {where}) cannot be used: {reason}"
 
 
 def _impossible_combinations(settings: Settings) -> Iterator[str]:

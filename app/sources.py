@@ -7,8 +7,8 @@ and go on there.
 import hashlib
 import itertools
 import json
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.builtin import BUILTIN, builtin_documents, builtin_fingerprint
@@ -22,23 +22,10 @@ from app.pieces import Piece, Pieces, Placed, PlacedPieces, Position, Source
 from app.readers import SUFFIXES
 from app.sections import DataSettings
 
-__all__ = ["Piece", "Pieces", "PinnedSource", "Position", "documents", "pin_source"]
+__all__ = ["Piece", "Pieces", "PinnedSource", "Position", "pin_source"]
 
 _VERSION = 2  # of the way that a source becomes pieces
 _DIGEST_LENGTH = 16
-
-
-def documents(settings: DataSettings, after: Position | None = None) -> Pieces:
-    """The pieces of DATASET after the position `after`, always in the same order.
-
-    A .txt file is one document, in pieces of about 4 KiB cut at line ends; a row of a million
-    characters or more is cut in the same way. Rows without text are empty pieces. Remote files
-    are fetched when their turn comes.
-
-    Raises NotFound, AccessDenied, Unavailable, ConfigError (no such column) or Damaged
-    (names the file), some of them on the way.
-    """
-    return _open_source(settings).pieces(after)
 
 
 @dataclass(frozen=True)
@@ -47,23 +34,40 @@ class PinnedSource:
 
     `parts` says what the fingerprint is made of: a file, object, dataset or variable by name,
     and a digest of what it holds. `revision` is None where nothing comes from the hub.
+    `opened` is the listing that the fingerprint is of: nothing is listed a second time.
     """
 
     settings: DataSettings
     fingerprint: str
     revision: str | None
     parts: Mapping[str, str]
+    opened: Source = field(repr=False, compare=False)
+
+    def pieces(self, after: Position | None = None) -> Pieces:
+        """The pieces of DATASET after the position `after`, always in the same order.
+
+        A .txt file is one document, in pieces of about 4 KiB cut at line ends; a row of a
+        million characters or more is cut in the same way. Rows without text are empty pieces.
+        Remote files are fetched when their turn comes.
+
+        Raises NotFound, AccessDenied, Unavailable, ConfigError (no such column, a remote file
+        that was replaced) or Damaged (names the file), some of them on the way.
+        """
+        return self.opened.pieces(after)
 
 
-def pin_source(settings: DataSettings, revision: str | None = None) -> PinnedSource:
+def pin_source(
+    settings: DataSettings, revision: str | None = None, alive: Callable[[], None] = lambda: None
+) -> PinnedSource:
     """Decide now what DATASET is, so that a commit on the hub does not change a running run.
 
     The fingerprint is the SHA-256 (hex) of what decides about the text: names and content of
     files, ETags and sizes of objects, revisions on the hub; never where a file lies or when it
     was written. `revision` is the one that the run was begun with. With it the hub need not
-    answer. Raises as `documents`.
+    answer. `alive` is called for each block of bytes that is fetched or hashed, now and while
+    pieces are read, in whatever thread does that. Raises as `PinnedSource.pieces`.
     """
-    source = _open_source(settings, revision)
+    source = _open_source(settings, revision, alive)
     identity = source.identity()
     canonical = json.dumps({"version": _VERSION, **identity}, sort_keys=True)
     return PinnedSource(
@@ -71,12 +75,8 @@ def pin_source(settings: DataSettings, revision: str | None = None) -> PinnedSou
         hashlib.sha256(canonical.encode()).hexdigest(),
         source.revision,
         {name: _short(value) for name, value in identity.items()},
+        source,
     )
-
-
-def source_fingerprint(settings: DataSettings) -> str:
-    """Of DATASET as it is now; see `pin_source`."""
-    return pin_source(settings).fingerprint
 
 
 def is_hub_id(dataset: str) -> bool:
@@ -90,25 +90,25 @@ def is_hub_id(dataset: str) -> bool:
     return not names_files and not Path(dataset).exists()
 
 
-def _open_source(settings: DataSettings, revision: str | None = None) -> Source:
+def _open_source(settings: DataSettings, revision: str | None, alive: Callable[[], None]) -> Source:
     parts = _parts(settings)
     if not parts:
-        return _open_single(settings, revision)
+        return _open_single(settings, revision, alive)
     revisions = iter(revision.split(",") if revision else ())
     sources = []
     for part in parts:
         one = settings.model_copy(update={"dataset": part.spec})
         on_hub = part.spec != BUILTIN and is_hub_id(part.spec)
-        sources.append(_open_single(one, next(revisions, None) if on_hub else None))
+        sources.append(_open_single(one, next(revisions, None) if on_hub else None, alive))
     return mixture(parts, sources)
 
 
-def _open_single(settings: DataSettings, revision: str | None) -> Source:
+def _open_single(settings: DataSettings, revision: str | None, alive: Callable[[], None]) -> Source:
     if settings.dataset == BUILTIN:
         return _Builtin()
     if is_hub_id(settings.dataset):
         return open_hub(settings, revision)
-    return open_files(settings)
+    return open_files(settings, alive)
 
 
 def _parts(settings: DataSettings) -> tuple[WeightedPart, ...]:

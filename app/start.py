@@ -12,7 +12,13 @@ from functools import partial
 
 import torch
 
-from app.admission import check_against_record, check_space, is_finished, source_of_run
+from app.admission import (
+    check_against_record,
+    check_space,
+    is_finished,
+    names_recorded_data,
+    source_of_run,
+)
 from app.attempt import Attempt, Sections, Trainer
 from app.attempts import AttemptJournal, AttemptRecord, now, read_attempts
 from app.checkpoints import CheckpointName, highest_epoch, newest_valid, stored_checkpoints
@@ -87,13 +93,17 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     store = open_store(settings.checkpoints.checkpoint_uri, job.run_name)
     store.check()
     stored = load_record(store)
-    source = source_of_run(job, stored)
-    check_against_record(job, stored, source, store)
+    progress = TokenProgress()
     if stored is not None and is_finished(job, stored.record, store):
+        # Its data may be gone. Under another name they may still be the same.
+        named = names_recorded_data(job, stored.record)
+        source = None if named else source_of_run(job, stored, progress.alive)
+        check_against_record(job, stored, source, store)
         log.info("nothing to do: %s is finished at step %d", job.run_name, stored.record.target)
         return None
+    source = source_of_run(job, stored, progress.alive)
+    check_against_record(job, stored, source, store)
     check_space(job, store)
-    progress = TokenProgress()
     steps = range(_newest_step(store), _highest_target(job, stored))
     data = open_preparation(job, source, steps, progress.behind)
     try:
@@ -165,7 +175,9 @@ def _open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> 
     check_against_record(job, stored, source, store)
     if stored is None:
         total_steps = settings.run.total_steps
-        stored = create_record(store, job.run_name, job.identity(source), total_steps)
+        stored = create_record(
+            store, job.run_name, job.identity(source.revision, source.fingerprint), total_steps
+        )
     remember_parts(store, source.parts)
     for name in set_late_aside(store):
         log.error("LATE CHECKPOINT %s moved aside: another attempt had gone on before it", name)
@@ -202,7 +214,7 @@ def _restore(run: HeldRun, model: SmolLM2, optimizer: torch.optim.Optimizer) -> 
     job = run.job
     data_dir = job.settings.data.data_dir
     with disk_failures(f"DATA_DIR={data_dir}"), own_folder(data_dir / "restore") as scratch:
-        found = newest_valid(run.store, scratch, required=STATE_FILES)
+        found = newest_valid(run.store, scratch, required=STATE_FILES, alive=beat)
         if found is None:
             if job.init_directory:
                 load_pretrained(job.init_directory, model)

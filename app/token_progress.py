@@ -16,11 +16,13 @@ _LINE_SECONDS_BEHIND = 60.0  # while training goes on
 
 
 class TokenProgress:
-    """`waiting` is called by who waits, often; `behind` by the preparation."""
+    """`waiting` is called by who waits, often; `behind` by the preparation; `alive` by whatever
+    reads the source."""
 
     def __init__(self) -> None:
         self._bar: tqdm[None] | None = None
         self._since: float | None = None
+        self._behind = False
         self._last_line = time.monotonic()
         self._seen: PrepareProgress | None = None
         self._said: PrepareProgress | None = None
@@ -28,6 +30,7 @@ class TokenProgress:
     def waiting(self, progress: PrepareProgress) -> None:
         """Somebody can do nothing else until the tokens are there. A sign of life, if the
         preparation gives one."""
+        self._behind = False
         now = time.monotonic()
         if self._since is None:
             self._since, self._last_line = now, now - _LINE_SECONDS / 2
@@ -40,6 +43,12 @@ class TokenProgress:
             self._last_line, self._said = now, progress
             log.info("preparing data: %s", describe(progress))
 
+    def alive(self) -> None:
+        """Bytes of the source came in: a sign of life until the first tokens are there and
+        while somebody waits. Behind the training it would hide that the training hangs."""
+        if not self._behind:
+            beat()
+
     def behind(self, progress: PrepareProgress) -> None:
         """The preparation goes on, and nobody waits for it."""
         now = time.monotonic()
@@ -50,7 +59,7 @@ class TokenProgress:
     def arrived(self) -> float:
         """What was waited for is there. Returns the seconds that it took."""
         started, self._since = self._since, None
-        self._seen = None
+        self._seen, self._behind = None, True
         if self._bar is not None:
             self._bar.close()
             self._bar = None

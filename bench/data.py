@@ -72,7 +72,7 @@ def prepared(folder: Path) -> Any:
 
     source = pin_source(DataSettings(dataset=str(folder / "corpus.jsonl"), data_dir=folder))
     tokenizer = builtin_tokenizer(folder)
-    made = Preparation(source.settings, tokenizer, source.fingerprint, TokenNeed())
+    made = Preparation(source, tokenizer, TokenNeed())
     made.run()
     return made
 

@@ -1,10 +1,15 @@
-"""Tokens of a dataset, made at once and in this thread."""
+"""A dataset as its pieces, or as tokens that are made at once and in this thread."""
 
 from app.preparation import Preparation, TokenNeed
 from app.sections import DataSettings
 from app.shards import SHARD_TOKENS
-from app.sources import source_fingerprint
+from app.sources import Pieces, Position, pin_source
 from app.tokenizer import TokenizerFiles
+
+
+def documents(data: DataSettings, after: Position | None = None) -> Pieces:
+    """The pieces of DATASET as it is now."""
+    return pin_source(data).pieces(after)
 
 
 def prepare(
@@ -15,6 +20,6 @@ def prepare(
 ) -> Preparation:
     """At least `needed` training tokens; None: all of DATASET."""
     need = TokenNeed(stop=needed)
-    made = Preparation(data, tokenizer, source_fingerprint(data), need, shard_tokens=shard_tokens)
+    made = Preparation(pin_source(data), tokenizer, need, shard_tokens=shard_tokens)
     made.run()
     return made

@@ -60,14 +60,15 @@ def make(path: Path, megabytes: int) -> None:
 
 def read(path: Path) -> None:
     from app.sections import DataSettings
-    from app.sources import documents
+    from app.sources import pin_source
 
     warm = path.with_name("warm." + path.name.partition(".")[2])
     make(warm, 1)
-    for _ in documents(DataSettings(dataset=str(warm))):
+    for _ in pin_source(DataSettings(dataset=str(warm))).pieces():
         pass
+    source = pin_source(DataSettings(dataset=str(path)))
     before, started = peak_memory(), time.process_time()
-    size = sum(len(piece.text.encode()) for piece in documents(DataSettings(dataset=str(path))))
+    size = sum(len(piece.text.encode()) for piece in source.pieces())
     seconds = time.process_time() - started
     print(
         f"{path.name}: {size / 1e6:.0f} MB of text, {size / 1e6 / seconds:.0f} MB/s of CPU time, "

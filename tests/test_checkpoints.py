@@ -274,3 +274,14 @@ def test_a_late_commit_is_set_aside_and_the_pointer_does_not_name_it(folder: Sto
     assert LATEST not in [info.key for info in folder.list("")]
     assert any(info.key.endswith("reason.json") for info in folder.list("quarantine/"))
     assert set_late_aside(folder) == []
+
+
+def test_fetching_and_verifying_a_checkpoint_give_signs_of_life(
+    store: Store, tmp_path: Path
+) -> None:
+    commit_step(store, 2)
+    seen: list[None] = []
+    assert newest_valid(store, tmp_path / "scratch", alive=lambda: seen.append(None))
+    verified = len(FILES)
+    fetched = 0 if store.uri.startswith("file:") else len(FILES)
+    assert len(seen) == verified + fetched

@@ -20,7 +20,7 @@ from app.prepare import CorpusTokenizer
 from app.sampler import WINDOW_SEQUENCES, SampleOrder
 from app.sections import DataSettings
 from app.shards import ShardIndex
-from app.sources import source_fingerprint
+from app.sources import PinnedSource, pin_source
 from app.token_progress import TokenProgress
 from app.tokenizer import TokenizerFiles, read_tokenizer
 
@@ -97,9 +97,8 @@ def make(tmp_path: Path, tokenizer: TokenizerFiles) -> Iterator[MakeCorpus]:
         path.write_text("".join(json.dumps({"text": row}) + "\n" for row in ROWS[:rows]))
         data = DataSettings(dataset=str(path), data_dir=tmp_path / name)
         preparation = Preparation(
-            data,
+            pin_source(data),
             tokenizer,
-            source_fingerprint(data),
             TokenNeed(**need),
             shard_tokens=SHARD,
         )
@@ -237,7 +236,7 @@ def test_of_two_on_one_folder_the_second_reads_what_the_first_has_sealed(
     first = make("shared")
     first.preparation.start()
     first.preparation.wait_for("train", SHARD, lambda _: None)
-    monkeypatch.setattr(prepare_module, "documents", None)
+    monkeypatch.setattr(PinnedSource, "pieces", None)
     second = make("shared", act=gate.wanted.set)
     second.preparation.start()
     assert sorted(second.sequences(0, WINDOW_SEQUENCES).tolist()) == list(range(WINDOW_SEQUENCES))

@@ -13,8 +13,9 @@ from app.downloads import RemoteFiles, list_remote
 from app.errors import AccessDenied, ConfigError, NoBucket, NotFound, Unavailable
 from app.retries import PAUSES
 from app.sections import DataSettings
-from app.sources import documents, pin_source
+from app.sources import pin_source
 from tests.interposed import Interposed
+from tests.prepared import documents
 
 SUFFIXES = (".txt", ".jsonl")
 CONTENT = b"".join(b"line %d of a file\n" % number for number in range(300))
@@ -91,7 +92,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def listed(uri: str, data_dir: Path) -> RemoteFiles:
-    return list_remote(uri, data_dir, SUFFIXES)
+    return list_remote(uri, data_dir, SUFFIXES, lambda: None)
 
 
 def contents(uri: str, data_dir: Path) -> list[bytes]:
@@ -151,6 +152,18 @@ def test_a_transfer_that_breaks_off_goes_on_where_it_was(
     assert web.requests[1:] == asked
 
 
+def test_each_block_that_is_fetched_is_a_sign_of_life(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.remote_web.BLOCK", 1000)
+    seen: list[None] = []
+    uri = f"{web.uri}/200/a.txt"
+    files = list_remote(uri, tmp_path, SUFFIXES, lambda: seen.append(None))
+    assert not seen
+    next(files.paths(0))
+    assert len(seen) == -(-len(CONTENT) // 1000)
+
+
 def test_a_transfer_that_always_breaks_off_is_given_up(
     web: Web, tmp_path: Path, waits: list[float]
 ) -> None:
@@ -183,6 +196,12 @@ def test_a_server_that_nobody_answers_for_is_unavailable(
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(Unavailable, match="cannot be reached"):
         listed(f"{closed_endpoint}/a.txt", tmp_path)
+
+
+def test_what_is_no_address_is_refused_without_its_text(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is no address of a web server$") as caught:
+        listed("http://host:verysecret/a b.txt", tmp_path)
+    assert caught.value.__cause__ is None and "port" not in str(caught.value)
 
 
 def test_another_kind_of_uri_is_refused(tmp_path: Path) -> None:
@@ -272,8 +291,8 @@ def test_going_on_fetches_nothing_that_was_read(
     s3_answers.requests.clear()
     rest = documents(settings, pieces.position)
     assert [piece.text for piece in rest] == ["4 1", "4 2", "5 0", "5 1", "5 2"]
-    fetched = [r.rpartition("/")[2] for r in s3_answers.requests if r.endswith(".jsonl")]
-    assert fetched == ["4.jsonl", "5.jsonl"]
+    fetched = {r.rpartition("/")[2] for r in s3_answers.requests if r.endswith(".jsonl")}
+    assert fetched == {"4.jsonl", "5.jsonl"}
 
 
 def test_an_object_that_is_replaced_in_the_middle_is_an_error_that_says_so(
@@ -322,6 +341,16 @@ def test_objects_that_are_not_served_for_a_while_are_waited_for(
     monkeypatch.setattr("app.retries.sleep", back)
     assert len(list(pieces)) == 18
     assert waits == [PAUSES[0]]
+
+
+def test_an_object_that_is_added_after_the_listing_does_not_move_the_others(
+    corpus: str, tmp_path: Path, s3_client: Any
+) -> None:
+    pinned = pin_source(DataSettings(dataset=corpus, data_dir=tmp_path))
+    body = b'{"text": "added"}\n'
+    s3_client.put_object(Bucket=corpus.split("/")[2], Key="in/00.jsonl", Body=body)
+    assert [piece.text for piece in pinned.pieces({"file": 4, "offset": 0})][:2] == ["4 0", "4 1"]
+    assert "added" not in {piece.text for piece in pinned.pieces()}
 
 
 def test_the_fingerprint_of_objects_is_their_etags_and_fetches_nothing(

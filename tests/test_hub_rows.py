@@ -11,11 +11,11 @@ from app.dataset_spec import HubName
 from app.errors import AccessDenied, ConfigError, Damaged, NotFound, Unavailable
 from app.retries import PAUSES
 from app.sections import DataSettings
-from app.sources import documents, pin_source, source_fingerprint
+from app.sources import pin_source
 from app.tokenizer import read_tokenizer
 from tests.hubserver import REVISION, TOKEN, hub, use_endpoint
-from tests.prepared import prepare
-from tests.test_sources import check_every_position, source, texts
+from tests.prepared import documents, prepare
+from tests.test_sources import check_every_position, fingerprint_of, source, texts
 
 HUB_FILES = {"train.jsonl": b"".join(b'{"text": "row %d", "n": 1}\n' % i for i in range(30))}
 SHARDS = {
@@ -37,9 +37,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_a_dataset_of_the_hub_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with hub(monkeypatch, tmp_path, HUB_FILES):
         assert texts("o/good") == [f"row {i}" for i in range(30)]
-        assert source_fingerprint(source("o/good")) == source_fingerprint(
-            source(f"o/good@{REVISION}")
-        )
+        assert fingerprint_of(source("o/good")) == fingerprint_of(source(f"o/good@{REVISION}"))
 
 
 def test_a_dataset_of_the_hub_is_gone_on_with_at_any_row(
@@ -105,7 +103,7 @@ def test_the_hubs_refusals_are_told_apart(
 ) -> None:
     with hub(monkeypatch, tmp_path, HUB_FILES):
         with pytest.raises(expected, match=f"^DATASET={dataset}") as caught:
-            source_fingerprint(source(dataset))
+            fingerprint_of(source(dataset))
         assert caught.type is expected
         with pytest.raises(expected, match=f"^DATASET={dataset}"):
             texts(dataset)
@@ -116,7 +114,7 @@ def test_a_hub_that_nobody_answers_for_is_unavailable(
 ) -> None:
     use_endpoint(monkeypatch, closed_endpoint, tmp_path)
     with pytest.raises(Unavailable, match=r"^DATASET=o/good: the hub cannot be reached"):
-        source_fingerprint(source("o/good"))
+        fingerprint_of(source("o/good"))
 
 
 def test_each_part_of_a_name_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

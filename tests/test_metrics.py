@@ -11,7 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from app.errors import ConfigError, Unavailable
-from app.metrics import METRICS_KEY, MetricsLog, Row, step_line, stored_rows
+from app.metrics import METRICS_KEY, MetricsLog, Row, perplexity, step_line, stored_rows
 from app.sections import LogSettings
 from app.stores import Store, open_store
 
@@ -185,3 +185,9 @@ def test_a_line_says_all_that_is_known_of_a_step() -> None:
     assert step_line(row, 60, 1.5).endswith("not saved yet")
     failing = step_line(replace(saved, failed_saves=4), 60, 1.5)
     assert failing.endswith("saved 0:03 ago | 4 failed saves since")
+
+
+def test_perplexity_is_e_to_the_loss() -> None:
+    assert perplexity(None) is None
+    assert perplexity(2.0) == pytest.approx(7.389056)
+    assert perplexity(1e9) == pytest.approx(1.0142e304, rel=1e-4)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from app.errors import ConfigError
-from app.sources import documents, pin_source
+from app.sources import pin_source
 from tests.hubserver import REVISION, hub
+from tests.prepared import documents
 from tests.test_sources import check_every_position, jsonl, source, texts
 
 

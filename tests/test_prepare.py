@@ -23,7 +23,7 @@ from app.pieces import Piece, PlacedPieces
 from app.preparation import Preparation, PrepareProgress, TokenNeed
 from app.prepare import held_out
 from app.sections import DataSettings
-from app.sources import source_fingerprint
+from app.sources import PinnedSource, pin_source
 from app.tokenizer import TokenizerFiles, read_tokenizer
 
 ROWS = [f"document {i}: " + "some words to be counted " * (i % 7) for i in range(600)]
@@ -61,8 +61,7 @@ def run(
 ) -> Preparation:
     data = DataSettings(dataset=str(corpus), data_dir=data_dir)
     need = TokenNeed(stop=needed, validation=validation)
-    source = source_fingerprint(data)
-    made = Preparation(data, tokenizer, source, need, report=report, shard_tokens=SHARD)
+    made = Preparation(pin_source(data), tokenizer, need, report=report, shard_tokens=SHARD)
     made.run()
     return made
 
@@ -132,7 +131,7 @@ def test_parts_of_a_long_text_are_joined_and_a_held_out_part_leaves_a_border(
         Piece("HELD alone"),
         Piece("four"),
     ]
-    monkeypatch.setattr(module, "documents", lambda data, after: pieces_of(parts))
+    monkeypatch.setattr(PinnedSource, "pieces", lambda self, after: pieces_of(parts))
     monkeypatch.setattr(module, "held_out", lambda text: "HELD" in text)
     (tmp_path / "a.txt").touch()
     train, validation = decoded(run(tmp_path / "a.txt", tmp_path, tokenizer), tokenizer)
@@ -164,7 +163,7 @@ def test_a_second_start_reads_and_writes_nothing(
     corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run(corpus, tmp_path, tokenizer)
-    monkeypatch.setattr(module, "documents", None)
+    monkeypatch.setattr(PinnedSource, "pieces", None)
     monkeypatch.setattr("app.locks.fcntl.flock", None)
     second = run(corpus, tmp_path, tokenizer, needed=10**9)
     assert second.fingerprint == first.fingerprint
@@ -254,9 +253,9 @@ shards.ShardWriter.seal = kill
 prepare._BATCH_CHARACTERS = 1000
 data = DataSettings(dataset={str(corpus)!r}, data_dir={str(tmp_path / "killed")!r})
 tokenizer = read_tokenizer(Path({str(tokenizer.directory)!r}), "")
-source = sources.source_fingerprint(data)
+source = sources.pin_source(data)
 need = preparation.TokenNeed()
-preparation.Preparation(data, tokenizer, source, need, shard_tokens={SHARD}).run()
+preparation.Preparation(source, tokenizer, need, shard_tokens={SHARD}).run()
 """
     killed = subprocess.run(
         [sys.executable, "-c", program], cwd=Path(__file__).parent.parent, check=False
@@ -289,7 +288,7 @@ def test_a_second_process_waits_and_then_uses_the_work_of_the_first(
             os.close(held)
 
     monkeypatch.setattr("app.locks.time.sleep", first_process_goes_on)
-    monkeypatch.setattr(module, "documents", None)
+    monkeypatch.setattr(PinnedSource, "pieces", None)
     assert run(corpus, tmp_path / "data", tokenizer).index.complete
     assert waits == 3
 
@@ -413,11 +412,25 @@ def test_a_source_that_changed_behind_its_fingerprint_is_refused(
     data = DataSettings(dataset=str(corpus), data_dir=tmp_path)
     run(corpus, tmp_path, tokenizer)
     next(tmp_path.rglob("train-00000.bin")).unlink()
-    source = source_fingerprint(data)
-    corpus.write_text(corpus.read_text().replace("some words", "other words"))
-    again = Preparation(data, tokenizer, source, TokenNeed(), shard_tokens=SHARD)
+    source, listed = pin_source(data), corpus.stat()
+    corpus.write_text(corpus.read_text().replace("some words", "SOME WORDS"))
+    os.utime(corpus, ns=(listed.st_atime_ns, listed.st_mtime_ns))
+    again = Preparation(source, tokenizer, TokenNeed(), shard_tokens=SHARD)
     with pytest.raises(Damaged, match="does not give the tokens that it gave before"):
         again.run()
+
+
+def test_a_file_that_is_added_after_the_fingerprint_was_taken_is_not_tokenized(
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
+) -> None:
+    run(corpus, tmp_path / "alone", tokenizer)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    corpus.rename(folder / "corpus.jsonl")
+    source = pin_source(DataSettings(dataset=str(folder), data_dir=tmp_path / "beside"))
+    (folder / "added.txt").write_text("other words\n" * 1000)
+    Preparation(source, tokenizer, TokenNeed(), shard_tokens=SHARD).run()
+    assert files(tmp_path / "beside") == files(tmp_path / "alone")
 
 
 def test_a_full_disk_is_unavailable_and_the_work_goes_on_when_there_is_room(

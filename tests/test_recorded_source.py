@@ -57,7 +57,15 @@ def test_of_very_many_parts_the_number_is_kept(folder: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b"{}", b"\xff", b'{"count": 1, "parts": {"a": 3}}']
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b"\xff",
+        b'{"count": 1, "parts": {"a": 3}}',
+        b'{"count": "many", "parts": null}',
+    ],
 )
 def test_a_damaged_file_explains_nothing_and_stops_nothing(folder: Store, content: bytes) -> None:
     folder.put(SOURCE, [content])

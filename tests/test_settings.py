@@ -133,8 +133,34 @@ def test_credentials_in_a_uri_are_refused_and_never_repeated() -> None:
     assert "verysecret" not in text
 
 
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        "https://user:verysecret@host/x.txt",
+        "https://verysecret@host/x.txt",
+        "http://user:verysecret/verysecret@host/x.txt",
+        "HTTPS://user:very secret verysecret@host/x.txt",
+        "s3://key:verysecret@bucket/x",
+        "https://user:5,verysecret@host/x.txt",
+        "builtin:0.5,https://user:verysecret@host/x.txt:0.5",
+    ],
+)
+def test_credentials_in_dataset_are_refused_and_never_repeated(dataset: str) -> None:
+    text = problems(dataset=dataset)
+    assert text.startswith("DATASET=*** (from a flag) cannot be used: credentials do not belong")
+    assert "secret" not in text
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    ["http://host:80/x@y.txt", "s3://bucket/x@y", "o/name@main", "s3://bucket:1,name@main:2"],
+)
+def test_an_at_sign_elsewhere_is_no_credential(dataset: str) -> None:
+    assert load_settings({"dataset": dataset}).data.dataset == dataset
+
+
 def test_printed_values_hide_credentials() -> None:
-    settings = load_settings({"dataset": "https://me:verysecret@example.org/x.txt"})
+    settings = load_settings({"dataset": "https://example.org/x.txt?token=verysecret"})
     shown = [settings.shown(variable) for variable in variables()]
     assert not any("verysecret" in value for value in shown)
     assert redacted("token hf_abcdefghijkl") == "token hf_***"

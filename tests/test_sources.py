@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from app.errors import AccessDenied, ConfigError, Damaged, NotFound
 from app.pieces import PIECE_SIZE
 from app.sections import DataSettings
-from app.sources import Piece, documents, is_hub_id, pin_source, source_fingerprint
+from app.sources import Piece, is_hub_id, pin_source
 from app.tokenizer import read_tokenizer
-from tests.prepared import prepare
+from tests.prepared import documents, prepare
 from tests.read_corpus import peak_memory
 
 ROWS = ["first text", "", "second\ntext", "drítter – text 日本"]
@@ -24,6 +24,10 @@ ROWS = ["first text", "", "second\ntext", "drítter – text 日本"]
 
 def source(dataset: object, **more: Any) -> DataSettings:
     return DataSettings(dataset=str(dataset), **more)
+
+
+def fingerprint_of(settings: DataSettings) -> str:
+    return pin_source(settings).fingerprint
 
 
 def texts(dataset: object, **more: Any) -> list[str]:
@@ -371,6 +375,16 @@ def test_a_file_that_is_changed_while_it_is_read_is_an_error(tmp_path: Path) -> 
         list(pieces)
 
 
+def test_a_file_that_is_replaced_between_listing_and_reading_is_an_error(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_rows(tmp_path / f"{name}.jsonl", ROWS)
+    pieces = pin_source(source(tmp_path)).pieces()
+    write_rows(tmp_path / "b.jsonl", ROWS[1:])
+    assert [next(pieces).text for _ in ROWS] == ROWS
+    with pytest.raises(Damaged, match=r"b\.jsonl was changed after it was listed"):
+        next(pieces)
+
+
 def test_the_fingerprint_of_a_large_file_is_that_of_its_size_and_of_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,11 +394,11 @@ def test_the_fingerprint_of_a_large_file_is_that_of_its_size_and_of_blocks(
     def fingerprint() -> str:
         path.write_bytes(content)
         os.utime(path, (1, 1))
-        return source_fingerprint(source(path))
+        return fingerprint_of(source(path))
 
     seen = {fingerprint()}
     os.utime(path)
-    assert source_fingerprint(source(path)) in seen, "the time does not count"
+    assert fingerprint_of(source(path)) in seen, "the time does not count"
     for place in (0, len(content) - 1, 65_535):
         content[place] = ord("y")
         seen.add(fingerprint())
@@ -412,20 +426,20 @@ def test_the_fingerprint_is_that_of_the_content_and_not_of_the_place(tmp_path: P
         (tmp_path / folder).mkdir()
         write_rows(tmp_path / folder / "a.jsonl", ROWS)
     one, two = source(tmp_path / "one"), source(tmp_path / "two")
-    assert source_fingerprint(one) == source_fingerprint(two)
-    assert source_fingerprint(source(tmp_path / "two/a.jsonl")) == source_fingerprint(two)
-    seen = {source_fingerprint(one), source_fingerprint(source(tmp_path / "one", text_column="b"))}
+    assert fingerprint_of(one) == fingerprint_of(two)
+    assert fingerprint_of(source(tmp_path / "two/a.jsonl")) == fingerprint_of(two)
+    seen = {fingerprint_of(one), fingerprint_of(source(tmp_path / "one", text_column="b"))}
     write_rows(tmp_path / "one" / "a.jsonl", [*ROWS[:-1], "x"])
-    seen.add(source_fingerprint(one))
+    seen.add(fingerprint_of(one))
     (tmp_path / "two" / "a.jsonl").rename(tmp_path / "two" / "b.jsonl")
-    seen.add(source_fingerprint(two))
+    seen.add(fingerprint_of(two))
     assert len(seen) == 4
 
 
 def test_the_text_column_does_not_count_for_files_that_have_none(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
-    plain = source_fingerprint(source(tmp_path))
-    assert source_fingerprint(source(tmp_path, text_column="body")) == plain
+    plain = fingerprint_of(source(tmp_path))
+    assert fingerprint_of(source(tmp_path, text_column="body")) == plain
 
 
 def test_a_document_longer_than_a_shard_is_gone_on_with_in_its_middle(

@@ -217,6 +217,25 @@ def test_a_late_checkpoint_is_set_aside_with_one_loud_line(train: Train, tmp_pat
     assert "resumed from step 2" in log
 
 
+def test_a_finished_run_does_not_need_its_data_any_more(train: Train, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("word after word\n" * 400)
+    assert train(DATASET=str(corpus))[0] == 0
+    before = files_below(tmp_path / "store")
+    moved = tmp_path / "moved" / "corpus.txt"
+    moved.parent.mkdir()
+    corpus.rename(moved)
+    code, log = train(DATASET=str(corpus))
+    assert code == 0 and "nothing to do: tiny is finished at step 4" in log, log
+    code, log = train(DATASET=str(moved))
+    assert code == 0 and "nothing to do" in log, log
+    assert_refused(train(DATASET=str(corpus), SEED="1"), 78, "SEED was 1337, is 1")
+    assert_refused(train(DATASET=str(corpus), ADDITIONAL_STEPS="2"), 78, f"{corpus} does not exist")
+    corpus.write_text("other words\n" * 400)
+    assert_refused(train(DATASET=f"{tmp_path}/c*.txt"), 78, "DATASET was")
+    assert files_below(tmp_path / "store") == before
+
+
 def test_a_deleted_lease_does_not_turn_the_epochs_back(train: Train, tmp_path: Path) -> None:
     assert train()[0] == 0
     (tmp_path / "store" / "tiny" / "lease.json").unlink()

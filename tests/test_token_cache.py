@@ -17,7 +17,7 @@ from app.errors import AccessDenied, Damaged, Unavailable
 from app.preparation import Preparation, TokenNeed
 from app.sections import DataSettings
 from app.shards import INDEX, decode_index
-from app.sources import Pieces, Position, documents, source_fingerprint
+from app.sources import Pieces, PinnedSource, Position, pin_source
 from app.stores import Store, open_store
 from app.token_cache import TOKENS, TokenCache, open_token_cache
 from app.tokenizer import TokenizerFiles, read_tokenizer
@@ -59,9 +59,8 @@ class Node:
 
     def open(self, **need: Any) -> Preparation:
         return Preparation(
-            self.data,
+            pin_source(self.data),
             self.tokenizer,
-            source_fingerprint(self.data),
             TokenNeed(**need),
             cache=lambda fingerprint: TokenCache(self.store, fingerprint),
             shard_tokens=SHARD,
@@ -102,7 +101,7 @@ def test_a_new_node_fetches_and_does_not_read_the_text(
 ) -> None:
     first = node("first")
     whole = first.prepare()
-    monkeypatch.setattr(prepare_module, "documents", None)
+    monkeypatch.setattr(PinnedSource, "pieces", None)
     second = node("second")
     fetched = second.prepare(validation=10**6)
     assert fetched.index == whole.index
@@ -145,7 +144,7 @@ def test_a_node_that_falls_back_to_an_earlier_step_fetches_what_lies_before(
 ) -> None:
     caplog.set_level(logging.INFO)
     whole = node("first").prepare(stop=7 * SHARD)
-    monkeypatch.setattr(prepare_module, "documents", None)
+    monkeypatch.setattr(PinnedSource, "pieces", None)
     ends = whole.index.ends["train"].tolist()
     late = node("late")
     fetched = late.prepare(start=ends[2] + 5, stop=ends[4])
@@ -161,11 +160,11 @@ def test_what_lies_before_does_not_wait_for_the_end_of_the_preparation(
     whole = node("first").prepare(stop=3 * SHARD)
     read_it, late = threading.Event(), node("late")
 
-    def slow(data: DataSettings, after: Position | None) -> Pieces:
+    def slow(source: PinnedSource, after: Position | None) -> Pieces:
         assert read_it.wait(60)
-        return documents(data, after)
+        return source.opened.pieces(after)
 
-    monkeypatch.setattr(prepare_module, "documents", slow)
+    monkeypatch.setattr(PinnedSource, "pieces", slow)
     ends = whole.index.ends["train"].tolist()
     data = late.open(start=ends[1] + 5, stop=6 * SHARD)
     data.start()
@@ -180,7 +179,7 @@ def test_a_shard_that_rots_in_the_data_dir_is_fetched_again_with_one_warning(
 ) -> None:
     first = node("first")
     data = first.prepare()
-    monkeypatch.setattr(prepare_module, "documents", None)
+    monkeypatch.setattr(PinnedSource, "pieces", None)
     whole = first.files()
     path = data.directory / "train-00000.bin"
     path.write_bytes(b"\0" * path.stat().st_size)
@@ -205,11 +204,11 @@ def test_what_the_cache_does_not_hold_is_made_after_it(
     part = first.prepare(stop=2 * SHARD)
     begun: list[Position | None] = []
 
-    def noted(data: DataSettings, after: Position | None) -> Pieces:
+    def noted(source: PinnedSource, after: Position | None) -> Pieces:
         begun.append(after)
-        return documents(data, after)
+        return source.opened.pieces(after)
 
-    monkeypatch.setattr(prepare_module, "documents", noted)
+    monkeypatch.setattr(PinnedSource, "pieces", noted)
     second = node("second")
     whole = second.prepare(validation=10**6)
     assert begun == [part.index.position]

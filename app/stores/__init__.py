@@ -5,7 +5,7 @@ which is written at `Store` and which one test suite checks for each of them.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -99,11 +99,12 @@ class Store(Protocol):
         """Replace: the new etag, or None if the object is not the one of `etag` any more."""
         ...
 
-    def fetch(self, key: str, directory: Path) -> Path:
+    def fetch(self, key: str, directory: Path, alive: Callable[[], None] = lambda: None) -> Path:
         """A local file with the content, for reading only.
 
         The store's own file where it is local, else a download to `directory`, under
-        the last part of the key.
+        the last part of the key. `alive` is called for each block that comes in, in any
+        thread.
         """
         ...
 

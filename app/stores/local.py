@@ -17,7 +17,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -102,7 +102,7 @@ class LocalStore:
             self._write(path, [content])
         return _digest(content)
 
-    def fetch(self, key: str, directory: Path) -> Path:
+    def fetch(self, key: str, directory: Path, alive: Callable[[], None] = lambda: None) -> Path:
         path = self._path(key)
         with _failures(path), _absence(path), path.open("rb"):
             return path

@@ -9,7 +9,7 @@ import io
 import logging
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -118,7 +118,7 @@ class S3Store:
             return None
         return self._put_on_condition(key, content, self._if_match(etag))
 
-    def fetch(self, key: str, directory: Path) -> Path:
+    def fetch(self, key: str, directory: Path, alive: Callable[[], None] = lambda: None) -> Path:
         path = directory / check_key(key).rsplit("/", 1)[-1]
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,11 @@ class S3Store:
                 try:
                     transfer(
                         lambda: self._client.download_file(
-                            self._bucket, self._prefix + key, str(path), Config=_TRANSFER
+                            self._bucket,
+                            self._prefix + key,
+                            str(path),
+                            Config=_TRANSFER,
+                            Callback=lambda _: alive(),
                         )
                     )
                 except ClientError as error:
