@@ -93,13 +93,14 @@ class CorpusTokenizer:
         """Make the files of seal `number` again. Raises as `extend`, and Damaged."""
         writer = ShardWriter(self._directory, index.first(number))
         tally, _ = next(self._fill(writer, done))
-        seal = writer.restore(
+        restored = writer.restore(
+            index.seals[number],
             position=tally.position,
             pieces=tally.pieces,
             documents=tally.documents,
             text_bytes=tally.text_bytes,
         )
-        if seal != index.seals[number]:
+        if not restored:
             raise Damaged(
                 f"DATASET={self._data.dataset} does not give the tokens that it gave before: "
                 f"delete {self._directory} and start again"
