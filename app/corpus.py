@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from app.errors import AppError
 from app.loader import ValidationBatches
 from app.preemption import StopRequest
 from app.preparation import Preparation, PrepareProgress, Waiting
@@ -108,7 +107,9 @@ class Corpus:
 
         try:
             return read(waiting)
-        except AppError as error:
+        except OutOfData:
+            raise
+        except Exception as error:  # a bug too: what was trained is committed before it is raised
             raise OutOfData from error
         finally:
             seconds = self._progress.arrived()

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _POLL_SECONDS = 0.2
@@ -40,9 +40,12 @@ def own_folder(parent: Path) -> Iterator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
     with locked_folder(parent, waiting=lambda: None):
         for left in [path for path in parent.iterdir() if path.is_dir()]:
-            if (descriptor := _try_lock(left)) is not None:
-                shutil.rmtree(left)
-                os.close(descriptor)
+            with suppress(FileNotFoundError):  # its process removes it just now
+                if (descriptor := _try_lock(left)) is not None:
+                    try:
+                        shutil.rmtree(left)
+                    finally:
+                        os.close(descriptor)
         folder = Path(tempfile.mkdtemp(dir=parent))
         descriptor = _try_lock(folder)
     try:

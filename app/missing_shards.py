@@ -4,11 +4,13 @@ import logging
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 
-from app.errors import Damaged, NotFound
+from app.errors import Damaged, NotFound, Unavailable
 from app.locks import locked_folder, own_folder
 from app.prepare import CorpusTokenizer
+from app.retries import Backoff
 from app.shards import NamedShard, ShardIndex, verify
 from app.token_cache import TokenCache
 
@@ -29,24 +31,28 @@ class MissingShards:
     ) -> Generator[NamedShard, None, None]:
         """Each of `wanted`, in that order, as soon as it is here and verified.
 
-        `goes_on` is called while a shard is made; what it raises ends the work. Raises what
-        `CorpusTokenizer.restore` raises, AccessDenied, Unavailable.
+        A bucket that does not answer is waited for, two minutes in all. `goes_on` is called
+        while a shard is made; what it raises ends the work. Raises what
+        `CorpusTokenizer.restore` raises, and AccessDenied.
         """
         with own_folder(self._directory / "incoming") as scratch:
             pool = ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="token-download")
+            backoff = Backoff()
+
+            def fetch(named: NamedShard) -> Future[None]:
+                return pool.submit(self._fetch, named, scratch)
+
             try:
-                coming: list[tuple[NamedShard, Future[None]]] = [
-                    (named, pool.submit(self._fetch, named, scratch)) for named in wanted
-                ]
-                for named, download in coming:
+                for named, download in [(named, fetch(named)) for named in wanted]:
                     try:
-                        download.result()
-                    except (Damaged, NotFound) as error:
+                        _await(download, partial(fetch, named), backoff)
+                    except (Damaged, NotFound, Unavailable) as error:
                         log.warning("%s: made again from the source", error)
                         self._restore(index, named, goes_on)
                     yield named
             finally:
-                pool.shutdown(cancel_futures=True)
+                # Who is interrupted does not wait for a bucket that is silent.
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def bring_one(
         self,
@@ -101,3 +107,15 @@ class MissingShards:
         except Damaged:
             return False
         return True
+
+
+def _await(download: Future[None], again: Callable[[], Future[None]], backoff: Backoff) -> None:
+    while True:
+        try:
+            download.result()
+        except Unavailable as error:
+            backoff.failed(error)
+            download = again()
+        else:
+            backoff.worked()
+            return

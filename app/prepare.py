@@ -26,8 +26,9 @@ HELD_OUT_ONE_IN = 100
 _Text = TypeVar("_Text")
 
 _BATCH_CHARACTERS = 1 << 21  # enough for all cores, a second or two of work
+_BATCH_PIECES = 1 << 16  # of less than 32 characters each; empty rows too take memory
 _IN_FLIGHT = 2  # batches: while one is encoded, another becomes arrays and a third is read
-_VERSION = 2  # of the way that pieces become shards
+_VERSION = 3  # of the way that pieces become shards
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,14 @@ class CorpusTokenizer:
         """Make the files of seal `number` again. Raises as `extend`, and Damaged."""
         writer = ShardWriter(self._directory, index.first(number))
         tally, _ = next(self._fill(writer, done))
-        seal = writer.restore(
+        restored = writer.restore(
+            index.seals[number],
             position=tally.position,
             pieces=tally.pieces,
             documents=tally.documents,
             text_bytes=tally.text_bytes,
         )
-        if seal != index.seals[number]:
+        if not restored:
             raise Damaged(
                 f"DATASET={self._dataset} does not give the tokens that it gave before: "
                 f"delete {self._directory} and start again"
@@ -207,7 +209,7 @@ def _batches(source: Pieces) -> Iterator[_Batch[Piece]]:
     for piece in source:
         batch.append(piece)
         characters += len(piece.text)
-        if characters >= _BATCH_CHARACTERS:
+        if characters >= _BATCH_CHARACTERS or len(batch) >= _BATCH_PIECES:
             yield _Batch(batch, source.position)
             batch, characters = [], 0
     if batch:

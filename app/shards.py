@@ -238,42 +238,57 @@ class ShardWriter:
 
         Raises OSError.
         """
-        self._add(self._write_shards(position, pieces, documents, text_bytes), complete)
+        seal, files = self._pack(position, pieces, documents, text_bytes)
+        self._write(files)
+        self._add(seal, complete)
         write_index(self._directory, self.index)
 
     def restore(
         self,
+        expected: Seal,
         *,
         position: Mapping[str, Any] | None,
         pieces: int,
         documents: int,
         text_bytes: int = 0,
-    ) -> Seal:
-        """Write the shards only: files that an index names already. Raises OSError."""
-        return self._write_shards(position, pieces, documents, text_bytes)
+    ) -> bool:
+        """Write the files of a seal again, if what was appended makes the `expected` one:
+        whether it does. Raises OSError."""
+        seal, files = self._pack(position, pieces, documents, text_bytes)
+        if seal != expected:
+            return False
+        self._write(files)
+        return True
 
     def _add(self, seal: Seal, complete: bool) -> None:
         self.index = replace(self.index, seals=(*self.index.seals, seal), complete=complete)
         self._pending = {split: [] for split in SPLITS}
         self._n_pending = dict.fromkeys(SPLITS, 0)
 
-    def _write_shards(
+    def _pack(
         self,
         position: Mapping[str, Any] | None,
         pieces: int,
         documents: int,
         text_bytes: int,
-    ) -> Seal:
-        shards = {split: self._write(split) for split in SPLITS if self._n_pending[split]}
+    ) -> tuple[Seal, dict[Split, Tokens]]:
+        files: dict[Split, Tokens] = {
+            split: np.concatenate(self._pending[split]).astype(_DTYPE, copy=False)
+            for split in SPLITS
+            if self._n_pending[split]
+        }
+        shards = {
+            split: Shard(len(data), hashlib.sha256(data.data).hexdigest())
+            for split, data in files.items()
+        }
         train, validation = shards.get("train"), shards.get("validation")
         place = None if position is None else dict(position)
-        return Seal(pieces, documents, text_bytes, train, validation, place)
+        return Seal(pieces, documents, text_bytes, train, validation, place), files
 
-    def _write(self, split: Split) -> Shard:
-        data = np.concatenate(self._pending[split]).astype(_DTYPE, copy=False)
-        name = f"{split}-{len(self.index.shards[split]):05d}.bin"
-        _write_durably(self._directory / name, data.data)
-        return Shard(len(data), hashlib.sha256(data.data).hexdigest())
+    def _write(self, files: Mapping[Split, Tokens]) -> None:
+        for split, data in files.items():
+            name = f"{split}-{len(self.index.shards[split]):05d}.bin"
+            _write_durably(self._directory / name, data.data)
 
 
 class TokenShards:

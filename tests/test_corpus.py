@@ -212,6 +212,18 @@ def test_what_comes_just_before_the_end_of_the_preparation_is_there(
     assert data.wait_for("train", SHARD, lambda _: None).n_tokens("train") >= SHARD
 
 
+@pytest.mark.parametrize("failure", [MemoryError(), ValueError("a position that is none")])
+def test_a_failure_that_we_have_no_name_for_is_a_lack_of_data_too(
+    failure: Exception, make: MakeCorpus, gate: Gate
+) -> None:
+    gate.failure = failure
+    corpus = make("odd", act=gate.wanted.set)
+    corpus.preparation.start()
+    with pytest.raises(OutOfData) as end:
+        corpus.sequences(0, 1)
+    assert end.value.__cause__ is failure
+
+
 def test_a_need_that_was_too_little_is_an_error_of_ours(make: MakeCorpus) -> None:
     corpus = make("little")
     corpus.preparation.need = TokenNeed(stop=SHARD)

@@ -139,6 +139,16 @@ def test_parts_of_a_long_text_are_joined_and_a_held_out_part_leaves_a_border(
     assert validation == ["HELD", "HELD alone"]
 
 
+def test_a_batch_ends_after_a_number_of_pieces_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BATCH_PIECES", 3)
+    batches = module._batches(pieces_of([Piece("")] * 7))
+    assert [(len(b.texts), b.position) for b in batches] == [
+        (3, {"piece": 3}),
+        (3, {"piece": 6}),
+        (1, {"piece": 7}),
+    ]
+
+
 def test_the_only_text_of_a_dataset_is_not_held_out(
     tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:

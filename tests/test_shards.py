@@ -206,8 +206,17 @@ def test_the_first_seals_are_an_index_of_their_own(tmp_path: Path) -> None:
     assert not written.continues(written)
     writer = ShardWriter(tmp_path, first)
     writer.append("train", tokens(101, 57))
-    assert writer.restore(position={"row": 3}, pieces=3, documents=3) == written.seals[2]
+    assert writer.restore(written.seals[2], position={"row": 3}, pieces=3, documents=3)
     assert writer.index == first
+
+
+def test_other_tokens_than_the_sealed_ones_replace_no_file(tmp_path: Path) -> None:
+    written = write(tmp_path)
+    before = (tmp_path / "train-00002.bin").read_bytes()
+    writer = ShardWriter(tmp_path, written.first(2))
+    writer.append("train", tokens(7, 57))
+    assert not writer.restore(written.seals[2], position={"row": 3}, pieces=3, documents=3)
+    assert (tmp_path / "train-00002.bin").read_bytes() == before
 
 
 def test_an_index_that_differs_in_the_past_is_no_continuation(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from app import prepare as prepare_module
 from app.errors import AccessDenied, Damaged, Unavailable
 from app.preparation import Preparation, TokenNeed
+from app.retries import PAUSES
 from app.sections import DataSettings
 from app.shards import INDEX, decode_index
 from app.sources import Pieces, PinnedSource, Position, pin_source
@@ -244,6 +245,60 @@ def test_a_damaged_cached_shard_is_made_again_with_one_line(
     train = {name: digest for name, digest in first.files().items() if name[0] == "t"}
     assert {name: second.files()[name] for name in train} == train
     assert data.index.complete
+
+
+@pytest.mark.parametrize("outage", [3, 10**6])
+def test_a_bucket_that_does_not_answer_is_waited_for_and_then_done_without(
+    outage: int,
+    node: MakeNode,
+    tokens_store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first = node("first")
+    first.prepare()
+    fetch, failures = tokens_store.fetch, iter(range(outage))
+    pauses: list[float] = []
+
+    def unavailable(key: str, directory: Path) -> Path:
+        if next(failures, None) is not None:
+            raise Unavailable("the store answers 503")
+        return fetch(key, directory)
+
+    monkeypatch.setattr(tokens_store, "fetch", unavailable)
+    monkeypatch.setattr("app.retries.sleep", pauses.append)
+    second = node("second")
+    assert second.prepare(validation=10**6).index.complete
+    assert second.files() == first.files()
+    made_again = "the store answers 503: made again from the source" in caplog.messages
+    assert made_again == (outage > 3)
+    assert tuple(pauses) == PAUSES if made_again else 0 < len(pauses) <= 3
+
+
+def test_who_is_interrupted_does_not_wait_for_a_bucket_that_is_silent(
+    node: MakeNode, tokens_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node("first").prepare()
+    fetch, released = tokens_store.fetch, threading.Event()
+    waited_for: list[str] = []
+
+    def silent(key: str, directory: Path) -> Path:
+        if not key.endswith("train-00000.bin"):
+            released.wait(20)
+            waited_for.append(key)
+        return fetch(key, directory)
+
+    monkeypatch.setattr(tokens_store, "fetch", silent)
+    second = node("second").open()
+
+    def interrupt(**changes: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(second, "_advance", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        second.run()
+    assert not waited_for
+    released.set()
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"format_version": 99}', b"[" * 100_000])
