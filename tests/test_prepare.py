@@ -392,14 +392,14 @@ def test_a_stop_request_does_not_wait_for_a_shard_that_is_made_again(
     next(tmp_path.rglob("train-00001.bin")).unlink()
     released = threading.Event()
 
-    def silent(data: DataSettings, after: Any) -> PlacedPieces:
+    def silent(source: PinnedSource, after: Any) -> PlacedPieces:
         assert released.wait(60)
         return pieces_of([])
 
     def stop(_: PrepareProgress) -> None:
         raise Killed
 
-    monkeypatch.setattr(module, "documents", silent)
+    monkeypatch.setattr(PinnedSource, "pieces", silent)
     with pytest.raises(Killed):
         data.require("train", np.array([0]), 3 * SHARD, stop)
     released.set()
