@@ -208,7 +208,7 @@ def test_a_notice_is_acted_on_once_and_said_in_one_line(
     assert acted.wait(30)
     watch._thread.join(30)
     assert acts == ["SIGTERM"]
-    (line,) = [line for line in caplog.messages if "NOTICE" in line]
+    (line,) = [line for line in caplog.messages if "SPOT NOTICE" in line]
     assert line == (
         "SPOT NOTICE from AWS: terminate at 2026-11-24T12:02:00Z; stopping as on SIGTERM"
     )
