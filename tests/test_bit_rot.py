@@ -25,6 +25,8 @@ from app.train_torch import train
 from tests.job import Outcome, outcome
 from tests.test_attempt import QuietStop
 
+pytestmark = pytest.mark.slow
+
 NEWEST, BEFORE = CheckpointName(4, 1), CheckpointName(2, 1)
 FILES = (
     "config.json",
