@@ -1,6 +1,7 @@
 """Fixtures that several test modules share: an S3 server on loopback, and every store."""
 
 import argparse
+import logging
 import os
 import secrets
 import socket
@@ -15,6 +16,7 @@ from typing import Any
 import boto3
 import botocore.loaders
 import pytest
+import torch
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
@@ -33,6 +35,32 @@ _AWS = {
     "NO_PROXY": "127.0.0.1",
     "no_proxy": "127.0.0.1",
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that the workers end together."""
+
+    def seconds(item: pytest.Item) -> float:
+        limit = item.get_closest_marker("timeout")
+        slow = item.get_closest_marker("slow") is not None
+        return slow + (float(limit.args[0]) if limit else 0.0)
+
+    items.sort(key=seconds, reverse=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_each() -> None:
+    """Workers beside each other would wait for each other's threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def undisturbed_log() -> Iterator[None]:
+    """A command that a test runs sets the level of the log; the next test finds it as it was."""
+    log = logging.getLogger("app")
+    level = log.level
+    yield
+    log.setLevel(level)
 
 
 @dataclass(frozen=True)
@@ -90,12 +118,16 @@ def s3_client(s3_server: str) -> Any:
 
 
 @pytest.fixture
-def bucket(s3_server: str, s3_client: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+def bucket(s3_server: str, s3_client: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The name of a new, empty bucket; AWS_ENDPOINT_URL_S3 points to its server."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server)
     name = f"bucket-{secrets.token_hex(4)}"
     s3_client.create_bucket(Bucket=name)
-    return name
+    yield name
+    # The server keeps objects in memory and in /tmp, of hundreds of tests.
+    for page in s3_client.get_paginator("list_objects_v2").paginate(Bucket=name):
+        for found in page.get("Contents", ()):
+            s3_client.delete_object(Bucket=name, Key=found["Key"])
 
 
 @pytest.fixture(scope="session")
@@ -204,4 +236,5 @@ def job_environment(
         "BATCH_SIZE": "2",
         "GLOBAL_BATCH_SIZE": "8",
         "WARMUP_STEPS": "2",
+        "OMP_NUM_THREADS": "1",
     }

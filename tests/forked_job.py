@@ -1,8 +1,8 @@
 """The job forked from a process that has imported torch: a second instead of several.
 
-What runs is `app.__main__`, in a session of its own, with the environment that it is given.
-`before` runs in it first, to change what no variable can: the clock, or a signal at an
-exact place.
+What runs is `app.__main__` (or another module), in a session of its own, with the environment
+that it is given. `before` runs in it first, to change what no variable can: the clock, or a
+signal at an exact place.
 """
 
 import functools
@@ -60,7 +60,8 @@ class ForkedJobRunner(JobRunner):
     def start(self, *arguments: str) -> ForkedProcess:
         reader, writer = _CONTEXT.Pipe(duplex=False)
         process = _CONTEXT.Process(
-            target=_run_job, args=(writer, self.whole_environment(), arguments, self.before)
+            target=_run_job,
+            args=(writer, self.whole_environment(), self.module, arguments, self.before),
         )
         process.start()
         writer.close()
@@ -103,6 +104,7 @@ def wait_at(place: str, pipe: Path, occurrence: int = 1) -> None:
 def _run_job(
     writer: Connection,
     environment: Mapping[str, str],
+    module: str,
     arguments: Sequence[str],
     before: Callable[[], None],
 ) -> None:
@@ -112,6 +114,6 @@ def _run_job(
     writer.close()
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = ["app", *arguments]
+    sys.argv = [module, *arguments]
     before()
-    runpy.run_module("app", run_name="__main__", alter_sys=True)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -78,7 +78,6 @@ def job_at(uri: str, environment: dict[str, str]) -> ForkedJobRunner:
             "TOTAL_STEPS": "6",
             "CHECKPOINT_EVERY_STEPS": "2",
             "LEASE_TTL": TTL,
-            "OMP_NUM_THREADS": "1",
         }
     )
 

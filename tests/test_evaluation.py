@@ -24,7 +24,8 @@ from app.sampler import corpus_order
 from app.sections import ComputeSettings, DataSettings
 from app.shards import ShardIndex, ShardWriter, TokenShards
 from app.tokenizer import read_tokenizer
-from tests.job import JobRunner, newest_checkpoint
+from tests.forked_job import ForkedJobRunner
+from tests.job import newest_checkpoint
 from tests.prepared import prepare
 
 SEQ_LEN = 16
@@ -172,11 +173,11 @@ def test_validation_is_the_same_from_both_trainers_and_after_a_kill(
 ) -> None:
     """In the rows, in the log, and in the checkpoint's state.json."""
     (tmp_path / "long.txt").write_text(
-        "\n".join(f"Line {number} of a text that is long enough." for number in range(20_000))
+        "\n".join(f"Line {number} of a text that is long enough." for number in range(5_000))
     )
     runs: dict[str, tuple[list[Any], dict[str, Any]]] = {}
     for name, trainer in (("a", "torch"), ("b", "lightning"), ("c", "torch")):
-        runner = JobRunner(job_environment).with_(
+        runner = ForkedJobRunner(job_environment).with_(
             DATASET=str(tmp_path / "long.txt"),
             DATA_DIR=str(tmp_path / "data"),
             CHECKPOINT_URI=f"file://{tmp_path}/{name}",

@@ -42,7 +42,6 @@ def s3_job(job_environment: dict[str, str], bucket: str, endpoint: str, run: str
             "CHECKPOINT_EVERY_STEPS": "2",
             "KEEP_TOP": "1",
             "LEASE_TTL": "2",
-            "OMP_NUM_THREADS": "1",
         }
     )
 

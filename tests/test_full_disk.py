@@ -18,7 +18,7 @@ from app.stores import open_store
 from tests.forked_job import ForkedJobRunner, wait_at
 from tests.job import Action, JobProcess, Outcome, outcome
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("small")]  # one at a time fills it
 SMALL = Path("/small")
 
 
@@ -51,7 +51,6 @@ def variables_of_run(job_environment: dict[str, str]) -> dict[str, str]:
         "TOTAL_STEPS": "6",
         "CHECKPOINT_EVERY_STEPS": "2",
         "KEEP_TOP": "0",
-        "OMP_NUM_THREADS": "1",
     }
 
 

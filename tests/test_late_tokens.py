@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked_job import ForkedJobRunner
 from tests.job import JobRunner, assert_same_checkpoint, losses, newest_checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("late tokens")]
 
 ROWS = [f"row {i}: " + "words that are counted " * (i % 5) for i in range(70)]
 LATE = "tests.late_tokens"
@@ -32,7 +33,7 @@ def environment(
 
 def late(environment: dict[str, str], folder: Path, **changes: str) -> JobRunner:
     places = {"CHECKPOINT_URI": f"file://{folder}/store", "DATA_DIR": f"{folder}/data"}
-    return JobRunner({**environment, **places, **changes}, module=LATE)
+    return ForkedJobRunner({**environment, **places, **changes}, module=LATE)
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked_job import ForkedJobRunner
 from tests.job import JobRunner, assert_same_checkpoint, losses, newest_checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]
 
 
 def job(job_environment: dict[str, str], store: Path, trainer: str) -> JobRunner:
-    return JobRunner(
+    return ForkedJobRunner(
         {
             **job_environment,
             "CHECKPOINT_URI": f"file://{store}",
@@ -41,7 +42,7 @@ def straight(
 def test_a_run_killed_in_the_middle_ends_with_the_same_bits(
     trainer: str, straight: dict[str, Path], job_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    killed = job(job_environment, tmp_path, trainer)
+    killed = JobRunner(job(job_environment, tmp_path, trainer).environment)
     first = killed.signal_when("step 8/12", signal.SIGKILL, "train")
     assert first.code == -signal.SIGKILL
     second = killed.run("train")

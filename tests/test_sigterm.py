@@ -45,7 +45,6 @@ def variables_of_run(
         "TOTAL_STEPS": "6",
         "CHECKPOINT_EVERY_STEPS": "2",
         "GRACE_SECONDS": "100",  # a busy machine is no fault of the job's
-        "OMP_NUM_THREADS": "1",
     }
 
 

@@ -14,6 +14,7 @@ from app.preemption import Interrupted, StopRequest
 from app.sections import CheckpointSettings, MetadataServers
 from app.settings import load_settings
 from app.spot import AwsNotices, GcpNotices, Notice, NoticeSource, SpotWatch, watched_for_notices
+from tests.forked_job import ForkedJobRunner
 from tests.job import JobProcess, JobRunner, newest_checkpoint
 from tests.metadata_server import FakeCloud, fake_cloud
 
@@ -302,9 +303,8 @@ def tiny_job(job_environment: dict[str, str], store: Path, cloud: FakeCloud) -> 
         "TRAINER": "torch",
         "TOTAL_STEPS": "100000",
         "CHECKPOINT_EVERY_STEPS": "100000",
-        "OMP_NUM_THREADS": "1",
     }
-    return JobRunner(environment)
+    return ForkedJobRunner(environment)
 
 
 @pytest.mark.slow
