@@ -63,7 +63,7 @@ class InferenceModel:
         cos, sin = rope_tables(
             positions, config.head_dim, config.rope_theta, decoder.embed_tokens.weight.dtype
         )
-        # As `model.rotate`, with one product less: the halves change places, the table has
+        # As `fused_layers.rotate`, with one product less: the halves change places, the table has
         # the sign.
         half = config.head_dim // 2
         self._cos = cos  # (T, E)

@@ -7,12 +7,12 @@ is known as soon as they are, so the products of the backward pass follow at onc
 nothing is computed twice.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 _LOGITS_IN_FLIGHT = 1 << 24
 """At most so many logits at a time: 64 MiB in float32."""
@@ -46,8 +46,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             inputs, matrix = hidden.to(dtype), weight.to(dtype)
             grad_hidden = torch.empty_like(inputs) if of_hidden else None
             grad_weight = torch.zeros_like(weight) if of_weight else None
-            total = inputs.new_zeros((), dtype=torch.promote_types(dtype, torch.float32))
-            rows = max(1, _LOGITS_IN_FLIGHT // vocabulary)
+            wide = torch.promote_types(dtype, torch.float32)
+            total = inputs.new_zeros((), dtype=wide)
+            rows = min(n, max(1, _LOGITS_IN_FLIGHT // vocabulary))
+            # Used by each part again: new memory of this size costs as much as to fill it.
+            buffers = [inputs.new_empty((rows, vocabulary), dtype=each) for each in (dtype, wide)]
             for start in range(0, n, rows):
                 part = slice(start, start + rows)
                 total += _add_part(
@@ -56,17 +59,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     targets[part],
                     None if grad_hidden is None else grad_hidden[part],
                     grad_weight,
-                    n,
+                    buffers,
                     z_loss_weight,
                 )
         ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.hidden_dtype = hidden.dtype
+        ctx.hidden_dtype, ctx.n = hidden.dtype, n
         return total / n
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (scale,) = grad_outputs
+        scale = grad_outputs[0] / ctx.n
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
             grad_hidden = grad_hidden.to(ctx.hidden_dtype) * scale
@@ -81,23 +84,24 @@ def _add_part(
     targets: Tensor,
     grad_inputs: Tensor | None,
     grad_weight: Tensor | None,
-    n: int,
+    buffers: Sequence[Tensor],
     z_loss_weight: float,
 ) -> Tensor:
-    """The summed loss of some rows; their share of the gradients of the mean over `n` is written
-    to `grad_inputs` and added to `grad_weight`."""
-    logits = F.linear(inputs, matrix)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    """The summed loss of some rows; its gradients are written to `grad_inputs` and added to
+    `grad_weight`. `buffers` hold logits, in the products' type, and as wide as the loss."""
+    logits, log_p = (buffer[: len(targets)] for buffer in buffers)
+    torch.matmul(inputs, matrix.T, out=logits)
+    torch.log_softmax(logits, -1, dtype=log_p.dtype, out=log_p)
     rows = torch.arange(len(targets), device=targets.device)
-    normalizer = logits.logsumexp(-1)
-    loss = (normalizer - logits[rows, targets]).sum()
+    log_likelihood = log_p[rows, targets]
     if grad_inputs is None and grad_weight is None:
-        return loss
-    grad_logits = logits.sub_(normalizer[:, None]).exp_()
+        return -log_likelihood.sum()
+    grad_logits = log_p.exp_()
     if z_loss_weight:  # d log²Z / d logits = 2 log Z · softmax
-        grad_logits *= 1 + 2 * z_loss_weight * normalizer[:, None]
+        log_z = logits[rows, targets].to(log_p.dtype) - log_likelihood
+        grad_logits *= 1 + 2 * z_loss_weight * log_z[:, None]
     grad_logits[rows, targets] -= 1
-    grad_logits = grad_logits.div_(n).to(inputs.dtype)
+    grad_logits = grad_logits.to(inputs.dtype)
     if grad_inputs is not None:
         torch.mm(grad_logits, matrix, out=grad_inputs)
     if grad_weight is not None:
@@ -105,4 +109,4 @@ def _add_part(
             grad_weight.addmm_(grad_logits.T, inputs)
         else:
             grad_weight += grad_logits.T @ inputs
-    return loss
+    return -log_likelihood.sum()

@@ -16,6 +16,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
+from app.fused_layers import by_hand, norm_linear, rotate, swiglu_linear
 from app.packing import Mask
 from app.presets import ModelConfig
 
@@ -48,12 +49,6 @@ def rope_tables(
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary embeddings to x (B, heads, T, E)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None) -> Tensor:
     """Attention of q (B, H, T, E) over k and v (B, K, T, E); without a `mask`, causal."""
     grouped = q.shape[1] != k.shape[1]
@@ -80,13 +75,15 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(d, kv, bias=False)
         self.o_proj = nn.Linear(d, d, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Mask | None = None) -> Tensor:
-        batch, length, _ = x.shape
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Mask | None = None
+    ) -> Tensor:
+        """What `q_proj`, `k_proj` and `v_proj` made, each (B, T, heads · E), to (B, T, D)."""
+        batch, length, _ = q.shape
         heads = (batch, length, -1, self.head_dim)
-        q = rotate(self.q_proj(x).view(heads).transpose(1, 2), cos, sin)
-        k = rotate(self.k_proj(x).view(heads).transpose(1, 2), cos, sin)
-        v = self.v_proj(x).view(heads).transpose(1, 2)
-        out = attend(q, k, v, mask)
+        q = rotate(q.view(heads).transpose(1, 2), cos, sin)
+        k = rotate(k.view(heads).transpose(1, 2), cos, sin)
+        out = attend(q, k, v.view(heads).transpose(1, 2), mask)
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -100,8 +97,11 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(d, hidden, bias=False)
         self.down_proj = nn.Linear(hidden, d, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    def forward(self, gate: Tensor, up: Tensor) -> Tensor:
+        """What `gate_proj` and `up_proj` made, both (B, T, F), to (B, T, D)."""
+        if by_hand():
+            return swiglu_linear(gate, up, self.down_proj.weight)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class DecoderLayer(nn.Module):
@@ -115,8 +115,19 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Mask | None = None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        attn, mlp = self.self_attn, self.mlp
+        q, k, v = projections(self.input_layernorm, x, attn.q_proj, attn.k_proj, attn.v_proj)
+        x = x + attn(q, k, v, cos, sin, mask)
+        gate, up = projections(self.post_attention_layernorm, x, mlp.gate_proj, mlp.up_proj)
+        return x + mlp(gate, up)
+
+
+def projections(norm: RMSNorm, x: Tensor, *linears: nn.Linear) -> tuple[Tensor, ...]:
+    """Each of the linear maps of norm(x)."""
+    if by_hand():
+        return norm_linear(x, norm.weight, norm.eps, *(linear.weight for linear in linears))
+    normed = norm(x)
+    return tuple(linear(normed) for linear in linears)
 
 
 class Decoder(nn.Module):

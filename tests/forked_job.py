@@ -109,6 +109,7 @@ def _run_job(
     before: Callable[[], None],
 ) -> None:
     os.setsid()
+    multiprocessing.set_start_method(None, force=True)  # as in a process that nobody forked
     for descriptor in (1, 2):
         os.dup2(writer.fileno(), descriptor)
     writer.close()

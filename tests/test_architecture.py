@@ -17,6 +17,7 @@ ORDER = [
     "sections",
     "settings",
     "packing",
+    "fused_layers",
     "model",
     "linear_loss",
     "objective",

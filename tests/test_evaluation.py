@@ -173,7 +173,7 @@ def test_validation_is_the_same_from_both_trainers_and_after_a_kill(
 ) -> None:
     """In the rows, in the log, and in the checkpoint's state.json."""
     (tmp_path / "long.txt").write_text(
-        "\n".join(f"Line {number} of a text that is long enough." for number in range(5_000))
+        "\n".join(f"Line {number} of a text that is long enough." for number in range(20_000))
     )
     runs: dict[str, tuple[list[Any], dict[str, Any]]] = {}
     for name, trainer in (("a", "torch"), ("b", "lightning"), ("c", "torch")):
