@@ -11,14 +11,68 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from app.attempts import seconds_of_this_process
+from app.model import SmolLM2
 from app.presets import PRESETS
+from bench.reference import llama
 from bench.train import OURS, Result, Shape
 
 NOT_INSTALLED = 3
-VOCABULARY = 49_152
+LEARNING_RATE = 3e-4
+
+
+def job_settings(shape: Shape, folder: Path, **more: Any) -> list[str]:
+    """Flags of the job: the learning rate and decay are those of `plain_loop`."""
+    settings = {
+        "model": shape.model,
+        "device": shape.device,
+        "precision": shape.precision,
+        "compile": str(shape.compile).lower(),
+        "seq_len": shape.seq_len,
+        "batch_size": shape.micro_batch,
+        "global_batch_size": shape.micro_batch,
+        "learning_rate": LEARNING_RATE,
+        "lr_schedule": "constant",
+        "warmup_steps": 0,
+        "total_steps": shape.steps + 1,
+        "keep_top": 0,
+        "data_dir": folder / "data",
+        "checkpoint_uri": f"file://{folder}/checkpoints",
+        "loggers": "none",
+        **more,
+    }
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def batches(shape: Shape, folder: Path) -> list[torch.Tensor]:
+    """The token ids (B, T + 1) of each step, as the job itself sees them."""
+    from app.cli import main
+    from app.inspection import find_tokens
+    from app.sampler import corpus_order
+    from app.settings import load_settings
+
+    flags = job_settings(shape, folder)
+    code = main(["prepare", *flags])
+    if code != 0:
+        raise RuntimeError(f"the tokens were not made: exit code {code}")
+    settings = load_settings(dict(flag[2:].split("=", 1) for flag in flags))
+    prepared = find_tokens(settings)
+    shards = prepared.open("train")
+    order = corpus_order(
+        shards.n_tokens,
+        shape.seq_len,
+        complete=prepared.index.complete,
+        seed=settings.run.seed,
+    )
+    sequences = [
+        order.sequence_at(n) * shape.seq_len for n in range((shape.steps + 1) * shape.micro_batch)
+    ]
+    rows = np.stack([shards.read(first, shape.seq_len + 1) for first in sequences])
+    ids = torch.from_numpy(rows.astype(np.int64))
+    return list(ids.view(shape.steps + 1, shape.micro_batch, shape.seq_len + 1))
 
 
 def ours(trainer: str, shape: Shape, folder: Path) -> Result:
@@ -27,25 +81,10 @@ def ours(trainer: str, shape: Shape, folder: Path) -> Result:
     from app.metrics import local_rows
 
     run = f"{trainer}-{os.getpid()}"
-    steps = shape.steps + 1
-    settings = {
-        "run_name": run,
-        "trainer": trainer,
-        "model": shape.model,
-        "device": shape.device,
-        "precision": shape.precision,
-        "compile": str(shape.compile).lower(),
-        "seq_len": shape.seq_len,
-        "batch_size": shape.micro_batch,
-        "global_batch_size": shape.micro_batch,
-        "total_steps": steps,
-        "checkpoint_every_steps": 10 * steps,
-        "keep_top": 0,
-        "data_dir": folder / "data",
-        "checkpoint_uri": f"file://{folder}/checkpoints",
-        "loggers": "none",
-    }
-    code = main(["train", *(f"--{name}={value}" for name, value in settings.items())])
+    flags = job_settings(
+        shape, folder, run_name=run, trainer=trainer, checkpoint_every_steps=10 * (shape.steps + 1)
+    )
+    code = main(["train", *flags])
     if code != 0:
         raise RuntimeError(f"the job ended with {code}")
     rows = local_rows(folder / "data" / "logs" / run)
@@ -59,24 +98,29 @@ def ours(trainer: str, shape: Shape, folder: Path) -> Result:
     )
 
 
-def plain_loop(forward: Callable[[torch.Tensor], torch.Tensor], model: Any, shape: Shape) -> Result:
+def plain_loop(
+    forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    model: Any,
+    shape: Shape,
+    folder: Path,
+) -> Result:
     """The textbook: one micro-batch a step, AdamW fused, clipping at 1."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.1, fused=True)
-    generator = torch.Generator().manual_seed(1)
-    size = (shape.micro_batch, shape.seq_len)
-    seconds, first, loss = [], 0.0, torch.zeros(())
-    for step in range(shape.steps + 1):
-        tokens = torch.randint(0, VOCABULARY, size, generator=generator).to(shape.device)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, weight_decay=0.1, fused=True
+    )
+    seconds, first, last = [], 0.0, 0.0
+    for step, rows in enumerate(batches(shape, folder)):
+        tokens = rows.to(shape.device)
         started = time.perf_counter()
         with torch.autocast(
             shape.device, dtype=torch.bfloat16, enabled=shape.precision == "bf16-mixed"
         ):
-            loss = forward(tokens)
+            loss = forward(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        last = float(loss)  # waits for the device
+        last = loss.item()  # waits for the device
         if step == 0:
             first = seconds_of_this_process() or 0.0
         else:
@@ -89,30 +133,23 @@ def plain_loop(forward: Callable[[torch.Tensor], torch.Tensor], model: Any, shap
     )
 
 
-def llama(shape: Shape) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = PRESETS[shape.model]
-    model: Any = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            max_position_embeddings=max(config.max_position_embeddings, shape.seq_len),
-            tie_word_embeddings=True,
-            initializer_range=config.initializer_range,
-        )
-    )
-    return model.to(shape.device)
+def initial_llama(shape: Shape) -> Any:
+    """With the weights that the job starts from."""
+    ours = SmolLM2(PRESETS[shape.model])
+    ours.initialize(1337)
+    return llama(ours.config, ours.state_dict()).to(shape.device)
 
 
-def hugging_face(shape: Shape, *, compiled: bool) -> Result:
-    model = llama(shape)
+def hugging_face(shape: Shape, folder: Path, *, compiled: bool) -> Result:
+    """Its own loss: labels are shifted inside, so the last token of each row has none here."""
+    model = initial_llama(shape)
     run = torch.compile(model) if compiled else model
-    return plain_loop(lambda tokens: run(input_ids=tokens, labels=tokens).loss, model, shape)
+
+    def forward(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        loss: torch.Tensor = run(input_ids=inputs, shift_labels=targets, labels=targets).loss
+        return loss
+
+    return plain_loop(forward, model, shape, folder)
 
 
 def hugging_face_trainer(shape: Shape, folder: Path) -> Result:
@@ -128,14 +165,13 @@ def hugging_face_trainer(shape: Shape, folder: Path) -> Result:
             first = first or seconds_of_this_process() or 0.0
             moments.append(time.perf_counter())
 
-    generator = torch.Generator().manual_seed(1)
-    n = shape.micro_batch * (shape.steps + 1)
-    rows = torch.randint(0, VOCABULARY, (n, shape.seq_len), generator=generator)
+    rows = torch.cat(batches(shape, folder))
     arguments = TrainingArguments(
         output_dir=str(folder / "hf"),
         per_device_train_batch_size=shape.micro_batch,
         max_steps=shape.steps + 1,
-        learning_rate=3e-4,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
         weight_decay=0.1,
         max_grad_norm=1.0,
         optim="adamw_torch_fused",
@@ -145,9 +181,10 @@ def hugging_face_trainer(shape: Shape, folder: Path) -> Result:
         report_to=[],
         logging_steps=shape.steps + 1,
         disable_tqdm=True,
+        remove_unused_columns=False,
     )
-    data = [{"input_ids": row, "labels": row} for row in rows]
-    trainer = Trainer(llama(shape), arguments, train_dataset=data, callbacks=[Clock()])
+    data = [{"input_ids": row[:-1], "labels": row[1:], "shift_labels": row[1:]} for row in rows]
+    trainer = Trainer(initial_llama(shape), arguments, train_dataset=data, callbacks=[Clock()])
     outcome = trainer.train()
     seconds = [b - a for a, b in pairwise(moments)]
     return Result(
@@ -158,8 +195,8 @@ def hugging_face_trainer(shape: Shape, folder: Path) -> Result:
     )
 
 
-def litgpt(shape: Shape) -> Result:
-    """litgpt's model of the same shape in the plain loop, with its own loss in parts."""
+def litgpt(shape: Shape, folder: Path) -> Result:
+    """litgpt's model of the same shape in the plain loop, with its own weights and loss."""
     from litgpt import GPT, Config
     from litgpt.utils import chunked_cross_entropy
 
@@ -183,12 +220,11 @@ def litgpt(shape: Shape) -> Result:
     ).to(shape.device)
     model.lm_head.weight = model.transformer.wte.weight
 
-    def forward(tokens: torch.Tensor) -> torch.Tensor:
-        logits = model(tokens)
-        loss: torch.Tensor = chunked_cross_entropy(logits[:, :-1], tokens[:, 1:], chunk_size=0)
+    def forward(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        loss: torch.Tensor = chunked_cross_entropy(model(inputs), targets, chunk_size=0)
         return loss
 
-    return plain_loop(forward, model, shape)
+    return plain_loop(forward, model, shape, folder)
 
 
 def peak_bytes(shape: Shape) -> int:
@@ -206,9 +242,9 @@ def main() -> int:
         elif candidate == "hf-trainer":
             result = hugging_face_trainer(shape, folder)
         elif candidate == "litgpt":
-            result = litgpt(shape)
+            result = litgpt(shape, folder)
         else:
-            result = hugging_face(shape, compiled=candidate == "hf-compiled")
+            result = hugging_face(shape, folder, compiled=candidate == "hf-compiled")
     except ImportError as error:
         print(error)
         return NOT_INSTALLED

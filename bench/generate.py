@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -28,27 +28,13 @@ from app.decoding import Sampling, generate_tokens
 from app.inference import InferenceModel
 from app.model import SmolLM2
 from app.presets import PRESETS, ModelConfig
+from bench.reference import llama
 
 CASES = {"greedy": Sampling(temperature=0), "sampled": Sampling()}
 
 
 def reference_model(config: ModelConfig, weights: dict[str, torch.Tensor]) -> LlamaForCausalLM:
-    """LlamaForCausalLM of the same shape and weights."""
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            max_position_embeddings=config.max_position_embeddings,
-            rms_norm_eps=config.rms_norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            tie_word_embeddings=True,
-        )
-    )
-    model.load_state_dict(weights, strict=False)
+    model = llama(config, weights)
     model.generation_config.eos_token_id = None  # both make every token that is asked for
     model.generation_config.pad_token_id = 0
     return model.eval()

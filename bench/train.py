@@ -4,11 +4,11 @@
     python -m bench.train --micro_batch 8,16,32            # GPU: a sweep
     python -m bench.train --only ours-torch,hf-eager --rounds 5 --json out.json --plot out.svg
 
-Every candidate sees the same shapes and number of tokens, the same precision, AdamW
-(fused) and clipping at 1. Each runs as a process of its own, in turn, `--rounds` times
-over; what is printed are medians over the rounds, and ratios inside each round. The first
-step (import, compilation) is reported by itself and left out of the speed. What does not
-install here is said and left out.
+Every candidate sees the same tokens of real text in the same order, in the same precision,
+with AdamW (fused) and clipping at 1; all but litgpt start from the same weights. Each runs
+as a process of its own, in turn, `--rounds` times over; what is printed are medians over the
+rounds, and ratios inside each round. The first step (import, compilation) is reported by
+itself and left out of the speed. What does not install here is said and left out.
 
 FLOP per token: 6 N + 6 L D T, N = 134,515,008 with the tied embedding once (PaLM,
 appendix B), causal attention counted once; MFU is against the datasheet's dense bf16 peak.
