@@ -7,7 +7,7 @@ from typing import Any
 
 from app.dataset_spec import HubName
 from app.errors import ConfigError, Damaged, Unavailable
-from app.failures import hub_failures
+from app.failures import first_line, hub_failures
 from app.pieces import Pieces, Placed, PlacedPieces, Position, row_pieces
 from app.readers import no_column, text_of
 from app.retries import Backoff
@@ -89,7 +89,7 @@ class HubSource:
                             yield piece, {**before, "part": part + 1}
                     given = 0
         except (DatasetsError, ArrowException, UnicodeDecodeError) as error:
-            raise Damaged(f"{setting} cannot be read: {_first_line(error)}") from error
+            raise Damaged(f"{setting} cannot be read: {first_line(error)}") from error
 
     def _open(self, setting: str) -> Any:
         from datasets import config, load_dataset
@@ -112,7 +112,7 @@ class HubSource:
             # Wrong DATASET_CONFIG or DATASET_SPLIT: the library lists those there are.
             raise ConfigError(
                 f"{setting} with DATASET_CONFIG={self.config or ''} DATASET_SPLIT={self.split} "
-                f"cannot be used: {_first_line(error)}"
+                f"cannot be used: {first_line(error)}"
             ) from error
 
 
@@ -144,7 +144,3 @@ def _commit(name: HubName, revision: str | None, setting: str) -> str:
     if info.sha is None:
         raise Unavailable(f"{setting}: the hub names no revision")
     return str(info.sha)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -222,7 +222,7 @@ def statistics_text(prepared: PreparedTokens, found: CorpusStatistics) -> Iterat
     for low, high, number in train.lengths:
         share = number / train.documents
         bar = "█" * round(40 * share)
-        yield f"{f'{low:,} to {high:,}':>23} {number:>10,} {share:>7.1%}   {bar}"
+        yield f"{f'{low:,} to {high:,}':>23} {number:>10,} {share:>7.1%}   {bar}".rstrip()
     if train.documents:
         yield f"longest {train.longest:,}, mean {train.tokens / train.documents:,.0f}"
 
