@@ -1,6 +1,5 @@
 """DATASET as a dataset of the Hugging Face hub, streamed row by row."""
 
-import re
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -123,24 +122,24 @@ def open_hub(settings: DataSettings, revision: str | None) -> HubSource:
     """
     name = HubName.parse(settings.dataset)
     return HubSource(
-        name.at(_commit(name, revision or name.revision, f"DATASET={settings.dataset}")),
+        _at_commit(name.at(revision) if revision else name, f"DATASET={settings.dataset}"),
         name.config or settings.dataset_config,
         name.split or settings.dataset_split,
         settings.text_column,
     )
 
 
-def _commit(name: HubName, revision: str | None, setting: str) -> str:
-    if revision and re.fullmatch("[0-9a-f]{40}", revision):
-        return revision
+def _at_commit(name: HubName, setting: str) -> HubName:
+    if name.is_pinned:
+        return name
 
     from huggingface_hub import HfApi
 
     with hub_failures(setting):
         api = HfApi()
-        info = api.dataset_info(name.repo_id, revision=revision, timeout=30)
+        info = api.dataset_info(name.repo_id, revision=name.revision, timeout=30)
         if info.gated:  # its description is public, its files are not
             api.auth_check(name.repo_id, repo_type="dataset")
     if info.sha is None:
         raise Unavailable(f"{setting}: the hub names no revision")
-    return str(info.sha)
+    return name.at(str(info.sha))

@@ -17,7 +17,7 @@ from dotenv import dotenv_values
 from pydantic import ValidationError
 
 from app.errors import ConfigError
-from app.presets import PRESETS
+from app.presets import AUTO_MODELS, PRESETS
 from app.sections import (
     CREDENTIALS,
     ENV_FILE,
@@ -61,6 +61,15 @@ class Settings:
     def shown(self, variable: Variable) -> str:
         """The value as `config` prints it, without a credential inside a URI."""
         return redacted(as_typed(self.value(variable)))
+
+    @property
+    def run_names(self) -> tuple[str, ...]:
+        """What the run may be called: with MODEL=auto the device decides, which is not asked."""
+        if self.run.run_name:
+            return (self.run.run_name,)
+        if self.model.init_name:
+            return (self.model.init_name,)
+        return AUTO_MODELS if self.model.model == "auto" else (self.model.model,)
 
     def is_default(self, name: str) -> bool:
         return self.sources.get(name, "default") == "default"
