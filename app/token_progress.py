@@ -87,6 +87,8 @@ def describe(progress: PrepareProgress) -> str:
     of the rest is an upper limit."""
     if progress.shards_total:
         return f"{progress.shards_fetched:,} of {progress.shards_total:,} shards fetched"
+    if not progress.documents and not progress.tokens:
+        return "reading the first documents"
     phrase = f"{counted(progress.documents, 'document')}, {progress.tokens:,} tokens"
     enough = _enough(progress)
     phrase += f", {enough}" if enough else ""

@@ -78,6 +78,7 @@ def test_what_is_said_of_the_rest_is_an_upper_limit() -> None:
     assert describe(replace(some, tokens_total=None)) == "1 document, 400 tokens | 100 tokens/s"
     assert describe(replace(some, tokens=1000)) == "1 document, 1,000 tokens | 100 tokens/s"
     assert describe(replace(some, shards_total=3)) == "0 of 3 shards fetched"
+    assert describe(PrepareProgress(tokens_total=1000)) == "reading the first documents"
 
 
 def test_a_bar_draws_no_share_of_what_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
