@@ -1,7 +1,5 @@
 """What is refused, or found to be finished, before anything is written to the store."""
 
-from collections.abc import Callable
-
 from app.attempts import ATTEMPTS, fences
 from app.checkpoints import LATEST, check_sizes, read_latest, read_manifest, stored_checkpoints
 from app.console import size
@@ -17,27 +15,9 @@ from app.record import (
     same_dataset,
 )
 from app.recorded_source import difference
-from app.sections import redacted
-from app.sources import PinnedSource, pin_source
+from app.sources import PinnedSource
 from app.state import checkpoint_bytes
 from app.stores import Store
-
-
-def source_of_run(job: Job, stored: StoredRecord | None, alive: Callable[[], None]) -> PinnedSource:
-    """A run goes on with the revision of the hub dataset that it was begun with.
-
-    `alive` is as in `pin_source`.
-    """
-    data = job.settings.data
-    revision = None
-    if stored is not None and names_recorded_data(job, stored.record):
-        revision = stored.record.identity.dataset_revision
-    return pin_source(data, revision, alive)
-
-
-def names_recorded_data(job: Job, record: RunRecord) -> bool:
-    """Whether DATASET is written as it was when the run was begun."""
-    return record.identity.dataset == redacted(job.settings.data.dataset)
 
 
 def check_space(job: Job, store: Store) -> None:

@@ -315,13 +315,13 @@ class Attempt:
     def _save_last(self) -> None:
         """SIGKILL follows GRACE_SECONDS after SIGTERM: do what saves the most until then."""
         grace = self.sections.checkpoints.grace_seconds
-        if self._stop.requested:
+        stop, needed = self._stop.requested, self._saver.last_commit_seconds
+        if stop and self.step == self.target:
+            log.info("asked to stop: step %d is the last one, its commit ends the run", self.step)
+        elif stop:
             log.warning("asked to stop: committing step %d within %g s", self.step, grace)
-        if self._stop.requested and not self._fits(self._saver.last_commit_seconds):
-            log.warning(
-                "a save takes %.1f s, which does not fit: only the one in flight is finished",
-                self._saver.last_commit_seconds,
-            )
+        if stop and self._saved_step != self.step and not self._fits(needed):
+            log.warning("a save of %.1f s does not fit: only the one in flight is finished", needed)
         else:
             self._save()
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from app.console import duration
+from app.console import counted, duration
 from app.errors import AppError, Damaged, NotFound
 from app.stores import Data, Store
 
@@ -162,13 +162,18 @@ class AttemptJournal:
 
 def summary(record: AttemptRecord) -> str:
     """The line that an attempt ends with."""
-    failed = f"; {record.failed_saves} tries to save failed" if record.failed_saves else ""
+    line = f"attempt {record.epoch}: {counted(record.steps, 'step')} in {duration(record.seconds)}"
     share = 100 * record.stall_seconds / max(1e-9, record.seconds)
-    return (
-        f"attempt {record.epoch}: {record.steps} steps in {duration(record.seconds)}; "
-        f"{record.saves} saves held training up for {record.stall_seconds:.2f} s ({share:.2f} %), "
-        f"the slowest was in the store after {record.longest_upload_lag:.1f} s{failed}"
+    line += (
+        f"; {counted(record.saves, 'save')} held training up for {record.stall_seconds:.2f} s "
+        f"({share:.2f} %)"
     )
+    if record.commits:
+        slowest = "the slowest" if record.commits > 1 else "it"
+        line += f", {slowest} was in the store after {record.longest_upload_lag:.1f} s"
+    if record.failed_saves:
+        line += f"; {counted(record.failed_saves, 'try', 'tries')} to save failed"
+    return line
 
 
 def attempt_table(records: Sequence[AttemptRecord]) -> list[str]:

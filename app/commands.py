@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import app
 from app.attempts import attempt_table, read_attempts
 from app.checkpoints import (
     StoredCheckpoint,
@@ -35,11 +36,17 @@ from app.stores import Store, open_store
 
 log = logging.getLogger(__name__)
 
-AUTO_RUNS = ("smollm2-135m", "tiny")
 _WEIGHTS_ONLY_LEAVES_OUT = ("optimizer.safetensors",)
 
 
 def train(settings: Settings, _: argparse.Namespace, stop: StopRequest) -> None:
+    # The libraries take seconds to load: who waits knows for what.
+    log.info(
+        "smollm2-spot-trainer %s starts: run %s, checkpoints in %s",
+        app.__version__,
+        " or ".join(settings.run_names),
+        settings.checkpoints.checkpoint_uri,
+    )
     # From here on, so that a notice counts while libraries load and data is prepared, too.
     with watched_for_notices(settings.checkpoints, settings.metadata_servers):
         from app.start import run
@@ -49,7 +56,7 @@ def train(settings: Settings, _: argparse.Namespace, stop: StopRequest) -> None:
 
 def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
     from app.job import open_preparation, resolve_job
-    from app.sources import pin_source
+    from app.recorded_source import source_of_named_run
     from app.token_progress import TokenProgress
     from app.tokenizer import build_builtin_tokenizer
 
@@ -60,10 +67,9 @@ def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -
         return
     steps = range(settings.run.total_steps + settings.run.additional_steps)
     progress = TokenProgress()
-    source = pin_source(settings.data, alive=progress.alive)
-    preparation = open_preparation(
-        resolve_job(settings), source, steps, progress.waiting, everything=arguments.all
-    )
+    job, uri = resolve_job(settings), settings.checkpoints.checkpoint_uri
+    source = source_of_named_run(settings.data, uri, [job.run_name], progress.alive)
+    preparation = open_preparation(job, source, steps, progress.waiting, everything=arguments.all)
     preparation.run()
     progress.arrived()
     print(f"{preparation.train.n_tokens:,} training tokens in {settings.data.data_dir}")
@@ -247,15 +253,7 @@ def scratch_folder(settings: Settings) -> Iterator[Path]:
 
 def _existing_run(settings: Settings) -> Store:
     """The store of the run that the settings name; with MODEL=auto, of the one that exists."""
-    uri = settings.checkpoints.checkpoint_uri
-    if settings.run.run_name:
-        names: tuple[str, ...] = (settings.run.run_name,)
-    elif settings.model.init_name:
-        names = (settings.model.init_name,)
-    elif settings.model.model != "auto":
-        names = (settings.model.model,)
-    else:
-        names = AUTO_RUNS
+    uri, names = settings.checkpoints.checkpoint_uri, settings.run_names
     stores = [open_store(uri, name) for name in names]
     existing = [store for store in stores if load_record(store) is not None]
     if not existing:

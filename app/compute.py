@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from app.errors import ConfigError
-from app.presets import PRESETS, ModelConfig
+from app.presets import AUTO_MODELS, PRESETS, ModelConfig
 from app.sections import ComputeSettings
 
 # Dense bf16 peaks in FLOP/s, from NVIDIA's datasheets (without sparsity).
@@ -93,7 +93,8 @@ def resolve_compute(settings: ComputeSettings) -> Compute:
 def resolve_model(requested: str, device: torch.device) -> tuple[str, ModelConfig]:
     """The preset's name and shape; `auto` is 135m on a GPU, tiny elsewhere."""
     if requested == "auto":
-        requested = "tiny" if device.type == "cpu" else "smollm2-135m"
+        with_gpu, without = AUTO_MODELS
+        requested = without if device.type == "cpu" else with_gpu
     return requested, PRESETS[requested]
 
 

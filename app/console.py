@@ -68,6 +68,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """1 save, 2 saves; 1 try, 2 tries."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def size(n_bytes: float) -> str:
     """1.6 GB, in powers of ten."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -85,6 +85,11 @@ class HubName:
         config, _, split = subset.partition("/")
         return cls(repo_id, revision or None, config or None, split or None)
 
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the revision is a commit, and no branch that moves."""
+        return bool(self.revision and re.fullmatch("[0-9a-f]{40}", self.revision))
+
     def at(self, revision: str) -> "HubName":
         return replace(self, revision=revision)
 

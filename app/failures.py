@@ -110,7 +110,7 @@ def _hub_error(error: BaseException, setting: str) -> AppError | None:
         return Unavailable(f"{setting} is not on this machine and HF_HUB_OFFLINE is set")
     silent = said(HTTPError, hub.LocalEntryNotFoundError, ConnectionError, TimeoutError)
     if silent is not None:
-        return Unavailable(f"{setting}: the hub cannot be reached ({_line(chain[-1])})")
+        return Unavailable(f"{setting}: the hub cannot be reached ({first_line(chain[-1])})")
     if said(hub.HFValidationError):
         return NotFound(f"{setting} is neither a path here nor a hub id such as owner/name")
     return None
@@ -125,6 +125,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or current.__context__
 
 
-def _line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
+def first_line(error: BaseException) -> str:
+    """What a library says, as a part of a sentence of ours: without the stop at its end."""
+    text = str(error).strip().partition("\n")[0].rstrip(" .,:;")
+    return text or type(error).__name__

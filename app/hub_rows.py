@@ -1,13 +1,12 @@
 """DATASET as a dataset of the Hugging Face hub, streamed row by row."""
 
-import re
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from app.dataset_spec import HubName
 from app.errors import ConfigError, Damaged, Unavailable
-from app.failures import hub_failures
+from app.failures import first_line, hub_failures
 from app.pieces import Pieces, Placed, PlacedPieces, Position, row_pieces
 from app.readers import no_column, text_of
 from app.retries import Backoff
@@ -89,7 +88,7 @@ class HubSource:
                             yield piece, {**before, "part": part + 1}
                     given = 0
         except (DatasetsError, ArrowException, UnicodeDecodeError) as error:
-            raise Damaged(f"{setting} cannot be read: {_first_line(error)}") from error
+            raise Damaged(f"{setting} cannot be read: {first_line(error)}") from error
 
     def _open(self, setting: str) -> Any:
         from datasets import config, load_dataset
@@ -112,7 +111,7 @@ class HubSource:
             # Wrong DATASET_CONFIG or DATASET_SPLIT: the library lists those there are.
             raise ConfigError(
                 f"{setting} with DATASET_CONFIG={self.config or ''} DATASET_SPLIT={self.split} "
-                f"cannot be used: {_first_line(error)}"
+                f"cannot be used: {first_line(error)}"
             ) from error
 
 
@@ -123,28 +122,24 @@ def open_hub(settings: DataSettings, revision: str | None) -> HubSource:
     """
     name = HubName.parse(settings.dataset)
     return HubSource(
-        name.at(_commit(name, revision or name.revision, f"DATASET={settings.dataset}")),
+        _at_commit(name.at(revision) if revision else name, f"DATASET={settings.dataset}"),
         name.config or settings.dataset_config,
         name.split or settings.dataset_split,
         settings.text_column,
     )
 
 
-def _commit(name: HubName, revision: str | None, setting: str) -> str:
-    if revision and re.fullmatch("[0-9a-f]{40}", revision):
-        return revision
+def _at_commit(name: HubName, setting: str) -> HubName:
+    if name.is_pinned:
+        return name
 
     from huggingface_hub import HfApi
 
     with hub_failures(setting):
         api = HfApi()
-        info = api.dataset_info(name.repo_id, revision=revision, timeout=30)
+        info = api.dataset_info(name.repo_id, revision=name.revision, timeout=30)
         if info.gated:  # its description is public, its files are not
             api.auth_check(name.repo_id, repo_type="dataset")
     if info.sha is None:
         raise Unavailable(f"{setting}: the hub names no revision")
-    return str(info.sha)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return name.at(str(info.sha))

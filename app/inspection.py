@@ -15,11 +15,11 @@ from app.errors import ConfigError, NotFound, UsageError
 from app.failures import disk_failures
 from app.prepare import tokens_fingerprint
 from app.presets import PRESETS
+from app.recorded_source import source_of_named_run
 from app.sampler import corpus_order, global_index
 from app.sections import redacted
 from app.settings import Settings
 from app.shards import SPLITS, ShardIndex, Split, Tokens, TokenShards, read_index, verify
-from app.sources import pin_source
 from app.tokenizer import TokenizerFiles, load_tokenizer, open_tokenizer
 
 _CHUNK_TOKENS = 1 << 22
@@ -75,10 +75,12 @@ class Sample:
 
 
 def find_tokens(settings: Settings) -> PreparedTokens:
-    """Raises NotFound where nothing is prepared, and what `pin_source` and the tokenizer raise."""
+    """Raises NotFound where nothing is prepared, and what `source_of_named_run` and the tokenizer
+    raise."""
     data = settings.data
     tokenizer = load_tokenizer(_tokenizer_spec(settings), data.data_dir, _N_IDS)
-    source = pin_source(data).fingerprint
+    uri = settings.checkpoints.checkpoint_uri
+    source = source_of_named_run(data, uri, settings.run_names).fingerprint
     directory = data.data_dir / "tokens" / tokens_fingerprint(source, tokenizer)[:24]
     with disk_failures(f"DATA_DIR={data.data_dir}"):
         index = read_index(directory, source, tokenizer.fingerprint)
@@ -222,7 +224,7 @@ def statistics_text(prepared: PreparedTokens, found: CorpusStatistics) -> Iterat
     for low, high, number in train.lengths:
         share = number / train.documents
         bar = "█" * round(40 * share)
-        yield f"{f'{low:,} to {high:,}':>23} {number:>10,} {share:>7.1%}   {bar}"
+        yield f"{f'{low:,} to {high:,}':>23} {number:>10,} {share:>7.1%}   {bar}".rstrip()
     if train.documents:
         yield f"longest {train.longest:,}, mean {train.tokens / train.documents:,.0f}"
 

@@ -221,7 +221,10 @@ class Lease:
                     announced = True
                     on_wait(_waiting(record, wait))
             if stopping():
-                raise Preempted("asked to stop while waiting for the run's lease: nothing to save")
+                raise Preempted(
+                    "stopped while waiting for the run's lease: nothing new to save; "
+                    "start again to continue"
+                )
             self._clock.sleep(min(1.0, self._ttl / 10))
 
     def _vacant(self, record: LeaseRecord, silence: float) -> str | None:

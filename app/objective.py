@@ -128,6 +128,9 @@ class Schedule:
     `horizons` are the targets of the stages, ascending: the original run's TOTAL_STEPS,
     then one for each extension. The first is never moved by an extension, so the past
     of a run keeps its learning rates.
+
+    A run can end in its warm-up, before the peak. With EXTENSION_LR=hold the last rate that
+    it reached is then the highest one of its extensions; with stretch the warm-up goes on.
     """
 
     settings: OptimizerSettings
@@ -136,18 +139,28 @@ class Schedule:
     def learning_rate(self, step: int) -> float:
         """The rate of optimizer step `step`, counted from 0."""
         settings = self.settings
-        peak, floor = settings.learning_rate, settings.learning_rate * settings.min_lr_ratio
-        horizon = self.horizons[0] if settings.extension_lr == "hold" else self.horizons[-1]
+        horizon = self._horizon()
+        held = settings.extension_lr == "hold" and step >= horizon
+        peak = self._warm_up(horizon - 1) if held else settings.learning_rate
+        floor = min(peak, settings.learning_rate * settings.min_lr_ratio)
         if settings.lr_schedule == "cosine" and step >= horizon:
             return floor
-        if step < settings.warmup_steps:
-            return peak * (step + 1) / settings.warmup_steps
+        if step < settings.warmup_steps and not held:
+            return self._warm_up(step)
         if settings.lr_schedule == "constant":
             return peak
         if settings.lr_schedule == "wsd":
             return self._stable_then_decay(step, peak, floor)
         progress = (step - settings.warmup_steps) / max(1, horizon - settings.warmup_steps)
         return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def _horizon(self) -> int:
+        """Where warm-up and cosine end: what an extension does not move, unless stretched."""
+        return self.horizons[0] if self.settings.extension_lr == "hold" else self.horizons[-1]
+
+    def _warm_up(self, step: int) -> float:
+        peak, steps = self.settings.learning_rate, self.settings.warmup_steps
+        return peak if step >= steps else peak * (step + 1) / steps
 
     def _stable_then_decay(self, step: int, peak: float, floor: float) -> float:
         """Warm-up, stable, linear decay; each extension is stable again, then decays."""
@@ -169,15 +182,23 @@ class Schedule:
             phrase += f", floor {settings.learning_rate * settings.min_lr_ratio:g}"
         if settings.warmup_steps:
             phrase += f", warm-up {settings.warmup_steps} steps"
-            if settings.warmup_steps >= self.horizons[0]:
-                phrase += " (longer than the run: the peak is never reached)"
-        if len(self.horizons) > 1:
-            stage = {
-                "constant": "constant in the extension",
-                "wsd": "stable again in the extension, then decay",
-                "cosine": f"held at the floor after step {self.horizons[0]} (EXTENSION_LR=hold)"
-                if settings.extension_lr == "hold"
-                else f"stretched over {self.horizons[-1]} steps (EXTENSION_LR=stretch)",
+            if settings.warmup_steps > self._horizon():
+                reached = self._warm_up(self._horizon() - 1)
+                phrase += f" (longer than the run: the highest rate is {reached:g})"
+        return phrase + (f", {self._extension()}" if len(self.horizons) > 1 else "")
+
+    def _extension(self) -> str:
+        settings, first, base = self.settings, self.horizons[0], self.horizons[-2]
+        rate = self.learning_rate(base)
+        if settings.extension_lr == "hold":
+            return {
+                "constant": f"held at {rate:g} in the extension",
+                "wsd": f"stable again at {rate:g} in the extension, then decay",
+                "cosine": f"held at {rate:g} after step {first} (EXTENSION_LR=hold)",
             }[settings.lr_schedule]
-            phrase += f", {stage}"
-        return phrase
+        goes_on = "warm-up goes on in the extension" if settings.warmup_steps > base else ""
+        return {
+            "constant": goes_on or "constant in the extension",
+            "wsd": f"{goes_on or 'stable again in the extension'}, then decay",
+            "cosine": f"stretched over {self.horizons[-1]} steps (EXTENSION_LR=stretch)",
+        }[settings.lr_schedule]

@@ -15,7 +15,9 @@ from app.errors import Preempted
 
 _POLL_SECONDS = 0.05
 
-NOTHING_TO_SAVE = "stopped before training began: nothing to save, nothing lost"
+NOTHING_TO_SAVE = (
+    "stopped before this attempt finished a step: nothing new to save; start again to continue"
+)
 
 
 class Interrupted(BaseException):

@@ -61,10 +61,11 @@ class TokenNeed:
 
 @dataclass(frozen=True)
 class PrepareProgress:
-    """How far it is: what DATA_DIR holds, sealed or not, and the aim if known.
+    """How far it is: what DATA_DIR holds, sealed or not.
 
-    `tokens_made` of the tokens were made in the last `seconds`. While shards are fetched,
-    `shards_total` says how many.
+    So many tokens as `tokens_total` are enough; the source may end before. `complete`: no more
+    are made. `tokens_made` of the tokens were made in the last `seconds`. While shards are
+    fetched, `shards_total` says how many.
     """
 
     documents: int = 0
@@ -74,6 +75,7 @@ class PrepareProgress:
     tokens_made: int = 0
     shards_fetched: int = 0
     shards_total: int = 0
+    complete: bool = False
 
     @property
     def tokens_per_second(self) -> float:
@@ -81,7 +83,9 @@ class PrepareProgress:
 
 
 Waiting = Callable[[PrepareProgress], None]
-"""Called a few times a second while somebody waits. What it raises ends the waiting."""
+"""Called a few times a second while somebody waits, and not once it is there: nothing is said
+about tokens that are still to come after the line that they are complete. What it raises ends
+the waiting. It must not wait for the preparation itself."""
 
 
 class _MadeElsewhere(Exception):
@@ -166,13 +170,14 @@ class Preparation:
         Raises what ended the preparation before.
         """
         # In training tokens, and in whole shards: what the progress counts, and comes in.
-        aim = max(self._shard_tokens, n_tokens * (1 if split == "train" else HELD_OUT_ONE_IN))
+        enough = n_tokens * (1 if split == "train" else HELD_OUT_ONE_IN)
+        enough = -(-enough // self._shard_tokens) * self._shard_tokens
 
         def there() -> bool:
             return self.index.complete or self.index.n_tokens(split) >= n_tokens
 
         while not there():
-            self._wait(there, lambda progress: waiting(replace(progress, tokens_total=aim)))
+            self._wait(there, lambda progress: waiting(replace(progress, tokens_total=enough)))
         return self.index
 
     def require(
@@ -222,7 +227,8 @@ class Preparation:
             if self._done:
                 raise self._failure or AppError(f"{self.need} was too little")
             self._changed.wait(_POLL_SECONDS)
-        waiting(self.progress)
+            if not there():
+                waiting(self.progress)
 
     def _run_behind(self) -> None:
         try:
@@ -268,6 +274,7 @@ class Preparation:
                 documents=index.documents,
                 tokens=index.n_tokens("train"),
                 tokens_total=self.need.stop,
+                complete=self._is_met(),
             )
             self._changed.notify_all()
 
@@ -300,7 +307,7 @@ class Preparation:
                 self._verified.add(named.name)
                 self._advance(shards_fetched=number, shards_total=len(missing))
         log.info("%d shards of tokens fetched", len(missing))
-        self._advance(shards_fetched=0, shards_total=0)
+        self.progress = replace(self.progress, shards_fetched=0, shards_total=0)
 
     def _needed(self) -> Iterator[NamedShard]:
         """The shards that the index names and the job reads, first things first."""
@@ -342,10 +349,13 @@ class Preparation:
                 newest = len(index.seals) - 1
                 for shards in index.shards.values():
                     self._verified.update(n.name for n in shards[-1:] if n.seal == newest)
-                if self.need.met_by(index):
-                    done = "data complete" if index.complete else "all tokens of the run are there"
-                    log.info("%s: %s tokens", done, f"{index.n_tokens('train'):,}")
-                self._publish(index)
+                with self._changed:  # who waits says nothing between the two
+                    if self.need.met_by(index):
+                        whole = (
+                            "data complete" if index.complete else "all tokens of the run are there"
+                        )
+                        log.info("%s: %s tokens", whole, f"{index.n_tokens('train'):,}")
+                    self._publish(index)
                 if self._uploader:
                     self._uploader.submit(index)
                 if self._is_met():

@@ -52,6 +52,8 @@ class ModelConfig:
 
 
 # Shapes of the published SmolLM2 family (their config.json files); `tiny` is ours.
+AUTO_MODELS = ("smollm2-135m", "tiny")  # what MODEL=auto is, with a GPU and without
+
 PRESETS: dict[str, ModelConfig] = {
     "smollm2-135m": ModelConfig(
         hidden_size=576,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from app.errors import ConfigError, Damaged
-from app.failures import from_os_error
+from app.failures import first_line, from_os_error
 from app.pieces import (
     MAX_ROW_BYTES,
     PIECE_SIZE,
@@ -58,10 +58,10 @@ def reading(name: str) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise Damaged(f"{name} is not UTF-8 text ({error.reason}): convert it") from error
     except (ArrowException, EOFError) as error:
-        raise Damaged(f"{name} cannot be read: {error}: replace it") from error
+        raise Damaged(f"{name} cannot be read: {first_line(error)}: replace it") from error
     except OSError as error:
         if error.errno is None:  # from a decoder, not from the system
-            raise Damaged(f"{name} cannot be read: {error}: replace it") from error
+            raise Damaged(f"{name} cannot be read: {first_line(error)}: replace it") from error
         raise from_os_error(error, f"DATASET: {name}") from error
 
 

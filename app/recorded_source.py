@@ -1,14 +1,18 @@
-"""source.json: what the data of a run were made of, to say what changed when they did.
+"""The data that a run was begun with: which they are, and what of them changed.
 
-It only explains; whether the data are the same is decided by the fingerprint in run.json.
+run.json decides: it names the hub's revision and the fingerprint. source.json only explains,
+by what the data were made of.
 """
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from app.errors import Damaged, NotFound
-from app.stores import Store
+from app.errors import AppError, ConfigError, Damaged, NotFound
+from app.record import RunRecord, load_record
+from app.sections import DataSettings, redacted
+from app.sources import PinnedSource, follows_the_hub, pin_source
+from app.stores import Store, open_store
 
 SOURCE = "source.json"
 
@@ -17,6 +21,62 @@ _MOST_PARTS = 5_000  # beyond, only their number is kept
 _SHOWN = 5
 
 log = logging.getLogger(__name__)
+
+
+def source_of_run(
+    data: DataSettings, record: RunRecord | None, alive: Callable[[], None] = lambda: None
+) -> PinnedSource:
+    """A run goes on with the revision of the hub dataset that it was begun with.
+
+    `alive` is as in `pin_source`, which says what is raised.
+    """
+    begun = record is not None and names_recorded_data(data, record)
+    return pin_source(data, record.identity.dataset_revision if record and begun else None, alive)
+
+
+def names_recorded_data(data: DataSettings, record: RunRecord) -> bool:
+    """Whether DATASET is written as it was when the run was begun."""
+    return record.identity.dataset == redacted(data.dataset)
+
+
+def source_of_named_run(
+    data: DataSettings,
+    checkpoint_uri: str,
+    run_names: Sequence[str],
+    alive: Callable[[], None] = lambda: None,
+) -> PinnedSource:
+    """The source that `train` would read, for a command that looks no further at the run.
+
+    The store is asked only about a dataset that changes with the hub. If it does not answer, or
+    knows of no run with one of these names and this DATASET, a warning says that the hub's
+    newest commit is taken. Raises ConfigError where two runs have different revisions, and as
+    `pin_source`.
+    """
+    record = _record_of(data, checkpoint_uri, run_names) if follows_the_hub(data) else None
+    return source_of_run(data, record, alive)
+
+
+def _record_of(data: DataSettings, uri: str, run_names: Sequence[str]) -> RunRecord | None:
+    newest = f"DATASET={redacted(data.dataset)} is taken at its newest commit on the hub"
+    try:
+        found = [load_record(open_store(uri, name)) for name in run_names]
+    except AppError as error:
+        log.warning("%s: whether a run has another one cannot be seen: %s", newest, error)
+        return None
+    records = [
+        stored.record for stored in found if stored and names_recorded_data(data, stored.record)
+    ]
+    if len({record.identity.dataset_revision for record in records}) > 1:
+        names = " and ".join(record.run_name for record in records)
+        raise ConfigError(
+            f"{uri} holds the runs {names} with different commits of "
+            f"DATASET={redacted(data.dataset)}: set RUN_NAME"
+        )
+    if not records:
+        names = " or ".join(run_names)
+        log.warning("%s, since %s holds no run %s that was begun with one", newest, uri, names)
+        return None
+    return records[0]
 
 
 def remember_parts(store: Store, parts: Mapping[str, str]) -> None:

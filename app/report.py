@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from app.attempts import AttemptRecord, now, read_attempts
 from app.charts import Line, line_chart, short
 from app.checkpoints import Held
-from app.console import duration
+from app.console import counted, duration
 from app.errors import AppError
 from app.metrics import Row, perplexity, stored_rows
 from app.presets import ModelConfig
@@ -113,7 +113,8 @@ def _facts(run: ReportedRun) -> Iterator[str]:
         yield _fact("rows", "none", "nothing is committed yet")
         return
     finite = [row for row in run.rows if math.isfinite(row.loss)]
-    yield _fact("tokens", short(last.tokens), f"{last.tokens:,}")
+    per_step = last.tokens // max(1, last.step)
+    yield _fact("tokens", short(last.tokens), f"{per_step:,} in each step")
     if finite:
         best = min(finite, key=lambda row: row.loss)
         yield _fact(
@@ -128,7 +129,7 @@ def _facts(run: ReportedRun) -> Iterator[str]:
             f"perplexity {perplexity(value):,.1f}, step {evaluated[-1].step:,}",
         )
     lost = sum(attempt.steps_lost for attempt in run.attempts)
-    yield _fact("attempts", str(len(run.attempts)), f"{lost:,} steps made twice")
+    yield _fact("attempts", str(len(run.attempts)), f"{counted(lost, 'step')} made twice")
     spans = _spans(run.attempts)
     if spans:
         whole = max(end for _, end, _ in spans) - spans[0][0]
@@ -148,9 +149,15 @@ def _charts(run: ReportedRun) -> Iterator[str]:
     )
     for title, field in by_step:
         yield _figure(title, Line.of((row.step, getattr(row, field)) for row in rows), starts)
-    yield _figure(
-        "steps by hours", Line.of(((row.time - began) / 3600, row.step) for row in rows), []
-    )
+    unit, seconds = _time_unit(max((row.time - began for row in rows), default=0.0))
+    by_time = Line.of(((row.time - began) / seconds, row.step) for row in rows)
+    yield _figure(f"steps by {unit}", by_time, [])
+
+
+def _time_unit(span: float) -> tuple[str, float]:
+    """The unit in which a span of so many seconds is drawn, and its seconds."""
+    units = (("hours", 3600.0), ("minutes", 60.0))
+    return next((unit for unit in units if span >= 2 * unit[1]), ("seconds", 1.0))
 
 
 def _figure(title: str, line: Line, marks: Sequence[float]) -> str:

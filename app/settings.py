@@ -17,7 +17,7 @@ from dotenv import dotenv_values
 from pydantic import ValidationError
 
 from app.errors import ConfigError
-from app.presets import PRESETS
+from app.presets import AUTO_MODELS, PRESETS
 from app.sections import (
     CREDENTIALS,
     ENV_FILE,
@@ -60,8 +60,16 @@ class Settings:
 
     def shown(self, variable: Variable) -> str:
         """The value as `config` prints it, without a credential inside a URI."""
-        value = self.value(variable)
-        return "" if value is None else redacted(str(value))
+        return redacted(as_typed(self.value(variable)))
+
+    @property
+    def run_names(self) -> tuple[str, ...]:
+        """What the run may be called: with MODEL=auto the device decides, which is not asked."""
+        if self.run.run_name:
+            return (self.run.run_name,)
+        if self.model.init_name:
+            return (self.model.init_name,)
+        return AUTO_MODELS if self.model.model == "auto" else (self.model.model,)
 
     def is_default(self, name: str) -> bool:
         return self.sources.get(name, "default") == "default"
@@ -106,14 +114,20 @@ def misspelled(names: list[str]) -> Iterator[tuple[str, str]]:
                 yield name, nearest[0]
 
 
+def as_typed(value: object) -> str:
+    """A value the way a user writes it: false, 25, 1e-08; nothing for what is unset."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
 def variable_table() -> str:
     """The README's table of variables, in Markdown."""
     rows = ["| variable | default | unit | what it does |", "|---|---|---|---|"]
     for variable in variables():
-        default = variable.info.default
-        shown = {None: "", True: "true", False: "false"}.get(default, str(default))
-        if isinstance(default, (int, float)) and not isinstance(default, bool):
-            shown = f"{default:g}" if isinstance(default, float) else str(default)
+        shown = as_typed(variable.info.default)
         choices = getattr(variable.info.annotation, "__args__", ())
         named = " \\| ".join(choice for choice in choices if isinstance(choice, str))
         text = variable.info.description or ""
@@ -159,10 +173,13 @@ def _problem(detail: Any, sources: Mapping[str, Source]) -> str:
 
 def _impossible_combinations(settings: Settings) -> Iterator[str]:
     batch, model, data = settings.batch, settings.model, settings.data
-    if batch.global_batch_size % batch.batch_size:
+    if rest := batch.global_batch_size % batch.batch_size:
+        divisor = next(n for n in range(batch.batch_size, 0, -1) if not batch.global_batch_size % n)
+        multiple = batch.global_batch_size - rest or batch.batch_size
         yield (
             f"GLOBAL_BATCH_SIZE={batch.global_batch_size} is not a multiple of "
-            f"BATCH_SIZE={batch.batch_size}: set one so that it divides"
+            f"BATCH_SIZE={batch.batch_size}: set BATCH_SIZE={divisor} or "
+            f"GLOBAL_BATCH_SIZE={multiple}"
         )
     if model.seq_len and not model.init_from:
         contexts = [PRESETS[model.model]] if model.model != "auto" else list(PRESETS.values())

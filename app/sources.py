@@ -90,6 +90,14 @@ def is_hub_id(dataset: str) -> bool:
     return not names_files and not Path(dataset).exists()
 
 
+def follows_the_hub(settings: DataSettings) -> bool:
+    """Whether what DATASET is changes with a commit on the hub."""
+    specs = [part.spec for part in _parts(settings)] or [settings.dataset]
+    return any(
+        spec != BUILTIN and is_hub_id(spec) and not HubName.parse(spec).is_pinned for spec in specs
+    )
+
+
 def _open_source(settings: DataSettings, revision: str | None, alive: Callable[[], None]) -> Source:
     parts = _parts(settings)
     if not parts:

@@ -16,8 +16,6 @@ from app.admission import (
     check_against_record,
     check_space,
     is_finished,
-    names_recorded_data,
-    source_of_run,
 )
 from app.attempt import Attempt, Sections, Trainer
 from app.attempts import AttemptJournal, AttemptRecord, now, read_attempts
@@ -41,7 +39,7 @@ from app.record import (
     extend,
     load_record,
 )
-from app.recorded_source import remember_parts
+from app.recorded_source import names_recorded_data, remember_parts, source_of_run
 from app.report import publish
 from app.retention import quarantine, remove_unfinished, set_late_aside
 from app.saver import CheckpointSaver
@@ -96,12 +94,12 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     progress = TokenProgress()
     if stored is not None and is_finished(job, stored.record, store):
         # Its data may be gone. Under another name they may still be the same.
-        named = names_recorded_data(job, stored.record)
-        source = None if named else source_of_run(job, stored, progress.alive)
+        named = names_recorded_data(settings.data, stored.record)
+        source = None if named else source_of_run(settings.data, stored.record, progress.alive)
         check_against_record(job, stored, source, store)
         log.info("nothing to do: %s is finished at step %d", job.run_name, stored.record.target)
         return None
-    source = source_of_run(job, stored, progress.alive)
+    source = source_of_run(settings.data, stored.record if stored else None, progress.alive)
     check_against_record(job, stored, source, store)
     check_space(job, store)
     steps = range(_newest_step(store), _highest_target(job, stored))

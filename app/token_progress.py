@@ -5,7 +5,7 @@ import time
 
 from tqdm import tqdm
 
-from app.console import duration, on_terminal
+from app.console import counted, duration, on_terminal
 from app.health import beat
 from app.preparation import PrepareProgress
 
@@ -39,7 +39,11 @@ class TokenProgress:
             beat()
         if on_terminal():
             self._draw(progress)
-        elif progress != self._said and now - self._last_line >= _LINE_SECONDS:
+        elif (
+            _says_something(progress)
+            and progress != self._said
+            and now - self._last_line >= _LINE_SECONDS
+        ):
             self._last_line, self._said = now, progress
             log.info("preparing data: %s", describe(progress))
 
@@ -52,7 +56,8 @@ class TokenProgress:
     def behind(self, progress: PrepareProgress) -> None:
         """The preparation goes on, and nobody waits for it."""
         now = time.monotonic()
-        if self._since is None and now - self._last_line >= _LINE_SECONDS_BEHIND:
+        due = self._since is None and now - self._last_line >= _LINE_SECONDS_BEHIND
+        if due and _says_something(progress):
             self._last_line = now
             log.info("preparing data behind the training: %s", describe(progress))
 
@@ -69,24 +74,38 @@ class TokenProgress:
         if self._bar is None:
             self._bar = tqdm(desc="preparing data", unit=" tokens", unit_scale=True, leave=False)
             self._bar.initial = progress.tokens
-        self._bar.total = progress.tokens_total
+        # No total, which would be drawn as a share: the source may end before.
+        note = _enough(progress)
         if progress.shards_total:
-            self._bar.set_postfix_str(
-                f"shards fetched {progress.shards_fetched}/{progress.shards_total}", refresh=False
-            )
+            note = f"shards fetched {progress.shards_fetched}/{progress.shards_total}"
+        self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(progress.tokens - self._bar.n)
 
 
 def describe(progress: PrepareProgress) -> str:
-    """One phrase for the log."""
+    """One phrase for the log. How long the source is nobody knows before its end: what is said
+    of the rest is an upper limit."""
     if progress.shards_total:
         return f"{progress.shards_fetched:,} of {progress.shards_total:,} shards fetched"
-    total, speed = progress.tokens_total, progress.tokens_per_second
-    known = total is not None and total > progress.tokens
-    phrase = f"{progress.documents:,} documents, {progress.tokens:,}"
-    phrase += f" of {total:,} tokens" if known and total else " tokens"
+    if not progress.documents and not progress.tokens:
+        return "reading the first documents"
+    phrase = f"{counted(progress.documents, 'document')}, {progress.tokens:,} tokens"
+    enough = _enough(progress)
+    phrase += f", {enough}" if enough else ""
     if progress.tokens_made:
+        speed = progress.tokens_per_second
         phrase += f" | {speed:,.0f} tokens/s"
-        if known and total:
-            phrase += f" | ETA {duration((total - progress.tokens) / max(1.0, speed))}"
+        if enough:
+            left = (progress.tokens_total or 0) - progress.tokens
+            phrase += f" | at most {duration(left / max(1.0, speed))} at this speed"
     return phrase
+
+
+def _enough(progress: PrepareProgress) -> str:
+    total = progress.tokens_total
+    return f"{total:,} are enough" if total is not None and total > progress.tokens else ""
+
+
+def _says_something(progress: PrepareProgress) -> bool:
+    """After the last token there is nothing to say but which shards come in."""
+    return not progress.complete or progress.shards_total > 0

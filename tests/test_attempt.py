@@ -111,6 +111,22 @@ def test_without_time_for_a_save_the_one_before_is_kept_and_said(
     assert "does not fit" in caplog.text
 
 
+def test_a_stop_in_the_last_step_warns_of_nothing(
+    opened: Opener, stop: QuietStop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    attempt = opened(total_steps="1")
+    train(attempt)
+    attempt._saver.wait()
+    attempt._saver.last_commit_seconds = 60.0
+    stop.request()
+    attempt.finish()
+    assert committed(tmp_path) == [1]
+    assert [r.getMessage() for r in caplog.records if r.levelname != "INFO"] == []
+    assert "asked to stop: step 1 is the last one, its commit ends the run" in caplog.text
+    assert "target reached: step 1 of 1" in caplog.text
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
     value: float, opened: Opener, tmp_path: Path

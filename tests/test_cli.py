@@ -1,12 +1,15 @@
 """The command line: exit codes, help, and one clear line for each mistake."""
 
+import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import app
 from app import cli
 from app.checkpoints import CheckpointName, commit
 from app.errors import AppError
@@ -94,6 +97,39 @@ def test_a_tokenizer_that_cannot_be_put_there_exits_78_with_one_line(
     assert cli.main(["prepare", "--tokenizer_only", "file/tokenizer"]) == 78
     lines = errors(capsys)
     assert len(lines) == 1 and "--tokenizer_only file/tokenizer cannot be used" in lines[0]
+
+
+def test_the_first_line_of_a_training_comes_before_the_libraries(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "CHECKPOINT_URI": f"file://{tmp_path}/store",
+        "DATASET": f"{tmp_path}/no.txt",
+        "MODEL": "tiny",
+        "LOG_FORMAT": "json",
+        "DATA_DIR": str(tmp_path),
+    }
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "app", "train"],
+        cwd=Path(__file__).parent.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = result.stderr.splitlines()
+    imported = [line.rsplit("|", 1)[-1].strip() for line in lines]
+    first = next(number for number, line in enumerate(lines) if line.startswith("{"))
+    assert first < min(imported.index(name) for name in HEAVY & set(imported))
+    assert json.loads(lines[first])["message"] == (
+        f"smollm2-spot-trainer {app.__version__} starts: run tiny, checkpoints in "
+        f"file://{tmp_path}/store"
+    )
+    assert result.returncode == 78 and "torch" in imported
+
+
+def test_the_version_is_that_of_the_project() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    assert project["project"]["version"] == app.__version__
 
 
 _OTHERS = {"boto3", "tokenizers", "safetensors", "huggingface_hub", "pyarrow", "pandas"}

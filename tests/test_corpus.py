@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app import prepare as prepare_module
 from app.corpus import Corpus, OutOfData
 from app.errors import AppError, Unavailable
 from app.loader import BatchGeometry, training_loader
@@ -22,22 +21,14 @@ from app.sections import DataSettings
 from app.shards import ShardIndex
 from app.sources import PinnedSource, pin_source
 from app.token_progress import TokenProgress
-from app.tokenizer import TokenizerFiles, read_tokenizer
+from app.tokenizer import TokenizerFiles
+from tests.small_corpus import SHARD, rows, small_batches, tokenizer
 
-ROWS = [f"document {i}: " + "some words to be counted " * (i % 7) for i in range(800)]
-SHARD = 3000
+__all__ = ["small_batches", "tokenizer"]
+
+ROWS = rows(800)
 SEQ_LEN = 8
 GEOMETRY = BatchGeometry(batch_size=16, global_batch_size=64, seq_len=SEQ_LEN)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(small_tokenizer: Path) -> TokenizerFiles:
-    return read_tokenizer(small_tokenizer, "TOKENIZER=small")
-
-
-@pytest.fixture(autouse=True)
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_module, "_BATCH_CHARACTERS", 1000)
 
 
 class Gate:

@@ -17,6 +17,9 @@ from app.checkpoints import find_checkpoint
 from app.stores import open_store
 from tests.forked_job import ForkedJobRunner, wait_at
 from tests.job import Action, JobProcess, Outcome, outcome
+from tests.six_steps import SIX_STEPS, undisturbed
+
+__all__ = ["undisturbed"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("small")]  # one at a time fills it
 SMALL = Path("/small")
@@ -44,24 +47,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def variables_of_run(job_environment: dict[str, str]) -> dict[str, str]:
-    return {
-        **job_environment,
-        "TRAINER": "torch",
-        "GLOBAL_BATCH_SIZE": "4",
-        "TOTAL_STEPS": "6",
-        "CHECKPOINT_EVERY_STEPS": "2",
-        "KEEP_TOP": "0",
-    }
-
-
-@pytest.fixture(scope="module")
-def undisturbed(
-    variables_of_run: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Outcome:
-    uri = f"file://{tmp_path_factory.mktemp('undisturbed')}"
-    finished = ForkedJobRunner({**variables_of_run, "CHECKPOINT_URI": uri}).run("train")
-    assert finished.code == 0, finished.log
-    return outcome(open_store(uri, "tiny"))
+    return {**job_environment, **SIX_STEPS, "KEEP_TOP": "0"}
 
 
 def fill(filler: Path) -> None:

@@ -1,7 +1,6 @@
 """Datasets of the hub: streaming, going on, tokens, outages. A hub on loopback stands in."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +171,7 @@ def test_a_hub_that_is_down_in_the_middle_is_waited_for_and_says_so(
     waits: list[float],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with hub(monkeypatch, tmp_path, SHARDS) as requests, caplog.at_level(logging.WARNING):
+    with hub(monkeypatch, tmp_path, SHARDS) as requests:
         requests.failing = lambda path: "train-1" in path and "/resolve/" in path
         pieces = documents(source("o/good"))
         read = [next(pieces).text for _ in range(9)]

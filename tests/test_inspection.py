@@ -192,6 +192,7 @@ def test_stats_print_a_table_or_json(data: Data) -> None:
     assert code == 0
     for word in ("400 read (the whole source)", "bytes per token", "tokens per document", "█"):
         assert word in out
+    assert [line for line in out.splitlines() if line.endswith(" ")] == []
     code, out, _ = data("stats", "--json")
     assert json.loads(out)["splits"]["train"]["documents"] > 300
 

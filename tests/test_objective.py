@@ -1,7 +1,6 @@
 """Loss and learning rates."""
 
 import dataclasses
-import logging
 from typing import Any
 
 import pytest
@@ -125,8 +124,7 @@ def test_a_compiler_that_fails_costs_one_line(
     monkeypatch.setattr(torch, "compile", lambda _: compiled)
     model = small_model()
     failing = LossFunction(model, compile_model=True, fused=fused)
-    with caplog.at_level(logging.WARNING):
-        first, second = (loss_and_gradients(model, failing) for _ in range(2))
+    first, second = (loss_and_gradients(model, failing) for _ in range(2))
     expected = loss_and_gradients(model, LossFunction(model, compile_model=False, fused=fused))
     assert [len(caplog.records), caplog.records[0].getMessage()] == [
         1,
@@ -158,6 +156,68 @@ def test_an_extension_holds_the_floor_and_keeps_the_past() -> None:
 def test_a_run_shorter_than_its_warm_up_is_not_warmed_up_further_by_an_extension() -> None:
     extended = schedule([60, 160])
     assert {extended.learning_rate(step) for step in range(60, 160)} == {3e-4 * 0.1}
+
+
+@pytest.mark.parametrize("lr_schedule", ["cosine", "wsd", "constant"])
+@pytest.mark.parametrize("total", [1, 5, 60, 99, 100])
+@pytest.mark.parametrize("min_lr_ratio", [0.0, 0.1, 0.9, 1.0])
+def test_an_extension_that_holds_is_never_above_the_last_rate_of_a_run_without_a_peak(
+    lr_schedule: str, total: int, min_lr_ratio: float
+) -> None:
+    changes = {"lr_schedule": lr_schedule, "min_lr_ratio": min_lr_ratio}
+    alone = schedule([total], **changes)
+    extended = schedule([total, total + 200, total + 300], **changes)
+    assert [extended.learning_rate(s) for s in range(total)] == [
+        alone.learning_rate(s) for s in range(total)
+    ]
+    last = alone.learning_rate(total - 1)
+    assert last == pytest.approx(3e-4 * total / 100)
+    later = [extended.learning_rate(step) for step in range(total, total + 300)]
+    assert max(later) <= last * (1 + 1e-12)
+    assert min(later) >= min(last, 3e-4 * min_lr_ratio)
+    if lr_schedule != "cosine":
+        assert later[0] == pytest.approx(last, rel=1e-12)
+
+
+@pytest.mark.parametrize("lr_schedule", ["cosine", "wsd", "constant"])
+def test_a_stretched_extension_goes_on_with_the_warm_up(lr_schedule: str) -> None:
+    stretched = schedule([60, 400], lr_schedule=lr_schedule, extension_lr="stretch")
+    rates = [stretched.learning_rate(step) for step in range(100)]
+    assert rates == pytest.approx([3e-6 * (step + 1) for step in range(100)])
+
+
+@pytest.mark.parametrize(
+    ("horizons", "changes", "words"),
+    [
+        ([5000], {}, "cosine, peak 0.0003, floor 3e-05, warm-up 100 steps"),
+        ([100], {"lr_schedule": "constant"}, "constant, peak 0.0003, warm-up 100 steps"),
+        ([60], {}, "warm-up 100 steps (longer than the run: the highest rate is 0.00018)"),
+        ([5000, 5500], {}, "100 steps, held at 3e-05 after step 5000 (EXTENSION_LR=hold)"),
+        ([5, 500], {}, "held at 1.5e-05 after step 5 (EXTENSION_LR=hold)"),
+        ([60, 500], {"lr_schedule": "constant"}, "held at 0.00018 in the extension"),
+        ([60, 500], {"lr_schedule": "wsd"}, "stable again at 0.00018 in the extension, then decay"),
+        ([500, 900], {"lr_schedule": "wsd"}, "stable again at 0.0003 in the extension, then decay"),
+        (
+            [60, 80],
+            {"extension_lr": "stretch"},
+            "rate is 0.00024), stretched over 80 steps (EXTENSION_LR=stretch)",
+        ),
+        (
+            [60, 500],
+            {"extension_lr": "stretch", "lr_schedule": "wsd"},
+            "100 steps, warm-up goes on in the extension, then decay",
+        ),
+        (
+            [60, 200, 500],
+            {"extension_lr": "stretch", "lr_schedule": "constant"},
+            "100 steps, constant in the extension",
+        ),
+    ],
+)
+def test_a_schedule_says_what_it_does(
+    horizons: list[int], changes: dict[str, object], words: str
+) -> None:
+    assert schedule(horizons, **changes).describe().endswith(words)
 
 
 def test_a_stretched_extension_follows_the_longer_cosine() -> None:

@@ -24,31 +24,14 @@ from app.preparation import Preparation, PrepareProgress, TokenNeed
 from app.prepare import held_out
 from app.sections import DataSettings
 from app.sources import PinnedSource, pin_source
-from app.tokenizer import TokenizerFiles, read_tokenizer
+from app.tokenizer import TokenizerFiles
+from tests.small_corpus import ROWS, SHARD, corpus, small_batches, tokenizer
 
-ROWS = [f"document {i}: " + "some words to be counted " * (i % 7) for i in range(600)]
-SHARD = 3000
+__all__ = ["corpus", "small_batches", "tokenizer"]
 
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing but `finally` reacts to it."""
-
-
-@pytest.fixture(scope="module")
-def tokenizer(small_tokenizer: Path) -> TokenizerFiles:
-    return read_tokenizer(small_tokenizer, "TOKENIZER=small")
-
-
-@pytest.fixture(autouse=True)
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BATCH_CHARACTERS", 1000)
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    path = tmp_path / "corpus.jsonl"
-    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in ROWS))
-    return path
 
 
 def run(
@@ -380,7 +363,7 @@ def test_a_damaged_shard_is_made_again_when_it_is_needed(
     assert files(tmp_path) != whole
     assert read(again, 0, 3 * SHARD) == before
     assert files(tmp_path) == whole
-    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    (line,) = caplog.messages
     assert line.startswith(str(shard)) and line.endswith(": made again from the source")
 
 

@@ -1,12 +1,19 @@
-"""What changed in a run's data is said file by file; old and damaged source.json do no harm."""
+"""A run's data are those that it was begun with, and what changed in them is said."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from app.recorded_source import SOURCE, difference, remember_parts
+from app import cli
+from app.errors import ConfigError, Unavailable
+from app.record import RECORD, create_record
+from app.recorded_source import SOURCE, difference, remember_parts, source_of_named_run
+from app.sections import DataSettings, variables
 from app.stores import Store, open_store
+from tests.hubserver import REVISION, Requests, hub
+from tests.test_record import IDENTITY
 from tests.test_start import Train, assert_refused, train
 
 __all__ = ["train"]
@@ -101,3 +108,115 @@ def test_a_run_of_an_older_version_is_refused_without_names_and_remembers_from_n
     corpus.write_text("other words\n" * 400)
     outcome = train(DATASET=str(corpus), ADDITIONAL_STEPS="2")
     assert_refused(outcome, 78, f"DATASET {str(corpus)!r} changed its content. Set")
+
+
+BEGUN, NEWEST = "b" * 40, REVISION
+ON_HUB = DataSettings(dataset="o/good")
+
+
+@pytest.fixture
+def on_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Requests]:
+    files = {"train.jsonl": b"".join(b'{"text": "row %d of the text"}\n' % i for i in range(90))}
+    with hub(monkeypatch, tmp_path, files) as requests:
+        yield requests
+
+
+def begin(uri: str, name: str, revision: str, dataset: str = "o/good") -> None:
+    identity = IDENTITY.model_copy(update={"dataset": dataset, "dataset_revision": revision})
+    create_record(open_store(uri, name), name, identity, 20)
+
+
+def test_a_command_that_looks_at_data_takes_the_commit_of_the_run(
+    on_hub: Requests, tmp_path: Path
+) -> None:
+    uri = f"file://{tmp_path}/store"
+    begin(uri, "tiny", BEGUN)
+    assert source_of_named_run(ON_HUB, uri, ["smollm2-135m", "tiny"]).revision == BEGUN
+    assert on_hub == [], "a known commit needs no hub"
+
+
+@pytest.mark.parametrize("begun", ["no run", "another dataset"])
+def test_without_a_run_of_this_dataset_the_newest_commit_is_taken_with_a_warning(
+    begun: str, on_hub: Requests, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = f"file://{tmp_path}/store"
+    if begun == "another dataset":
+        begin(uri, "tiny", BEGUN, "o/other")
+    assert source_of_named_run(ON_HUB, uri, ["tiny"]).revision == NEWEST
+    assert caplog.messages == [
+        f"DATASET=o/good is taken at its newest commit on the hub, since {uri} holds no run tiny "
+        "that was begun with one"
+    ]
+    assert (tmp_path / "store").exists() == (begun != "no run"), "looking leaves nothing behind"
+
+
+@pytest.mark.parametrize("trouble", ["unreachable", "damaged"])
+def test_a_store_that_does_not_say_it_costs_a_warning(
+    trouble: str,
+    on_hub: Requests,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    uri = f"file://{tmp_path}/store"
+    open_store(uri, "tiny").put(RECORD, [b"{"])
+    if trouble == "unreachable":
+
+        def silent(*_: object) -> None:
+            raise Unavailable("nobody answers")
+
+        monkeypatch.setattr("app.recorded_source.load_record", silent)
+    assert source_of_named_run(ON_HUB, uri, ["tiny"]).revision == NEWEST
+    (line,) = caplog.messages
+    assert line.startswith("DATASET=o/good is taken at its newest commit on the hub: whether a run")
+    assert ("nobody answers" if trouble == "unreachable" else "run.json is damaged") in line
+
+
+def test_of_two_runs_with_different_commits_one_has_to_be_named(
+    on_hub: Requests, tmp_path: Path
+) -> None:
+    uri = f"file://{tmp_path}/store"
+    begin(uri, "smollm2-135m", BEGUN)
+    begin(uri, "tiny", NEWEST)
+    with pytest.raises(ConfigError, match=r"runs smollm2-135m and tiny with .* set RUN_NAME"):
+        source_of_named_run(ON_HUB, uri, ["smollm2-135m", "tiny"])
+    assert source_of_named_run(ON_HUB, uri, ["tiny"]).revision == NEWEST
+
+
+@pytest.mark.parametrize("dataset", ["builtin", f"o/good@{NEWEST}"])
+def test_of_data_that_no_commit_changes_the_store_is_not_asked(
+    dataset: str, on_hub: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.recorded_source.open_store", None)
+    source_of_named_run(DataSettings(dataset=dataset), "s3://bucket/x", ["tiny"])
+    assert on_hub == []
+
+
+def test_prepare_and_data_stats_read_what_train_reads(
+    on_hub: Requests,
+    tmp_path: Path,
+    small_tokenizer: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for variable in variables():
+        monkeypatch.delenv(variable.name, raising=False)
+    variables_of_run = {
+        "dataset": "o/good",
+        "tokenizer": str(small_tokenizer),
+        "data_dir": str(tmp_path / "data"),
+        "checkpoint_uri": f"file://{tmp_path}/store",
+        "device": "cpu",
+        "seq_len": "8",
+    }
+    words = [word for name, value in variables_of_run.items() for word in (f"--{name}", value)]
+    assert cli.main(["prepare", "--all", *words]) == 0
+    begin(f"file://{tmp_path}/store", "tiny", REVISION)
+    monkeypatch.setattr("tests.hubserver.REVISION", "c" * 40)  # a new commit
+    on_hub.clear()
+    capsys.readouterr()
+    for command in (["prepare", "--all"], ["data", "stats"], ["data", "show", "--step", "1"]):
+        assert cli.main([*command, *words]) == 0, capsys.readouterr().err
+    assert on_hub == []
+    assert "WARNING" not in capsys.readouterr().err
+    assert len(list((tmp_path / "data" / "tokens").iterdir())) == 1

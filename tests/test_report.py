@@ -90,7 +90,7 @@ def test_the_facts_are_those_of_the_rows() -> None:
     shape = asdict(PRESETS["smollm2-135m"])
     found = Page(page(ReportedRun("run", record(shape=shape), rows, [])))
     assert found.fact("step") == ["40", "of 100"]
-    assert found.fact("tokens") == ["40k", "40,000"]
+    assert found.fact("tokens") == ["40k", "1,000 in each step"]
     assert found.fact("train loss") == ["2.0000", "best 1.2500, step 30"]
     assert found.fact("validation loss") == ["2.0000", f"perplexity {math.exp(2):.1f}, step 30"]
     assert "134,515,008 parameters" in " ".join(found.texts)
@@ -104,6 +104,18 @@ def test_a_curve_goes_through_the_points_of_the_rows() -> None:
     assert y0 < y2 < y1, "up is less in an SVG"
     assert y2 - y0 == pytest.approx(y1 - y2, abs=0.11)
     assert chart.count("<circle") == 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "unit", "last"),
+    [(90, "seconds", 80), (1500, "minutes", 25), (7199, "minutes", 100), (36_000, "hours", 10)],
+)
+def test_the_time_axis_has_the_unit_that_fits_the_run(seconds: int, unit: str, last: int) -> None:
+    began = row(1).time
+    content = page(run_of([replace(row(n), time=began + n * seconds / 100) for n in range(101)]))
+    _, _, figure = content.partition(f"<figcaption>steps by {unit}</figcaption>")
+    bottom = re.findall(r'y="183" text-anchor="middle">([^<]+)<', figure)
+    assert (bottom[0], bottom[-1]) == ("0", str(last))
 
 
 def test_every_attempt_says_how_it_ended_and_what_it_cost() -> None:

@@ -1,5 +1,6 @@
 """Settings: sources, bounds, misspellings, combinations, and no secret in print."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,17 @@ def test_every_problem_gets_a_line_of_its_own() -> None:
     assert len(problems(total_steps="0", seed="x", model="huge").splitlines()) == 3
 
 
+@pytest.mark.parametrize(("batch", "whole"), [(2, 5), (16, 8), (7, 24), (65_536, 1_048_575)])
+def test_batch_sizes_that_do_not_divide_are_answered_with_some_that_do(
+    batch: int, whole: int
+) -> None:
+    text = problems(batch_size=str(batch), global_batch_size=str(whole))
+    advice = re.search(r": set BATCH_SIZE=(\d+) or GLOBAL_BATCH_SIZE=(\d+)$", text)
+    assert advice is not None, text
+    load_settings({"batch_size": advice[1], "global_batch_size": str(whole)})
+    load_settings({"batch_size": str(batch), "global_batch_size": advice[2]})
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
@@ -157,6 +169,22 @@ def test_credentials_in_dataset_are_refused_and_never_repeated(dataset: str) -> 
 )
 def test_an_at_sign_elsewhere_is_no_credential(dataset: str) -> None:
     assert load_settings({"dataset": dataset}).data.dataset == dataset
+
+
+def test_printed_values_are_what_a_user_would_type() -> None:
+    given = {
+        "grace_seconds": "25",
+        "document_mask": "true",
+        "learning_rate": "3e-07",
+        "z_loss": "0",
+    }
+    settings = load_settings(given)
+    shown = {variable.name: settings.shown(variable) for variable in variables()}
+    assert shown["GRADIENT_CHECKPOINTING"] == "false"
+    assert (shown["RUN_NAME"], shown["GRAD_CLIP"], shown["ADAM_EPSILON"]) == ("", "1", "1e-08")
+    assert {name: shown[name.upper()] for name in given} == given
+    again = load_settings({name.lower(): value for name, value in shown.items()})
+    assert all(again.value(variable) == settings.value(variable) for variable in variables())
 
 
 def test_printed_values_hide_credentials() -> None:

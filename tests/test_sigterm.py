@@ -24,7 +24,10 @@ from tests.faulty_link import faulty_link
 from tests.forked_job import ForkedJobRunner, signal_at, wait_at
 from tests.interposed import Held, Interposed
 from tests.job import Finished, JobProcess, JobRunner, Outcome, outcome
+from tests.six_steps import SIX_STEPS, undisturbed
 from tests.test_attempt import LONG_TEXT
+
+__all__ = ["undisturbed"]
 
 pytestmark = pytest.mark.slow
 SLACK = 10.0  # seconds beside GRACE_SECONDS, for a busy machine
@@ -38,24 +41,11 @@ def variables_of_run(
     (folder / "long.txt").write_text(LONG_TEXT)
     return {
         **job_environment,
+        **SIX_STEPS,
         "DATASET": str(folder / "long.txt"),
         "DATA_DIR": str(folder / "data"),
-        "TRAINER": "torch",
-        "GLOBAL_BATCH_SIZE": "4",
-        "TOTAL_STEPS": "6",
-        "CHECKPOINT_EVERY_STEPS": "2",
         "GRACE_SECONDS": "100",  # a busy machine is no fault of the job's
     }
-
-
-@pytest.fixture(scope="module")
-def undisturbed(
-    variables_of_run: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Outcome:
-    uri = f"file://{tmp_path_factory.mktemp('undisturbed')}"
-    finished = ForkedJobRunner({**variables_of_run, "CHECKPOINT_URI": uri}).run("train")
-    assert finished.code == 0, finished.log
-    return outcome(open_store(uri, "tiny"))
 
 
 @pytest.fixture
@@ -121,7 +111,7 @@ def test_while_libraries_are_imported(
     job = JobRunner({**job_environment, **uri})
     stopped = job.run("train", when={f" {module}\n": watch.stop})
     watch.assert_in_time(stopped, grace=0)
-    assert "nothing to save, nothing lost" in stopped.log
+    assert "nothing new to save" in stopped.log
     assert not (tmp_path / "store").exists()
 
 
@@ -136,15 +126,8 @@ def test_while_the_text_is_downloaded(
 ) -> None:
     s3_client.put_object(Bucket=bucket, Key="corpus/long.txt", Body=LONG_TEXT.encode())
     job = job.with_(DATASET=f"s3://{bucket}/corpus/long.txt", DATA_DIR=str(tmp_path))
-    held: list[Held] = []
-    stopped = job.run(
-        "train",
-        begin=lambda process: held.append(
-            hold("GET", "/corpus/long.txt", lambda: watch.stop(process))
-        ),
-    )
+    stopped = stopped_in_a_request(job, hold, watch, "GET", "/corpus/long.txt")
     watch.assert_in_time(stopped, grace=0)
-    held[0].release()
     assert list(store_of(job).list("")) == []
     assert_resumes(job, None, undisturbed)
 
@@ -177,7 +160,7 @@ def test_in_the_first_step(trainer: str, job: ForkedJobRunner, undisturbed: Outc
     job = job.with_(TRAINER=trainer)
     stopped = signalled(job, "app.objective.LossFunction.__call__").run("train")
     assert stopped.code == 143, stopped.log
-    assert "nothing to save, nothing lost" in stopped.log
+    assert "nothing new to save" in stopped.log
     assert_resumes(job, None, undisturbed)
 
 
@@ -207,7 +190,7 @@ def test_while_the_model_is_compiled(
     stopped = job.run("train", when={"fresh start": when_it_compiles})
     watch.assert_in_time(stopped, grace=0)
     assert "torch.compile failed" not in stopped.log
-    assert "nothing to save, nothing lost" in stopped.log
+    assert "nothing new to save" in stopped.log
 
 
 def test_in_the_middle_of_training(job: ForkedJobRunner, undisturbed: Outcome) -> None:
@@ -230,16 +213,9 @@ def test_while_a_checkpoint_is_downloaded(
     job: ForkedJobRunner, hold: Callable[..., Held], watch: Stopwatch, undisturbed: Outcome
 ) -> None:
     assert stopped_at_step_3(job).run("train").code == 143
-    held: list[Held] = []
-    stopped = job.run(
-        "train",
-        begin=lambda process: held.append(
-            hold("GET", "/optimizer.safetensors", lambda: watch.stop(process))
-        ),
-    )
+    stopped = stopped_in_a_request(job, hold, watch, "GET", "/optimizer.safetensors")
     watch.assert_in_time(stopped, grace=0)
-    held[0].release()
-    assert "nothing to save, nothing lost" in stopped.log
+    assert "nothing new to save" in stopped.log
     assert_resumes(job, 3, undisturbed)
 
 
@@ -297,14 +273,8 @@ def test_an_upload_that_stalls_is_given_up_at_the_end_of_the_grace(
     job: ForkedJobRunner, hold: Callable[..., Held], watch: Stopwatch, undisturbed: Outcome
 ) -> None:
     assert stopped_at_step_3(job).run("train").code == 143
-    held: list[Held] = []
-    stopped = job.with_(GRACE_SECONDS="2").run(
-        "train",
-        begin=lambda process: held.append(
-            hold("PUT", "/step-0000000004-e000002/config.json", lambda: watch.stop(process))
-        ),
-    )
-    held[0].release()
+    hurried, upload = job.with_(GRACE_SECONDS="2"), "/step-0000000004-e000002/config.json"
+    stopped = stopped_in_a_request(hurried, hold, watch, "PUT", upload)
     watch.assert_in_time(stopped, grace=2)
     assert "was not committed in time (GRACE_SECONDS=2)" in stopped.log
     assert_resumes(job, 3, undisturbed)
@@ -360,6 +330,7 @@ def test_in_the_last_commit_of_a_run(
     if in_time:
         assert ended.code == 0, ended.log
         assert "target reached: step 6 of 6" in ended.log
+        assert "WARNING" not in ended.log
         assert outcome(store_of(job)).differences(undisturbed) == []
         assert job.run("train").log.count("nothing to do") == 1
     else:
@@ -374,7 +345,7 @@ def test_a_save_that_does_not_fit_is_not_begun_and_the_log_says_so(
     hurried = ForkedJobRunner(job.environment, before=stop_at_step_3_after_the_commit_of_step_2)
     stopped = hurried.with_(GRACE_SECONDS="0.01").run("train")
     assert stopped.code == 143, stopped.log
-    assert "which does not fit: only the one in flight is finished" in stopped.log
+    assert "does not fit: only the one in flight is finished" in stopped.log
     assert "stopped at step 3 of 6; newest checkpoint: step 2" in stopped.log
     assert_resumes(job, 2, undisturbed)
 
@@ -391,6 +362,19 @@ def stop_at_step_3_after_the_commit_of_step_2() -> None:
         return stop
 
     Attempt.step_done = step_done  # type: ignore[method-assign]
+
+
+def stopped_in_a_request(
+    job: ForkedJobRunner, hold: Callable[..., Held], watch: Stopwatch, method: str, end: str
+) -> Finished:
+    """The job, which gets SIGTERM while the server keeps its answer back to its end."""
+    held: list[Held] = []
+    stopped = job.run(
+        "train",
+        begin=lambda process: held.append(hold(method, end, lambda: watch.stop(process))),
+    )
+    held[0].release()
+    return stopped
 
 
 def stopped_at_step_3(job: ForkedJobRunner) -> ForkedJobRunner:

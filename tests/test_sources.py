@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -266,8 +267,9 @@ def broken_page(path: Path) -> None:
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, spoil: Any, message: str) -> None:
     path = tmp_path / name
     spoil(path)
-    with pytest.raises(Damaged, match=f"^{path}.*{message}"):
+    with pytest.raises(Damaged, match=f"^{path}.*{message}") as caught:
         texts(path)
+    assert not re.search(r"[.,:;] ?[.,:;)]", str(caught.value).removeprefix(str(path)))
 
 
 def test_nothing_at_a_path_is_not_found(tmp_path: Path) -> None:

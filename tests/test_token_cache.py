@@ -23,26 +23,9 @@ from app.stores import Store, open_store
 from app.token_cache import TOKENS, TokenCache, open_token_cache
 from app.tokenizer import TokenizerFiles, read_tokenizer
 from tests.interposed import Answer, Interposed
+from tests.small_corpus import SHARD, corpus, small_batches, tokenizer
 
-ROWS = [f"document {i}: " + "some words to be counted " * (i % 7) for i in range(400)]
-SHARD = 3000
-
-
-@pytest.fixture(scope="module")
-def tokenizer(small_tokenizer: Path) -> TokenizerFiles:
-    return read_tokenizer(small_tokenizer, "TOKENIZER=small")
-
-
-@pytest.fixture(autouse=True)
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_module, "_BATCH_CHARACTERS", 1000)
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    path = tmp_path / "corpus.jsonl"
-    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in ROWS))
-    return path
+__all__ = ["corpus", "small_batches", "tokenizer"]
 
 
 @pytest.fixture
@@ -187,7 +170,7 @@ def test_a_shard_that_rots_in_the_data_dir_is_fetched_again_with_one_warning(
     again = first.prepare()
     assert len(read(again, 0, 10)) == 10
     assert first.files() == whole
-    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    (line,) = caplog.messages
     assert line == f"{path} was changed (SHA-256 differs): fetched again"
 
 
@@ -237,10 +220,9 @@ def test_a_damaged_cached_shard_is_made_again_with_one_line(
         shard.write_bytes(shard.read_bytes()[:-2])
     else:
         shard.unlink()
-    caplog.set_level(logging.WARNING)
     second = node("second")
     data = second.prepare()
-    (line,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    (line,) = caplog.messages
     assert "train-00001.bin" in line and "made again from the source" in line
     train = {name: digest for name, digest in first.files().items() if name[0] == "t"}
     assert {name: second.files()[name] for name in train} == train
@@ -366,8 +348,8 @@ def test_an_upload_that_fails_costs_one_warning(
 
     monkeypatch.setattr(tokens_store, "put", refuse)
     assert node("first").prepare().index.complete
-    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert len(warnings) == 1 and "could not be uploaded" in warnings[0].getMessage()
+    (line,) = caplog.messages
+    assert "could not be uploaded" in line
 
 
 @pytest.mark.parametrize("refused", ["put_if_absent", "put_if_match"])
@@ -382,7 +364,7 @@ def test_an_index_that_is_refused_for_no_reason_costs_one_warning(
         node("first").prepare(stop=SHARD)
     monkeypatch.setattr(tokens_store, refused, lambda *_: None)
     assert node("second").prepare().index.complete
-    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    (line,) = caplog.messages
     assert "could not be uploaded" in line
     assert "index.json is refused, though no other process wrote it" in line
 
