@@ -280,6 +280,17 @@ def test_an_upload_that_was_cut_short_does_not_take_the_room_of_the_next(
     assert not half.exists()
 
 
+def test_a_damaged_checkpoint_is_kept_and_so_gives_no_room(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train()[0] == 0
+    newest = newest_checkpoint(tmp_path / "store/tiny")
+    (newest / "manifest.json").unlink()
+    monkeypatch.setattr("app.stores.local.LocalStore.free_bytes", lambda self: 20_000_000)
+    assert_refused(train(), 75, "has 20.0 MB free, and a checkpoint of tiny takes 44.1 MB")
+    assert (newest / "model.safetensors").exists()
+
+
 def test_a_record_made_by_a_process_beside_this_one_is_not_called_missing(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
