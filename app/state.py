@@ -267,10 +267,9 @@ def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             f"{', '.join(_kinds(shapes))}: set OPTIMIZER back, or choose another RUN_NAME"
         )
     _same_tensors(path, shapes, found)
+    host = torch.device("cpu")
     devices = {
-        f"{moment}.{names[parameter]}": torch.device(
-            "cpu" if moment == "step" else parameter.device
-        )
+        f"{moment}.{names[parameter]}": host if moment == "step" else parameter.device
         for parameter, its_moments in ordered
         for moment in its_moments
     }
