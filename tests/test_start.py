@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from app import cli
+from app.lease import LEASE, LeaseRecord
 from app.locks import own_folder
 from app.record import StoredRecord, load_record
 from app.sections import variables
@@ -257,6 +258,25 @@ def test_a_killed_restore_leaves_nothing_behind(
         assert train()[0] == 0
         assert [path for path in restores.iterdir() if path.is_dir()] == [living]
     assert not living.exists()
+
+
+def test_who_waits_for_the_run_gives_signs_of_life(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = LeaseRecord(holder="other:1:x", epoch=1, renewal=0, ttl=2, expires_at=0)
+    lease = tmp_path / "store/tiny" / LEASE
+    lease.parent.mkdir(parents=True)
+    lease.write_text(holder.model_dump_json())
+    epochs = []
+
+    def beat() -> None:
+        epochs.append(LeaseRecord.model_validate_json(lease.read_bytes()).epoch)
+
+    monkeypatch.setattr("app.start.beat", beat)
+    code, log = train(TOTAL_STEPS="2", LEASE_TTL="2")
+    assert code == 0, log
+    assert "taking over from other:1:x" in log
+    assert epochs.count(1) > 3, "one of the start, and one for each look at the lease"
 
 
 def test_a_volume_without_room_for_a_checkpoint(
