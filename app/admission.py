@@ -15,6 +15,7 @@ from app.record import (
     same_dataset,
 )
 from app.recorded_source import difference
+from app.retention import unfinished
 from app.sources import PinnedSource
 from app.state import checkpoint_bytes
 from app.stores import Store
@@ -26,8 +27,7 @@ def check_space(job: Job, store: Store) -> None:
     needed = checkpoint_bytes(job.config, job.settings.optimizer.optimizer)
     if free is None:
         return
-    cut_short = [stored for stored in stored_checkpoints(store) if not stored.finished]
-    free += sum(sum(stored.sizes.values()) for stored in cut_short)
+    free += sum(sum(stored.sizes.values()) for stored in unfinished(store))
     if free < needed:
         raise Unavailable(
             f"CHECKPOINT_URI: {store.uri} has {size(free)} free, and a checkpoint of "

@@ -23,7 +23,8 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.attempts import fences
-from app.errors import Damaged, IncompatibleRun, NotFound, Unavailable
+from app.errors import Damaged, NotFound, Unavailable
+from app.formats import check_format
 from app.stores import Data, Store
 
 MANIFEST_FORMAT = 1
@@ -141,15 +142,11 @@ def find_checkpoint(store: Store, text: str) -> CheckpointName:
 def read_manifest(store: Store, name: CheckpointName) -> Manifest:
     """Raises NotFound, Damaged, or IncompatibleRun for a newer format."""
     content, _ = store.get(name.key(MANIFEST))
+    check_format(content, MANIFEST_FORMAT, name.key(MANIFEST))
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         raise Damaged(f"{name.key(MANIFEST)}: {error.errors()[0]['msg']}") from error
-    if manifest.format_version > MANIFEST_FORMAT:
-        raise IncompatibleRun(
-            f"{name.key(MANIFEST)} has format {manifest.format_version}, this version reads up "
-            f"to {MANIFEST_FORMAT}: use the newer image"
-        )
     if (manifest.step, manifest.epoch) != (name.step, name.epoch):
         raise Damaged(f"{name.key(MANIFEST)} describes step {manifest.step}-e{manifest.epoch}")
     if unsafe := [file for file in manifest.files if not _FILE_NAME.fullmatch(file)]:

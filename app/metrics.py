@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol, overload
 
@@ -73,7 +73,7 @@ class CsvWriter:
         self._writer.writeheader()
 
     def write(self, row: Row) -> None:
-        self._writer.writerow(asdict(row))
+        self._writer.writerow(vars(row))
         self._file.flush()
 
     def close(self) -> None:
@@ -140,7 +140,7 @@ class PrometheusWriter:
             ) from error
 
     def write(self, row: Row) -> None:
-        for name, value in asdict(row).items():
+        for name, value in vars(row).items():
             if value is not None:
                 self._gauges[name].labels(self._run_name).set(value)
 
@@ -267,4 +267,4 @@ def step_line(row: Row, target: int, step_seconds: float) -> str:
 
 
 def _line(row: Row) -> bytes:
-    return (json.dumps(asdict(row)) + "\n").encode()
+    return (json.dumps(vars(row)) + "\n").encode()

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 
-from app.errors import Damaged, NotFound, Unavailable
+from app.errors import AccessDenied, Damaged, NotFound, Unavailable
 from app.locks import locked_folder, own_folder
 from app.prepare import CorpusTokenizer
 from app.retries import Backoff
@@ -25,15 +25,17 @@ class MissingShards:
 
     def __init__(self, directory: Path, corpus: CorpusTokenizer, cache: TokenCache | None) -> None:
         self._directory, self._corpus, self._cache = directory, corpus, cache
+        self._refused = False
 
     def bring(
         self, index: ShardIndex, wanted: Sequence[NamedShard], goes_on: Callable[[], None]
     ) -> Generator[NamedShard, None, None]:
         """Each of `wanted`, in that order, as soon as it is here and verified.
 
-        A bucket that does not answer is waited for, two minutes in all. `goes_on` is called
-        while a shard is made; what it raises ends the work. Raises what
-        `CorpusTokenizer.restore` raises, and AccessDenied.
+        What the bucket cannot give is made again: it is a cache, and whether the run may be kept
+        there is found out elsewhere. One that does not answer is waited for, two minutes in all.
+        `goes_on` is called while a shard is made; what it raises ends the work. Raises as
+        `restore`.
         """
         with own_folder(self._directory / "incoming") as scratch:
             pool = ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="token-download")
@@ -48,7 +50,10 @@ class MissingShards:
                         _await(download, partial(fetch, named), backoff)
                     except (Damaged, NotFound, Unavailable) as error:
                         log.warning("%s: made again from the source", error)
-                        self._restore(index, named, goes_on)
+                        self.restore(index, named, goes_on)
+                    except AccessDenied as error:
+                        self._say_once(error)
+                        self.restore(index, named, goes_on)
                     yield named
             finally:
                 # Who is interrupted does not wait for a bucket that is silent.
@@ -78,17 +83,11 @@ class MissingShards:
             wait([outcome], _POLL_SECONDS)
         outcome.result()
 
-    def _fetch(self, named: NamedShard, scratch: Path) -> None:
-        try:
-            return verify(self._directory, named)
-        except Damaged as error:
-            if self._cache is None:
-                raise
-            if (self._directory / named.name).exists():
-                log.warning("%s: fetched again", error)
-        return self._cache.fetch(named, scratch, self._directory)
+    def restore(self, index: ShardIndex, named: NamedShard, goes_on: Callable[[], None]) -> None:
+        """Make a shard again from the source. Raises what `CorpusTokenizer.restore` raises.
 
-    def _restore(self, index: ShardIndex, named: NamedShard, goes_on: Callable[[], None]) -> None:
+        `goes_on` is called meanwhile; what it raises ends the work.
+        """
         # A lock of its own: who goes on after the index holds the other one for hours.
         folder = self._directory / "restoring"
         folder.mkdir(exist_ok=True)
@@ -100,6 +99,25 @@ class MissingShards:
             except Damaged as error:
                 origin = f" (and {self._cache.uri}, if they come from there)" if self._cache else ""
                 raise Damaged(f"{error}{origin}") from error
+
+    def _fetch(self, named: NamedShard, scratch: Path) -> None:
+        try:
+            return verify(self._directory, named)
+        except Damaged as error:
+            if self._cache is None:
+                raise
+            if (self._directory / named.name).exists():
+                log.warning("%s: fetched again", error)
+        return self._cache.fetch(named, scratch, self._directory)
+
+    def _say_once(self, refusal: AccessDenied) -> None:
+        """A policy refuses a whole prefix: one loud line, and not one for each shard."""
+        if not self._refused:
+            log.error(
+                "NO ACCESS TO CACHED TOKENS: what is refused is made again from the source: %s",
+                refusal,
+            )
+        self._refused = True
 
     def _is_whole(self, named: NamedShard) -> bool:
         try:

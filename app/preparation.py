@@ -121,7 +121,9 @@ class Preparation:
         self._corpus = CorpusTokenizer(source, tokenizer, self.directory, shard_tokens)
         self._cache = cache(self.fingerprint)
         self._missing = MissingShards(self.directory, self._corpus, self._cache)
-        self._uploader = CacheUploader(self._cache, self.directory) if self._cache else None
+        self._uploader = (
+            CacheUploader(self._cache, self.directory, self._repair) if self._cache else None
+        )
         self._report = report
         self._shard_tokens = shard_tokens
         self._verified: set[str] = set()
@@ -379,6 +381,10 @@ class Preparation:
         self.directory.mkdir(parents=True, exist_ok=True)
         with locked_folder(self.directory, follow):
             yield
+
+    def _repair(self, index: ShardIndex, named: NamedShard) -> None:
+        with suppress(_Closed):
+            self._missing.restore(index, named, self._go_on)
 
     def _advance(self, **changes: Any) -> None:
         """Something was done. Raises _Closed if this process ends."""

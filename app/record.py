@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.errors import Damaged, Fenced, IncompatibleRun, NotFound
+from app.formats import check_format
 from app.stores import Store
 
 RECORD_FORMAT = 1
@@ -82,11 +83,15 @@ class StoredRecord:
 
 
 def load_record(store: Store) -> StoredRecord | None:
-    """The run's record; None if there is none. Raises Damaged if it cannot be read."""
+    """The run's record; None if there is none.
+
+    Raises Damaged if it cannot be read, IncompatibleRun if a newer version wrote it.
+    """
     try:
         content, etag = store.get(RECORD)
     except NotFound:
         return None
+    check_format(content, RECORD_FORMAT, f"{store.uri}/{RECORD}")
     try:
         record = RunRecord.model_validate_json(content)
     except ValidationError as error:
@@ -96,11 +101,6 @@ def load_record(store: Store) -> StoredRecord | None:
             f"{store.uri}/{RECORD} is damaged ({where}: {problem['msg']}): restore it from a "
             "backup, or choose another RUN_NAME; the job never starts from zero beside checkpoints"
         ) from error
-    if record.format_version > RECORD_FORMAT:
-        raise IncompatibleRun(
-            f"{store.uri}/{RECORD} has format {record.format_version}, this version reads up to "
-            f"{RECORD_FORMAT}: use the newer image"
-        )
     return StoredRecord(record, etag)
 
 

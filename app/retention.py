@@ -70,20 +70,25 @@ def quarantine(store: Store, name: CheckpointName, reason: str) -> str:
     return target
 
 
-def remove_unfinished(store: Store) -> list[CheckpointName]:
-    """Delete uploads that were cut short. Only the holder of the lease may call this.
+def unfinished(store: Store) -> list[StoredCheckpoint]:
+    """Uploads that were cut short.
 
     What LATEST names was whole once: without its manifest it is damaged, and stays.
     """
     latest = read_latest(store)
-    unfinished = [
+    return [
         stored
         for stored in stored_checkpoints(store)
         if not stored.finished and str(stored.name) != latest
     ]
-    for stored in unfinished:
-        _delete(store, stored.name)
-    return [stored.name for stored in unfinished]
+
+
+def remove_unfinished(store: Store) -> list[CheckpointName]:
+    """Delete uploads that were cut short. Only the holder of the lease may call this."""
+    names = [stored.name for stored in unfinished(store)]
+    for name in names:
+        _delete(store, name)
+    return names
 
 
 def set_late_aside(store: Store) -> list[CheckpointName]:

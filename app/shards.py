@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from app.errors import Damaged
+from app.formats import check_format
 
 INDEX = "index.json"
 SHARD_TOKENS = 1 << 22  # 8 MiB: some seconds of tokenizing
@@ -172,8 +173,10 @@ def encode_index(index: ShardIndex) -> bytes:
 def decode_index(content: bytes, source: str, tokenizer: str, place: str) -> ShardIndex:
     """The index that `content`, read from `place`, holds.
 
-    Raises Damaged if it is not ours, or is of another source or tokenizer.
+    Raises Damaged if it is not ours, or is of another source or tokenizer, IncompatibleRun if
+    a newer version wrote it.
     """
+    check_format(content, FORMAT_VERSION, place)
     try:
         file = _IndexFile.model_validate_json(content)
     except ValidationError as error:
@@ -186,7 +189,7 @@ def decode_index(content: bytes, source: str, tokenizer: str, place: str) -> Sha
 def read_index(directory: Path, source: str, tokenizer: str) -> ShardIndex:
     """The index in `directory`, or an empty one for these fingerprints if there is none.
 
-    Raises Damaged if the file is not ours, or is of another source or tokenizer.
+    Raises as `decode_index`.
     """
     path = directory / INDEX
     try:
@@ -266,11 +269,7 @@ class ShardWriter:
         self._n_pending = dict.fromkeys(SPLITS, 0)
 
     def _pack(
-        self,
-        position: Mapping[str, Any] | None,
-        pieces: int,
-        documents: int,
-        text_bytes: int,
+        self, position: Mapping[str, Any] | None, pieces: int, documents: int, text_bytes: int
     ) -> tuple[Seal, dict[Split, Tokens]]:
         files: dict[Split, Tokens] = {
             split: np.concatenate(self._pending[split]).astype(_DTYPE, copy=False)

@@ -122,13 +122,13 @@ def _open_with_lease(
     job: Job, store: Store, corpus: Corpus, source: PinnedSource, stop: StopRequest
 ) -> Attempt | None:
     settings = job.settings
+
+    def stopping() -> bool:
+        beat()  # LEASE_WAIT bounds the wait, and may be longer than a job may be silent
+        return stop.requested
+
     lease = Lease(store, settings.checkpoints.lease_ttl, holder_identity())
-    lease.acquire(
-        settings.checkpoints.lease_wait,
-        log.info,
-        lambda: stop.requested,
-        above=highest_epoch(store),
-    )
+    lease.acquire(settings.checkpoints.lease_wait, log.info, stopping, above=highest_epoch(store))
     try:
         lease.start_renewing()
         return _open_under_lease(HeldRun(job, store, lease, corpus), source, stop)

@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from app.errors import Damaged, IncompatibleRun
+from app.formats import check_format
 from app.optimizers import moments
 from app.presets import ModelConfig
 from app.stores import Data
@@ -41,6 +42,7 @@ STATE_FILES = (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE)
 _MAX_STATE_BYTES = 16 * 2**20
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_TYPES = {name: dtype for dtype, name in _DTYPES.items()}
 
 
 class RandomState(BaseModel):
@@ -147,19 +149,15 @@ def restore(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
 
 
 def read_progress(path: Path) -> Progress:
-    """Raises Damaged if the file is not a state.json of this format."""
+    """Raises Damaged if the file is not a state.json, IncompatibleRun if it is a newer one."""
     if path.stat().st_size > _MAX_STATE_BYTES:
         raise Damaged(f"{path.name} has {path.stat().st_size} bytes: it is no training state")
+    content = path.read_bytes()
+    check_format(content, STATE_FORMAT, path.name)
     try:
-        progress = Progress.model_validate_json(path.read_bytes())
+        return Progress.model_validate_json(content)
     except ValidationError as error:
         raise Damaged(f"{path.name} is not a training state: {error.errors()[0]['msg']}") from error
-    if progress.format_version > STATE_FORMAT:
-        raise IncompatibleRun(
-            f"{path.name} has format {progress.format_version}, this version reads up to "
-            f"{STATE_FORMAT}: use the newer image"
-        )
-    return progress
 
 
 def load_weights(paths: Sequence[Path], model: nn.Module) -> None:
@@ -235,11 +233,15 @@ def safetensors_buffers(tensors: Mapping[str, Tensor]) -> Data:
             "data_offsets": [offset, offset + size],
         }
         offset += size
-        flat = tensor.contiguous().reshape(-1).view(torch.uint8)
-        data.append(memoryview(flat.numpy().data))
+        data.append(_bytes_of(tensor.contiguous()))
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     return [len(encoded).to_bytes(8, "little") + encoded, *data]
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the host."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _optimizer_tensors(
@@ -265,7 +267,13 @@ def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             f"{', '.join(_kinds(shapes))}: set OPTIMIZER back, or choose another RUN_NAME"
         )
     _same_tensors(path, shapes, found)
-    tensors = _read_tensors(path)
+    host = torch.device("cpu")
+    devices = {
+        f"{moment}.{names[parameter]}": host if moment == "step" else parameter.device
+        for parameter, its_moments in ordered
+        for moment in its_moments
+    }
+    tensors = _read_copies(path, devices)
     state = {
         index: {moment: tensors[f"{moment}.{names[parameter]}"] for moment in its_moments}
         for index, (parameter, its_moments) in enumerate(ordered)
@@ -291,6 +299,28 @@ def _reading(path: Path) -> Iterator[None]:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     with _reading(path):
         return load_file(path)
+
+
+def _read_copies(path: Path, devices: Mapping[str, torch.device]) -> dict[str, Tensor]:
+    """Tensors by name, each on its device, in memory of their own. One at a time is read.
+
+    They are kept, and the file may be the store's own: a map of a file that is cut, or whose
+    volume goes away, ends the process with SIGBUS. `_read_shapes` has checked the header.
+    """
+    tensors = {}
+    with _reading(path), path.open("rb") as file:
+        n_header = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(n_header))
+        for name, device in devices.items():
+            entry = header[name]
+            if entry["dtype"] not in _TYPES:
+                raise Damaged(f"{path.name} holds {name} as {entry['dtype']}, which nobody wrote")
+            tensor = torch.empty(entry["shape"], dtype=_TYPES[entry["dtype"]])
+            file.seek(8 + n_header + entry["data_offsets"][0])
+            if file.readinto(_bytes_of(tensor)) != tensor.nbytes:
+                raise Damaged(f"{path.name} ends within {name}")
+            tensors[name] = tensor.to(device)
+    return tensors
 
 
 def _read_shapes(path: Path) -> dict[str, torch.Size]:

@@ -9,6 +9,7 @@ only by a longer one. `_tokens` cannot be the name of a run, which begins with a
 or a digit.
 """
 
+import hashlib
 import logging
 import shutil
 import threading
@@ -70,11 +71,18 @@ class TokenCache:
             raise Damaged(f"{self.uri}/{named.name} is not what was uploaded") from error
         path.replace(directory / named.name)
 
-    def upload(self, index: ShardIndex, directory: Path, goes_on: Callable[[], bool]) -> None:
+    def upload(
+        self,
+        index: ShardIndex,
+        directory: Path,
+        goes_on: Callable[[], bool],
+        repair: Callable[[ShardIndex, NamedShard], None],
+    ) -> None:
         """Bring the cache up to `index`, whose shards are in `directory`.
 
-        A longer index in the cache stays. Raises ConfigError, Damaged, AccessDenied, Unavailable
-        or OSError.
+        A longer index in the cache stays. `repair` makes a shard again whose bytes are not the
+        recorded ones: what is damaged here must not reach other nodes. Raises ConfigError,
+        Damaged, AccessDenied, Unavailable or OSError, and what `repair` raises.
         """
         if not self._checked:  # which conditions the server knows; and parts that kills left
             self._store.check()
@@ -86,7 +94,12 @@ class TokenCache:
             part = index.first(len(stored.seals) + _SEALS_PER_INDEX)
             for shards in part.shards.values():
                 for named in shards[bisect(shards, len(stored.seals) - 1, key=_seal_of) :]:
-                    content = (directory / named.name).read_bytes()
+                    try:
+                        content = _read_verified(directory, named)
+                    except Damaged as error:
+                        log.warning("%s: made again before it is uploaded", error)
+                        repair(index, named)
+                        content = _read_verified(directory, named)
                     self._store.put(self._key(named.name), [content])
                     if not goes_on():
                         return
@@ -113,6 +126,15 @@ class TokenCache:
         return f"{self._fingerprint}/{name}"
 
 
+def _read_verified(directory: Path, named: NamedShard) -> bytes:
+    """The very bytes that were compared. Raises Damaged, OSError."""
+    path = directory / named.name
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != named.shard.sha256:
+        raise Damaged(f"{path} was changed (SHA-256 differs)")
+    return content
+
+
 def _seal_of(named: NamedShard) -> int:
     return named.seal
 
@@ -120,8 +142,14 @@ def _seal_of(named: NamedShard) -> int:
 class CacheUploader:
     """Uploads behind the preparation, on a thread of its own. Failing costs one warning."""
 
-    def __init__(self, cache: TokenCache, directory: Path) -> None:
-        self._cache, self._directory = cache, directory
+    def __init__(
+        self,
+        cache: TokenCache,
+        directory: Path,
+        repair: Callable[[ShardIndex, NamedShard], None],
+    ) -> None:
+        """`repair` is as in `TokenCache.upload`."""
+        self._cache, self._directory, self._repair = cache, directory, repair
         self._newest: ShardIndex | None = None
         self._finishing = self._closed = self._warned = False
         self._changed = threading.Condition()
@@ -150,9 +178,9 @@ class CacheUploader:
     def _run(self) -> None:
         while (index := self._take()) is not None:
             try:
-                self._cache.upload(index, self._directory, lambda: not self._closed)
+                self._cache.upload(index, self._directory, lambda: not self._closed, self._repair)
             except (AppError, OSError) as error:
-                if not self._warned:
+                if not (self._warned or self._closed):
                     log.warning(
                         "tokens could not be uploaded to %s, training goes on without: %s",
                         self._cache.uri,

@@ -12,6 +12,7 @@ MODULES = sorted(APP.rglob("*.py"))
 # Each module imports only from modules to its left.
 ORDER = [
     "errors",
+    "formats",
     "presets",
     "dataset_spec",
     "sections",

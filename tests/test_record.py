@@ -67,6 +67,17 @@ def test_a_newer_format_is_refused(folder: Store) -> None:
         load_record(folder)
 
 
+def test_what_only_a_newer_version_knows_is_not_called_damage(folder: Store) -> None:
+    content = json.loads(create_record(folder, "run", IDENTITY, 100).record.model_dump_json())
+    newer = {"format_version": 2, "identity": content["identity"] | {"mixing": "new"}}
+    folder.put(RECORD, [json.dumps(content | newer).encode()])
+    with pytest.raises(IncompatibleRun, match=r"run\.json has format 2.*use the newer image"):
+        load_record(folder)
+    folder.put(RECORD, [json.dumps(content | newer | {"format_version": 1}).encode()])
+    with pytest.raises(Damaged, match=r"run\.json is damaged \(identity\.mixing"):
+        load_record(folder)
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

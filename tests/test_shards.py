@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import Damaged
+from app.errors import Damaged, IncompatibleRun
 from app.shards import (
     INDEX,
     Seal,
@@ -124,7 +124,7 @@ def test_an_index_that_cannot_be_read_is_named(tmp_path: Path, content: str) -> 
 
 
 @pytest.mark.parametrize(
-    "change", [{"source": "x"}, {"tokenizer": "x"}, {"format_version": 99}], ids=str
+    "change", [{"source": "x"}, {"tokenizer": "x"}, {"format_version": 1}], ids=str
 )
 def test_an_index_of_another_corpus_or_version_is_refused(
     tmp_path: Path, change: dict[str, object]
@@ -133,6 +133,15 @@ def test_an_index_of_another_corpus_or_version_is_refused(
     path = tmp_path / INDEX
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(Damaged, match=f"delete {tmp_path}"):
+        read_index(tmp_path, "s", "t")
+
+
+def test_an_index_of_a_newer_version_is_not_called_damaged(tmp_path: Path) -> None:
+    write(tmp_path)
+    content = json.loads((tmp_path / INDEX).read_text()) | {"format_version": 99}
+    content["seals"][0]["language"] = "en"
+    (tmp_path / INDEX).write_text(json.dumps(content))
+    with pytest.raises(IncompatibleRun, match=r"format 99.*use the newer image"):
         read_index(tmp_path, "s", "t")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from app import cli
+from app.lease import LEASE, LeaseRecord
 from app.locks import own_folder
 from app.record import StoredRecord, load_record
 from app.sections import variables
@@ -259,6 +260,25 @@ def test_a_killed_restore_leaves_nothing_behind(
     assert not living.exists()
 
 
+def test_who_waits_for_the_run_gives_signs_of_life(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = LeaseRecord(holder="other:1:x", epoch=1, renewal=0, ttl=2, expires_at=0)
+    lease = tmp_path / "store/tiny" / LEASE
+    lease.parent.mkdir(parents=True)
+    lease.write_text(holder.model_dump_json())
+    epochs = []
+
+    def beat() -> None:
+        epochs.append(LeaseRecord.model_validate_json(lease.read_bytes()).epoch)
+
+    monkeypatch.setattr("app.start.beat", beat)
+    code, log = train(TOTAL_STEPS="2", LEASE_TTL="2")
+    assert code == 0, log
+    assert "taking over from other:1:x" in log
+    assert epochs.count(1) > 3, "one of the start, and one for each look at the lease"
+
+
 def test_a_volume_without_room_for_a_checkpoint(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +298,17 @@ def test_an_upload_that_was_cut_short_does_not_take_the_room_of_the_next(
     code, log = train(ADDITIONAL_STEPS="2")
     assert code == 0, log
     assert not half.exists()
+
+
+def test_a_damaged_checkpoint_is_kept_and_so_gives_no_room(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train()[0] == 0
+    newest = newest_checkpoint(tmp_path / "store/tiny")
+    (newest / "manifest.json").unlink()
+    monkeypatch.setattr("app.stores.local.LocalStore.free_bytes", lambda self: 20_000_000)
+    assert_refused(train(), 75, "has 20.0 MB free, and a checkpoint of tiny takes 44.1 MB")
+    assert (newest / "model.safetensors").exists()
 
 
 def test_a_record_made_by_a_process_beside_this_one_is_not_called_missing(

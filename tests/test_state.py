@@ -1,6 +1,7 @@
 """The state's files: complete, exact, and what transformers reads."""
 
 import dataclasses
+import json
 import random
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from app.presets import PRESETS
 from app.sections import OptimizerSettings
 from app.state import (
     MODEL_FILE,
+    STATE_FILE,
     Progress,
     RandomState,
     Snapshot,
@@ -83,6 +85,20 @@ def test_what_is_restored_equals_what_was_captured_bit_for_bit(name: str, tmp_pa
             assert torch.equal(value, other_optimizer.state[b][key]), key
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_what_is_restored_needs_its_files_no_more(name: str, tmp_path: Path) -> None:
+    model, optimizer = trained(optimizer_name=name)
+    write(capture(model, optimizer, progress(2)), tmp_path)
+    other_model, other_optimizer = trained(0, name)
+    restore(tmp_path, other_model, other_optimizer)
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text(), "a cut file is a SIGBUS"
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"")
+    for a, b in zip(model.parameters(), other_model.parameters(), strict=True):
+        for key, value in optimizer.state[a].items():
+            assert torch.equal(value, other_optimizer.state[b][key]), key
+
+
 @pytest.mark.parametrize(("before", "now"), [("adamw", "muon"), ("muon", "adamw")])
 def test_moments_of_another_optimizer_are_refused(before: str, now: str, tmp_path: Path) -> None:
     model, optimizer = trained(optimizer_name=before)
@@ -136,6 +152,16 @@ def test_a_truncated_file_is_damaged(tmp_path: Path) -> None:
     path = tmp_path / MODEL_FILE
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(Damaged, match=r"model\.safetensors"):
+        restore(tmp_path, model, optimizer)
+
+
+def test_a_state_of_a_newer_version_is_not_called_damaged(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    write(capture(model, optimizer, progress(2)), tmp_path)
+    newer = json.loads((tmp_path / STATE_FILE).read_text()) | {"format_version": 99}
+    newer["random"]["jax"] = "of a later day"
+    (tmp_path / STATE_FILE).write_text(json.dumps(newer))
+    with pytest.raises(IncompatibleRun, match=r"state\.json has format 99.*use the newer image"):
         restore(tmp_path, model, optimizer)
 
 

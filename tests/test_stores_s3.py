@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import AccessDenied, AppError, ConfigError, NoBucket, NotFound, Unavailable
-from app.stores import Store, open_store
+from app.stores import MAX_GET_BYTES, Store, open_store
 from app.stores.s3 import BufferReader, S3Store
 from tests.interposed import Answer, Answering, Interposed
 
@@ -176,6 +176,31 @@ class TestS3Store:
         assert s3.put_if_match("a", b"2", "other") is None
         assert s3.put_if_match("a", b"2", etag)
         assert s3.get("a")[0] == b"2"
+
+    def test_a_large_object_is_replaced_also_without_conditional_writes(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        def answering(environ: dict[str, Any]) -> Answer | None:
+            for name in ("MATCH", "NONE_MATCH"):
+                environ.pop(f"HTTP_IF_{name}", None)
+            return None
+
+        s3_answers.answering = answering
+        s3.check()
+        large = bytes(MAX_GET_BYTES + 1)
+        etag = s3.put_if_absent("a", large)
+        assert etag and s3.put_if_absent("a", b"2") is None
+        s3_answers.requests.clear()
+        assert s3.put_if_match("a", b"2", etag)
+        assert not [request for request in s3_answers.requests if request.startswith("GET")]
+
+    @pytest.mark.usefixtures("no_backoff")
+    def test_a_larger_object_that_stands_in_the_way_is_not_ours(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        s3.put("a", [bytes(MAX_GET_BYTES + 1)])
+        s3_answers.answering = first(1, (500, xml("InternalError")))
+        assert s3.put_if_absent("a", b"ours") is None
 
     def test_a_server_that_compares_etags_without_quotes_still_keeps_two_writers_apart(
         self, s3: S3Store, s3_answers: Interposed

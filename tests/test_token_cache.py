@@ -257,6 +257,31 @@ def test_a_bucket_that_does_not_answer_is_waited_for_and_then_done_without(
     assert tuple(pauses) == PAUSES if made_again else 0 < len(pauses) <= 3
 
 
+def test_cached_shards_that_may_not_be_read_are_made_again_and_said_loudly_once(
+    node: MakeNode,
+    tokens_store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first = node("first")
+    first.prepare()
+    fetch = tokens_store.fetch
+
+    def refuse(key: str, directory: Path) -> Path:
+        if key.endswith(("train-00001.bin", "train-00003.bin")):
+            raise AccessDenied("CHECKPOINT_URI: access denied")
+        return fetch(key, directory)
+
+    monkeypatch.setattr(tokens_store, "fetch", refuse)
+    second = node("second")
+    assert second.prepare(validation=10**6).index.complete
+    assert second.files() == first.files()
+    (line,) = [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    assert line.levelname == "ERROR"
+    assert line.getMessage().startswith("NO ACCESS TO CACHED TOKENS")
+    assert line.getMessage().endswith("CHECKPOINT_URI: access denied")
+
+
 def test_who_is_interrupted_does_not_wait_for_a_bucket_that_is_silent(
     node: MakeNode, tokens_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,8 +356,44 @@ def test_a_shorter_index_never_replaces_a_longer_one(node: MakeNode, tokens_stor
     whole = first.prepare()
     cache = TokenCache(tokens_store, whole.fingerprint)
     before = tokens_store.get(f"{whole.fingerprint}/{INDEX}")
-    cache.upload(whole.index.first(2), whole.directory, lambda: True)
+    cache.upload(whole.index.first(2), whole.directory, lambda: True, lambda *_: None)
     assert tokens_store.get(f"{whole.fingerprint}/{INDEX}") == before
+
+
+def test_a_shard_that_rots_before_its_upload_is_made_again_and_does_not_spread(
+    node: MakeNode,
+    tokens_store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first = node("first")
+    with monkeypatch.context() as offline:
+        offline.setattr("app.token_cache.TokenCache.upload", lambda *_: None)
+        whole = first.prepare()
+    path, good = whole.directory / "train-00001.bin", first.files()
+    path.write_bytes(b"\0" * path.stat().st_size)
+    first.prepare()
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line == f"{path} was changed (SHA-256 differs): made again before it is uploaded"
+    assert first.files() == good
+    stored = {found.name: found.read_bytes() for found in (tmp_path / "store").rglob("*.bin")}
+    assert {name: hashlib.sha256(data).hexdigest() for name, data in stored.items()} == good
+
+
+def test_a_shard_that_cannot_be_made_again_is_not_uploaded(
+    node: MakeNode, tokens_store: Store, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as offline:
+        offline.setattr("app.token_cache.TokenCache.upload", lambda *_: None)
+        whole = node("first").prepare()
+    path = whole.directory / "train-00001.bin"
+    path.write_bytes(b"\0" * path.stat().st_size)
+    cache = TokenCache(tokens_store, whole.fingerprint)
+    with pytest.raises(Damaged, match=rf"{path} was changed"):
+        cache.upload(whole.index, whole.directory, lambda: True, lambda *_: None)
+    assert not list((tmp_path / "store").rglob("train-00001.bin"))
+    assert not list((tmp_path / "store").rglob(INDEX))
 
 
 @pytest.mark.parametrize("failure", [Unavailable, AccessDenied])

@@ -241,13 +241,20 @@ class S3Store:
         """After a request that was sent twice: the first one may be what stands in the way."""
         try:
             stored, etag = self._get(key, max(len(content), MAX_GET_BYTES))
-        except NotFound:
+        except (NotFound, Damaged):  # or one that is larger, so another's
             return None
         return etag if stored == content else None
 
     def _current_etag(self, key: str) -> str | None:
+        """By a HEAD: an index of tokens, or the rows of a long run, may be large."""
+        name = {"Bucket": self._bucket, "Key": self._prefix + key}
         try:
-            return self._get(key, MAX_GET_BYTES)[1]
+            with self._failures(self._place(key)):
+                try:
+                    return self._etag(key, self._client.head_object(**name))
+                except ClientError as error:
+                    explain_head(self._client, error, self._bucket, name["Key"])
+                    raise
         except NotFound:
             return None
 
