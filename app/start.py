@@ -5,6 +5,7 @@ to the store: settings, device, store, the run's identity, then the data. Only t
 the lease taken, and what the store says is read again under it.
 """
 
+import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,10 +78,14 @@ def run(settings: Settings, stop: StopRequest) -> None:
 
 def _train(trainer: Trainer, attempt: Attempt) -> BaseException | None:
     """Train. Returns what kept the data away, if that ended it."""
+    gc.collect()
+    gc.freeze()  # no collection in the loop walks through what the imports left
     try:
         trainer(attempt)
     except OutOfData as end:
         return end.__cause__
+    finally:
+        gc.unfreeze()
     return None
 
 

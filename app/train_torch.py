@@ -18,7 +18,6 @@ def train(attempt: Attempt) -> None:
     micro_batches = iter(attempt.loader())
     while attempt.step < attempt.target:
         attempt.learning_rate()
-        optimizer.zero_grad()
         step_loss = torch.zeros((), device=attempt.compute.device)
         for _ in range(accumulation):
             tokens = next(micro_batches).to(attempt.compute.device, non_blocking=True)  # (B, T + 1)
@@ -30,5 +29,6 @@ def train(attempt: Attempt) -> None:
                 return
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
+        optimizer.zero_grad()  # a checkpoint of the step finds their memory free
         if attempt.step_done(step_loss, grad_norm):
             return

@@ -1,6 +1,6 @@
 """Batches of tokens from prepared shards, from `datasets` streaming, and from litdata.
 
-    python bench/data.py --folder /tmp/bench-data --json bench/data.json
+    python -m bench.data --folder /tmp/bench-data --json docs/benchmarks/data.json
 
 Every number is taken in a process of its own: tokens per second over the first steps of a
 run, seconds from opening the data to the first batch of a late step, and the process's peak
@@ -220,9 +220,9 @@ def measure(name: str, what: str, folder: Path) -> dict[str, float]:
 
 def in_its_own_process(arguments: list[str]) -> dict[str, float]:
     result = subprocess.run(
-        [sys.executable, str(Path(__file__).resolve()), *arguments],
+        [sys.executable, "-m", "bench.data", *arguments],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.PIPE,
         text=True,
         check=True,

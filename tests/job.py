@@ -81,7 +81,7 @@ class JobRunner:
         process = self.start(*arguments)
         if begin is not None:
             begin(process)
-        watchdog = threading.Timer(120, process.kill)
+        watchdog = threading.Timer(240, process.kill)
         watchdog.start()
         waiting, lines = dict(when or {}), []
         assert process.stdout is not None

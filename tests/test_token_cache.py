@@ -5,7 +5,7 @@ import json
 import logging
 import multiprocessing
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,18 @@ class Node:
         self.data = DataSettings(dataset=str(corpus), data_dir=folder)
         self.tokenizer, self.store = tokenizer, store
         self.made: list[int] = []
+        self.opened: list[Preparation] = []
 
     def open(self, **need: Any) -> Preparation:
-        return Preparation(
+        preparation = Preparation(
             pin_source(self.data),
             self.tokenizer,
             TokenNeed(**need),
             cache=lambda fingerprint: TokenCache(self.store, fingerprint),
             shard_tokens=SHARD,
         )
+        self.opened.append(preparation)
+        return preparation
 
     def prepare(self, **need: Any) -> Preparation:
         made = self.open(**need)
@@ -67,8 +70,19 @@ MakeNode = Callable[[str], Node]
 
 
 @pytest.fixture
-def node(tmp_path: Path, corpus: Path, tokenizer: TokenizerFiles, tokens_store: Store) -> MakeNode:
-    return lambda name: Node(tmp_path / name, corpus, tokenizer, tokens_store)
+def node(
+    tmp_path: Path, corpus: Path, tokenizer: TokenizerFiles, tokens_store: Store
+) -> Iterator[MakeNode]:
+    """Makes nodes by name. At the end they stop, and upload nothing into the next test's log."""
+    nodes: list[Node] = []
+
+    def make(name: str) -> Node:
+        nodes.append(Node(tmp_path / name, corpus, tokenizer, tokens_store))
+        return nodes[-1]
+
+    yield make
+    for preparation in (opened for node in nodes for opened in node.opened):
+        preparation.close()
 
 
 def read(data: Preparation, start: int, length: int) -> list[int]:
