@@ -162,9 +162,9 @@ class Preparation:
 
     def close(self) -> None:
         """Leave the work where it is; what is sealed stays."""
-        self._closed = True
-        if self._uploader:
+        if self._uploader:  # first: a repair that is broken off here is no damage to tell of
             self._uploader.close()
+        self._closed = True
 
     def wait_for(self, split: Split, n_tokens: int, waiting: Waiting) -> ShardIndex:
         """The index, as soon as it has so many tokens of `split`, or is complete.

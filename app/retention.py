@@ -19,7 +19,7 @@ from app.checkpoints import (
     read_manifest,
     stored_checkpoints,
 )
-from app.errors import Damaged
+from app.errors import Damaged, IncompatibleRun
 from app.stores import Store
 
 QUARANTINE = "quarantine"
@@ -112,7 +112,7 @@ def _readable_manifests(
     for name in [checkpoint.name for checkpoint in stored if checkpoint.committed]:
         try:
             yield name, read_manifest(store, name)
-        except Damaged as error:
+        except (Damaged, IncompatibleRun) as error:
             log.warning("checkpoint %s is left alone: %s", name, error)
 
 

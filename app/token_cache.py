@@ -129,7 +129,10 @@ class TokenCache:
 def _read_verified(directory: Path, named: NamedShard) -> bytes:
     """The very bytes that were compared. Raises Damaged, OSError."""
     path = directory / named.name
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise Damaged(f"{path} is missing") from error
     if hashlib.sha256(content).hexdigest() != named.shard.sha256:
         raise Damaged(f"{path} was changed (SHA-256 differs)")
     return content

@@ -167,6 +167,15 @@ def test_a_manifest_of_a_newer_format_is_not_called_damaged(folder: Store, tmp_p
         newest_valid(folder, tmp_path)
 
 
+def test_a_checkpoint_of_a_newer_format_does_not_keep_others_from_being_pruned(
+    folder: Store,
+) -> None:
+    newer, _, last = (commit_step(folder, step) for step in (20, 40, 60))
+    content = read_manifest(folder, newer).model_dump() | {"format_version": 99}
+    folder.put(newer.key(MANIFEST), [json.dumps(content).encode()])
+    assert prune(folder, 0, [last], FreeLease(folder)) == [CheckpointName(40, 1)]
+
+
 def test_with_no_valid_checkpoint_left_the_job_explains_and_changes_nothing(
     folder: Store, tmp_path: Path
 ) -> None:

@@ -553,3 +553,22 @@ def test_tokens_can_be_read_while_the_rest_is_still_fetched(
     read_on.set()
     n = whole.train.n_tokens
     assert read(data, n - 10, 10) == whole.train.read(n - 10, 10).tolist()
+
+
+def test_a_shard_that_is_not_here_at_its_upload_is_made_first(
+    node: MakeNode, tokens_store: Store, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as offline:
+        offline.setattr("app.token_cache.TokenCache.upload", lambda *_: None)
+        whole = node("first").prepare()
+    path = whole.directory / "train-00001.bin"
+    content = path.read_bytes()
+    path.unlink()
+    cache = TokenCache(tokens_store, whole.fingerprint)
+
+    def make(*_: object) -> None:
+        path.write_bytes(content)
+
+    cache.upload(whole.index, whole.directory, lambda: True, make)
+    (stored,) = (tmp_path / "store").rglob("train-00001.bin")
+    assert stored.read_bytes() == content
