@@ -1,8 +1,9 @@
 """Parts of a decoder layer whose backward passes are written by hand.
 
 Autograd keeps every intermediate tensor for its backward pass. Here what is cheap is computed
-again: a normalized row, SwiGLU's product. No matrix product is made twice. The forward passes
-are the arithmetic of `app.model`, operation by operation.
+again: a normalized row, SwiGLU's product. No matrix product is made twice. Each piece also has
+its plain operations, for where that is of no use (`by_hand`); both compute the same, operation
+by operation.
 
 Shapes: N rows, D hidden size, O outputs, F size between the MLP's two maps, E head size.
 Under autocast the matrix products are made in its type.
@@ -22,14 +23,32 @@ def by_hand() -> bool:
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
+def products_dtype(x: Tensor) -> torch.dtype:
+    """The type in which matrix products with x are made: under autocast, autocast's."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """x / rms(x) · scale of x (…, D), in float32 (Zhang & Sennrich, 2019)."""
+    x32 = x.float()
+    x32 = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)
+    return scale * x32.to(x.dtype)
+
+
 def norm_linear(x: Tensor, scale: Tensor, eps: float, *weights: Tensor) -> tuple[Tensor, ...]:
-    """RMSNorm of x (…, D) with `scale` (D,), then a linear map with each of `weights` (O, D)."""
+    """`rms_norm` of x (…, D), then a linear map with each of `weights` (O, D)."""
+    if not by_hand():
+        normed = rms_norm(x, scale, eps)
+        return tuple(F.linear(normed, weight) for weight in weights)
     outputs: tuple[Tensor, ...] = _NormLinear.apply(x, scale, eps, *weights)
     return outputs
 
 
 def swiglu_linear(gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
     """silu(gate) · up, both (…, F), then a linear map with `weight` (O, F)."""
+    if not by_hand():
+        return F.linear(F.silu(gate) * up, weight)
     output: Tensor = _SwigluLinear.apply(gate, up, weight)
     return output
 
@@ -49,7 +68,7 @@ class _NormLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, eps: float, *weights: Tensor) -> Any:
-        dtype = _products_dtype(x)
+        dtype = products_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             wide = x.flatten(0, -2).float()
             inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
@@ -82,7 +101,7 @@ class _NormLinear(torch.autograd.Function):
 class _SwigluLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
-        dtype = _products_dtype(gate)
+        dtype = products_dtype(gate)
         with torch.autocast(gate.device.type, enabled=False):
             product = F.silu(gate).mul_(up)
             output = F.linear(product.to(dtype), weight.to(dtype))
@@ -117,11 +136,6 @@ class _Rotate(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         cos, sin = ctx.saved_tensors
         return _rotated(grads[0], cos, sin, -1), None, None
-
-
-def _products_dtype(x: Tensor) -> torch.dtype:
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from app.fused_layers import products_dtype
+
 _LOGITS_IN_FLIGHT = 1 << 24
 """At most so many logits at a time: 64 MiB in float32."""
 
@@ -39,10 +41,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         n, vocabulary = hidden.shape[0], weight.shape[0]
         of_hidden, of_weight, *_ = ctx.needs_input_grad
-        kind = hidden.device.type
-        mixed = torch.is_autocast_enabled(kind)
-        dtype = torch.get_autocast_dtype(kind) if mixed else hidden.dtype
-        with torch.autocast(kind, enabled=False):
+        dtype = products_dtype(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
             inputs, matrix = hidden.to(dtype), weight.to(dtype)
             grad_hidden = torch.empty_like(inputs) if of_hidden else None
             grad_weight = torch.zeros_like(weight) if of_weight else None

@@ -16,13 +16,13 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from app.fused_layers import by_hand, norm_linear, rotate, swiglu_linear
+from app.fused_layers import norm_linear, rms_norm, rotate, swiglu_linear
 from app.packing import Mask
 from app.presets import ModelConfig
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) · weight, in float32 (Zhang & Sennrich, 2019)."""
+    """The scale of `rms_norm`."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -30,9 +30,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
-        x32 = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * x32.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 def rope_tables(
@@ -99,9 +97,7 @@ class MLP(nn.Module):
 
     def forward(self, gate: Tensor, up: Tensor) -> Tensor:
         """What `gate_proj` and `up_proj` made, both (B, T, F), to (B, T, D)."""
-        if by_hand():
-            return swiglu_linear(gate, up, self.down_proj.weight)
-        return self.down_proj(F.silu(gate) * up)
+        return swiglu_linear(gate, up, self.down_proj.weight)
 
 
 class DecoderLayer(nn.Module):
@@ -124,10 +120,7 @@ class DecoderLayer(nn.Module):
 
 def projections(norm: RMSNorm, x: Tensor, *linears: nn.Linear) -> tuple[Tensor, ...]:
     """Each of the linear maps of norm(x)."""
-    if by_hand():
-        return norm_linear(x, norm.weight, norm.eps, *(linear.weight for linear in linears))
-    normed = norm(x)
-    return tuple(linear(normed) for linear in linears)
+    return norm_linear(x, norm.weight, norm.eps, *(linear.weight for linear in linears))
 
 
 class Decoder(nn.Module):

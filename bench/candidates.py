@@ -6,7 +6,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from app.attempts import seconds_of_this_process
 from app.model import SmolLM2
 from app.presets import PRESETS
+from app.sections import RunSettings
 from bench.reference import llama
 from bench.train import OURS, Result, Shape
 
@@ -24,8 +25,8 @@ NOT_INSTALLED = 3
 LEARNING_RATE = 3e-4
 
 
-def job_settings(shape: Shape, folder: Path, **more: Any) -> list[str]:
-    """Flags of the job: the learning rate and decay are those of `plain_loop`."""
+def job_settings(shape: Shape, folder: Path, **more: Any) -> dict[str, str]:
+    """Settings of the job: the learning rate and decay are those of `plain_loop`."""
     settings = {
         "model": shape.model,
         "device": shape.device,
@@ -44,21 +45,27 @@ def job_settings(shape: Shape, folder: Path, **more: Any) -> list[str]:
         "loggers": "none",
         **more,
     }
-    return [f"--{name}={value}" for name, value in settings.items()]
+    return {name: str(value) for name, value in settings.items()}
+
+
+def run_job(command: str, settings: Mapping[str, str]) -> None:
+    """A command of the job, as a user gives it. Raises RuntimeError if it fails."""
+    from app.cli import main
+
+    code = main([command, *(f"--{name}={value}" for name, value in settings.items())])
+    if code != 0:
+        raise RuntimeError(f"{command} ended with {code}")
 
 
 def batches(shape: Shape, folder: Path) -> list[torch.Tensor]:
     """The token ids (B, T + 1) of each step, as the job itself sees them."""
-    from app.cli import main
     from app.inspection import find_tokens
     from app.sampler import corpus_order
     from app.settings import load_settings
 
-    flags = job_settings(shape, folder)
-    code = main(["prepare", *flags])
-    if code != 0:
-        raise RuntimeError(f"the tokens were not made: exit code {code}")
-    settings = load_settings(dict(flag[2:].split("=", 1) for flag in flags))
+    given = job_settings(shape, folder)
+    run_job("prepare", given)
+    settings = load_settings(given)
     prepared = find_tokens(settings)
     shards = prepared.open("train")
     order = corpus_order(
@@ -77,16 +84,11 @@ def batches(shape: Shape, folder: Path) -> list[torch.Tensor]:
 
 def ours(trainer: str, shape: Shape, folder: Path) -> Result:
     """The job itself: `train`, as a user starts it. Its own rows are the measurement."""
-    from app.cli import main
     from app.metrics import local_rows
 
     run = f"{trainer}-{os.getpid()}"
-    flags = job_settings(
-        shape, folder, run_name=run, trainer=trainer, checkpoint_every_steps=10 * (shape.steps + 1)
-    )
-    code = main(["train", *flags])
-    if code != 0:
-        raise RuntimeError(f"the job ended with {code}")
+    own = {"run_name": run, "trainer": trainer, "checkpoint_every_steps": 10 * (shape.steps + 1)}
+    run_job("train", job_settings(shape, folder, **own))
     rows = local_rows(folder / "data" / "logs" / run)
     seconds = [b.time - a.time for a, b in pairwise(rows)]
     first = json.loads(next((folder / "checkpoints" / run / "attempts").iterdir()).read_text())
@@ -136,12 +138,12 @@ def plain_loop(
 def initial_llama(shape: Shape) -> Any:
     """With the weights that the job starts from."""
     ours = SmolLM2(PRESETS[shape.model])
-    ours.initialize(1337)
+    ours.initialize(RunSettings().seed)
     return llama(ours.config, ours.state_dict()).to(shape.device)
 
 
 def hugging_face(shape: Shape, folder: Path, *, compiled: bool) -> Result:
-    """Its own loss: labels are shifted inside, so the last token of each row has none here."""
+    """With its own loss, of the job's targets: it must not shift them once more."""
     model = initial_llama(shape)
     run = torch.compile(model) if compiled else model
 

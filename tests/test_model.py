@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from app.model import SmolLM2, flops_per_token
-from app.presets import PRESETS, ModelConfig
+from app.presets import PRESETS
+from bench.reference import llama
 
 SMALL = dataclasses.replace(
     PRESETS["smollm2-135m"],
@@ -17,23 +17,6 @@ SMALL = dataclasses.replace(
     num_hidden_layers=3,
     rope_theta=12_345.0,
 )
-
-
-def reference_model(config: ModelConfig) -> LlamaForCausalLM:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            max_position_embeddings=config.max_position_embeddings,
-            rms_norm_eps=config.rms_norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            tie_word_embeddings=True,
-        )
-    )
 
 
 def test_the_135m_preset_has_exactly_134_515_008_parameters() -> None:
@@ -75,9 +58,9 @@ def test_k_and_v_are_576_by_192() -> None:
 
 
 def test_parameter_names_are_those_of_transformers() -> None:
-    ours = set(SmolLM2(SMALL).state_dict())
-    theirs = set(reference_model(SMALL).state_dict()) - {"lm_head.weight"}
-    assert ours == theirs
+    ours = SmolLM2(SMALL).state_dict()
+    theirs = set(llama(SMALL, ours).state_dict()) - {"lm_head.weight"}
+    assert set(ours) == theirs
 
 
 @pytest.mark.parametrize(("by_hand", "tolerance"), [(False, 1e-9), (True, 1e-7)])
@@ -85,13 +68,11 @@ def test_logits_and_gradients_equal_transformers_in_float64(
     by_hand: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But for the norms, which Llama computes in float32: backwards in another order by hand."""
-    for module in ("app.model", "app.fused_layers"):
-        monkeypatch.setattr(f"{module}.by_hand", lambda: by_hand)
+    monkeypatch.setattr("app.fused_layers.by_hand", lambda: by_hand)
     torch.manual_seed(5)
     ours = SmolLM2(SMALL).double()
     ours.initialize(5)
-    theirs = reference_model(SMALL).double()
-    theirs.load_state_dict(ours.state_dict(), strict=False)
+    theirs = llama(SMALL, ours.state_dict()).double()
     tokens = torch.randint(0, SMALL.vocab_size, (2, 65))
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
 
