@@ -48,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
         handler = arguments.handler
         arguments.handler(settings, arguments, stop)
     except Interrupted:
+        stop.taken()
         log.warning(NOTHING_TO_SAVE if handler is commands.train else "stopped")
         return Preempted.exit_code
     except Preempted as end:

@@ -1,8 +1,10 @@
 """Being asked to stop: SIGTERM from an orchestrator, SIGINT from a keyboard.
 
 Until training starts there is nothing to save, and the signal raises Interrupted where
-it strikes. From `defer` on it only sets a flag, which the loop reads at its next
-boundary; a second SIGTERM changes nothing.
+it strikes, and again every few seconds until somebody takes it: an exception can get lost
+in a finalizer, or wait in a library's clean-up for a child that never ends. From `defer`
+on the signal only sets a flag, which the loop reads at its next boundary; a second SIGTERM
+changes nothing.
 """
 
 import signal
@@ -14,6 +16,7 @@ from types import FrameType
 from app.errors import Preempted
 
 _POLL_SECONDS = 0.05
+_AGAIN_SECONDS = 4.0  # twice within Docker's usual grace of 10 s
 
 NOTHING_TO_SAVE = (
     "stopped before this attempt finished a step: nothing new to save; start again to continue"
@@ -31,14 +34,19 @@ class Interrupted(BaseException):
 class StopRequest:
     """Whether, and since when, this process is asked to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, again_seconds: float = _AGAIN_SECONDS) -> None:
         self.requested_at: float | None = None
         self._deferred = False
+        self._again_seconds = again_seconds
 
     def install(self) -> None:
         """Take over both signals. Only the main thread may call this."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
+
+    def taken(self) -> None:
+        """An Interrupted has reached who handles it: no other follows."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
     def defer(self) -> None:
         """From here on the caller looks at `requested` and ends in order.
@@ -66,9 +74,15 @@ class StopRequest:
         if not again:
             self.requested_at = time.monotonic()
         if not self._deferred and not again:
+            signal.signal(signal.SIGALRM, self._on_alarm)
+            signal.setitimer(signal.ITIMER_REAL, self._again_seconds, self._again_seconds)
             raise Interrupted
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
+
+    def _on_alarm(self, number: int, frame: FrameType | None) -> None:
+        if not self._deferred:
+            raise Interrupted
 
 
 def done_in_time(work: Callable[[], None], late: Callable[[float], bool]) -> bool:

@@ -60,14 +60,15 @@ def run(settings: Settings, stop: StopRequest) -> None:
     attempt = open_attempt(settings, stop)
     if attempt is None:
         return
-    why = "target reached"
+    why = f"exit {Preempted.exit_code}: {NOTHING_TO_SAVE}"
     try:
         attempt.finish(failure=_train(trainer, attempt))
+        why = "target reached"
     except AppError as error:
         why = f"exit {error.exit_code}: {redacted(str(error))}"
         raise
     except Interrupted:
-        why = f"exit {Preempted.exit_code}: {NOTHING_TO_SAVE}"
+        stop.taken()
         raise
     except BaseException as error:
         why = f"{type(error).__name__}: {redacted(str(error))}"

@@ -81,7 +81,8 @@ class JobRunner:
         process = self.start(*arguments)
         if begin is not None:
             begin(process)
-        watchdog = threading.Timer(240, process.kill)
+        # Its children too: one of them can keep the output open.
+        watchdog = threading.Timer(240, os.killpg, (process.pid, signal.SIGKILL))
         watchdog.start()
         waiting, lines = dict(when or {}), []
         assert process.stdout is not None

@@ -1,18 +1,23 @@
 """Signals: raised before training, remembered during it."""
 
+import contextlib
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 from app.preemption import Interrupted, StopRequest
 
+_NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+
 
 @pytest.fixture(autouse=True)
 def _own_handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in _NUMBERS}
     yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -27,6 +32,27 @@ def test_before_training_a_signal_ends_the_process_where_it_strikes() -> None:
     with pytest.raises(Interrupted):
         send(signal.SIGTERM)
     assert not issubclass(Interrupted, Exception), "no library may swallow it"
+
+
+def test_an_interruption_that_got_lost_strikes_again_until_it_is_taken() -> None:
+    stop = StopRequest(again_seconds=0.2)
+    stop.install()
+    with contextlib.suppress(Interrupted):
+        send(signal.SIGTERM)
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            subprocess.run(["sleep", "60"], check=True)
+    stop.taken()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_one_that_strikes_where_a_library_waits_for_its_child_does_not_wait() -> None:
+    stop = StopRequest(again_seconds=0.2)
+    stop.install()
+    with pytest.raises(Interrupted), subprocess.Popen(["sleep", "60"]) as child:
+        send(signal.SIGTERM)  # leaving the block waits
+    child.kill()
+    child.wait()
 
 
 def test_during_training_it_only_sets_the_flag() -> None:

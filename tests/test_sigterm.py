@@ -170,7 +170,7 @@ def test_while_the_model_is_compiled(
     # A compiler that says that it has started, and never ends.
     pipe, compiler = tmp_path / "pipe", tmp_path / "c++"
     os.mkfifo(pipe)
-    compiler.write_text(f"#!/bin/sh\necho started >{pipe}\nexec sleep 600\n")
+    compiler.write_text(f"#!/bin/sh\necho started >{pipe}\nexec sleep 600 >&- 2>&-\n")
     compiler.chmod(0o755)
     job = JobRunner(
         {
