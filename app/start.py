@@ -226,7 +226,8 @@ def _restore(run: HeldRun, model: SmolLM2, optimizer: torch.optim.Optimizer) -> 
                 model.initialize(job.settings.run.seed, job.settings.model.init)
             torch.manual_seed(job.settings.run.seed)
             return None
-        progress = restore(found.directory, model, optimizer)
+        with disk_failures(str(found.directory)):
+            progress = restore(found.directory, model, optimizer)
     for name, reason in found.damaged:
         target = quarantine(run.store, name, reason)
         log.error("DAMAGED CHECKPOINT %s moved to %s: %s", name, target, reason)

@@ -1,19 +1,16 @@
 """The training state, and the files that it becomes in a checkpoint.
 
-    model.safetensors       weights, under Hugging Face names
-    optimizer.safetensors   moments and step counts: "<moment>.<parameter>"
-    state.json              step, tokens, loss, random numbers, schedule, versions
-    config.json, generation_config.json, tokenizer files: what `transformers` reads
-
-Format of .safetensors: https://github.com/huggingface/safetensors#format
+model.safetensors       weights, under Hugging Face names
+optimizer.safetensors   moments and step counts: "<moment>.<parameter>"
+state.json              step, tokens, loss, random numbers, schedule, versions
+config.json, generation_config.json, tokenizer files: what `transformers` reads
 """
 
 import base64
 import json
 import platform
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from app.errors import Damaged, IncompatibleRun
@@ -31,6 +26,7 @@ from app.formats import check_format
 from app.optimizers import moments
 from app.presets import ModelConfig
 from app.stores import Data
+from app.tensor_files import read_shapes, read_tensors, tensor_file
 from app.tokenizer import TOKENIZER_FILE_TYPES
 
 STATE_FORMAT = 1
@@ -40,9 +36,6 @@ STATE_FILE = "state.json"
 STATE_FILES = (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE)
 
 _MAX_STATE_BYTES = 16 * 2**20
-
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-_TYPES = {name: dtype for dtype, name in _DTYPES.items()}
 
 
 class RandomState(BaseModel):
@@ -106,11 +99,16 @@ class Progress(BaseModel):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of the training state in host memory; training may go on while it is written."""
+    """A copy of the training state; training may go on while it is written.
+
+    On a GPU it is made within the device, which takes milliseconds, and comes to the host when
+    it is written. `made` is the point in the device's work at which it is there.
+    """
 
     progress: Progress
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    made: torch.cuda.Event | None = None
 
     @property
     def step(self) -> int:
@@ -120,19 +118,23 @@ class Snapshot:
         """File name to content; `extra` holds config.json, tokenizer and the like."""
         state = self.progress.model_dump_json(indent=1).encode()
         return {
-            MODEL_FILE: safetensors_buffers(self.model),
-            OPTIMIZER_FILE: safetensors_buffers(self.optimizer),
+            MODEL_FILE: tensor_file(_on_host(self.model, self.made)),
+            OPTIMIZER_FILE: tensor_file(_on_host(self.optimizer, self.made)),
             STATE_FILE: [state],
             **{name: [content] for name, content in extra.items()},
         }
 
 
 def capture(model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> Snapshot:
-    """Copy weights and moments to the host. This is all that the training loop waits for."""
+    """Copy weights and moments. This is all that the training loop waits for."""
+    weights = {name: _copy(tensor) for name, tensor in model.state_dict().items()}
     return Snapshot(
         progress=progress,
-        model={name: _to_host(tensor) for name, tensor in model.state_dict().items()},
-        optimizer={name: _to_host(t) for name, t in _optimizer_tensors(model, optimizer)},
+        model=weights,
+        optimizer={name: _copy(tensor) for name, tensor in _optimizer_tensors(model, optimizer)},
+        made=torch.cuda.current_stream().record_event()
+        if any(tensor.is_cuda for tensor in weights.values())
+        else None,
     )
 
 
@@ -163,13 +165,13 @@ def read_progress(path: Path) -> Progress:
 def load_weights(paths: Sequence[Path], model: nn.Module) -> None:
     """Copy safetensors files into `model`; a redundant lm_head.weight is left out."""
     own = dict(model.state_dict())
-    found = {name: shape for path in paths for name, shape in _read_shapes(path).items()}
+    found = {name: shape for path in paths for name, shape in read_shapes(path).items()}
     found.pop("lm_head.weight", None)
     _same_tensors(paths[0], {name: tensor.shape for name, tensor in own.items()}, found)
-    tensors = {name: tensor for path in paths for name, tensor in _read_tensors(path).items()}
     with torch.no_grad():
-        for name, target in own.items():
-            target.copy_(tensors[name])
+        for path in paths:
+            for name, tensor in read_tensors(path, own):
+                own[name].copy_(tensor)
 
 
 def checkpoint_bytes(config: ModelConfig, optimizer: str) -> int:
@@ -220,30 +222,6 @@ def huggingface_files(
     return files
 
 
-def safetensors_buffers(tensors: Mapping[str, Tensor]) -> Data:
-    """The file's header and then the tensors' own memory: nothing is copied."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    data: list[bytes | memoryview] = []
-    offset = 0
-    for name, tensor in sorted(tensors.items()):
-        size = tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + size],
-        }
-        offset += size
-        data.append(_bytes_of(tensor.contiguous()))
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    return [len(encoded).to_bytes(8, "little") + encoded, *data]
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous tensor on the host."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data)
-
-
 def _optimizer_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> Iterable[tuple[str, Tensor]]:
@@ -260,7 +238,7 @@ def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         for parameter, its_moments in ordered
         for moment in its_moments
     }
-    found = _read_shapes(path)
+    found = read_shapes(path)
     if _kinds(found) != _kinds(shapes):
         raise IncompatibleRun(
             f"{path.name} holds {', '.join(_kinds(found))}, and this OPTIMIZER needs "
@@ -273,7 +251,7 @@ def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         for parameter, its_moments in ordered
         for moment in its_moments
     }
-    tensors = _read_copies(path, devices)
+    tensors = {name: tensor.to(devices[name]) for name, tensor in read_tensors(path, devices)}
     state = {
         index: {moment: tensors[f"{moment}.{names[parameter]}"] for moment in its_moments}
         for index, (parameter, its_moments) in enumerate(ordered)
@@ -284,49 +262,6 @@ def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 def _kinds(names: Iterable[str]) -> list[str]:
     return sorted({name.split(".", 1)[0] for name in names})
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise Damaged(f"{path.name} is missing") from error
-    except SafetensorError as error:
-        raise Damaged(f"{path.name} is not a readable safetensors file: {error}") from error
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    with _reading(path):
-        return load_file(path)
-
-
-def _read_copies(path: Path, devices: Mapping[str, torch.device]) -> dict[str, Tensor]:
-    """Tensors by name, each on its device, in memory of their own. One at a time is read.
-
-    They are kept, and the file may be the store's own: a map of a file that is cut, or whose
-    volume goes away, ends the process with SIGBUS. `_read_shapes` has checked the header.
-    """
-    tensors = {}
-    with _reading(path), path.open("rb") as file:
-        n_header = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(n_header))
-        for name, device in devices.items():
-            entry = header[name]
-            if entry["dtype"] not in _TYPES:
-                raise Damaged(f"{path.name} holds {name} as {entry['dtype']}, which nobody wrote")
-            tensor = torch.empty(entry["shape"], dtype=_TYPES[entry["dtype"]])
-            file.seek(8 + n_header + entry["data_offsets"][0])
-            if file.readinto(_bytes_of(tensor)) != tensor.nbytes:
-                raise Damaged(f"{path.name} ends within {name}")
-            tensors[name] = tensor.to(device)
-    return tensors
-
-
-def _read_shapes(path: Path) -> dict[str, torch.Size]:
-    """From the header alone: a file of another model must not fill the memory first."""
-    with _reading(path), safe_open(path, framework="pt") as file:
-        return {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
 
 
 def _same_tensors(
@@ -345,9 +280,25 @@ def _same_tensors(
             )
 
 
-def _to_host(tensor: Tensor) -> Tensor:
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-    return host.copy_(tensor.detach())
+def _copy(tensor: Tensor) -> Tensor:
+    try:
+        return tensor.detach().clone()
+    except torch.OutOfMemoryError:  # the card is full: better a pause than no checkpoint
+        return tensor.detach().to("cpu", copy=True)
+
+
+def _on_host(tensors: Mapping[str, Tensor], made: torch.cuda.Event | None) -> dict[str, Tensor]:
+    """On a stream of its own, beside the training, and into memory that the device reaches."""
+    device = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
+    if device is None or made is None:
+        return {name: tensor.cpu() for name, tensor in tensors.items()}
+    stream = torch.cuda.Stream(device)
+    stream.wait_event(made)
+    with torch.cuda.stream(stream):
+        return {
+            name: torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor)
+            for name, tensor in tensors.items()
+        }
 
 
 def _json_bytes(value: Mapping[str, Any]) -> bytes:

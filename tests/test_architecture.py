@@ -49,6 +49,7 @@ ORDER = [
     "preparation",
     "loader",
     "compute",
+    "tensor_files",
     "state",
     "lease",
     "record",

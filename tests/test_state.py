@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load as load_safetensors
 
 from app.errors import Damaged, IncompatibleRun
 from app.model import SmolLM2
@@ -26,7 +25,6 @@ from app.state import (
     huggingface_files,
     library_versions,
     restore,
-    safetensors_buffers,
 )
 from app.stores import Data
 
@@ -126,17 +124,20 @@ def test_a_snapshot_does_not_change_when_training_goes_on() -> None:
     assert joined(snapshot.files({})[MODEL_FILE]) == before
 
 
-def test_our_safetensors_are_read_by_the_library() -> None:
-    tensors = {
-        "matrix": torch.randn(3, 5),
-        "scalar": torch.tensor(2.5),
-        "half": torch.randn(7).bfloat16(),
-        "transposed": torch.randn(4, 6).T,
-        "empty": torch.zeros(0, 3),
-    }
-    read = load_safetensors(joined(safetensors_buffers(tensors)))
-    assert read.keys() == tensors.keys()
-    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+def test_a_copy_that_does_not_fit_on_the_card_is_made_on_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(_: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model, optimizer = trained()
+    before = joined(capture(model, optimizer, progress(2)).files({})[MODEL_FILE])
+    monkeypatch.setattr(torch.Tensor, "clone", full)
+    snapshot = capture(model, optimizer, progress(2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert joined(snapshot.files({})[MODEL_FILE]) == before
 
 
 def test_random_numbers_continue_where_they_stopped() -> None:
