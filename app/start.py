@@ -20,6 +20,7 @@ from app.admission import (
 )
 from app.attempt import Attempt, Sections, Trainer
 from app.attempts import AttemptJournal, AttemptRecord, now, read_attempts
+from app.attention import fastest_attention
 from app.checkpoints import CheckpointName, highest_epoch, newest_valid, stored_checkpoints
 from app.corpus import Corpus, OutOfData
 from app.errors import AppError, Preempted
@@ -82,7 +83,8 @@ def _train(trainer: Trainer, attempt: Attempt) -> BaseException | None:
     gc.collect()
     gc.freeze()  # no collection in the loop walks through what the imports left
     try:
-        trainer(attempt)
+        with fastest_attention(attempt.compute, attempt.model.config, attempt.geometry):
+            trainer(attempt)
     except OutOfData as end:
         return end.__cause__
     finally:

@@ -49,6 +49,7 @@ ORDER = [
     "preparation",
     "loader",
     "compute",
+    "attention",
     "tensor_files",
     "state",
     "lease",
