@@ -100,7 +100,6 @@ class Attempt:
         self._validation_loss = resumed.validation_loss if resumed else None  # the newest
         self._clock = StepClock(start_step)
         self._bar: tqdm[None] | None = None
-        self._flops_per_token = flops_per_token(model.config, geometry.seq_len)
 
     def loader(self) -> DataLoader[Tensor]:
         """Micro-batches (B, T + 1) of all steps that are left."""
@@ -344,7 +343,7 @@ class Attempt:
 
     def _log_row(self, rate: float, grad_norm: float, evaluated: float | None) -> None:
         speed = self._clock.row(self.step, self.geometry.tokens_per_step)
-        peak = self.compute.peak_flops
+        shape = self.model.config, self.geometry.seq_len
         row = Row(
             step=self.step,
             tokens=self.step * self.geometry.tokens_per_step,
@@ -352,7 +351,8 @@ class Attempt:
             learning_rate=rate,
             grad_norm=grad_norm,
             tokens_per_second=speed,
-            mfu=speed * self._flops_per_token / peak if peak else None,
+            mfu=self.compute.utilization(speed * flops_per_token(*shape)),
+            mfu_full=self.compute.utilization(speed * flops_per_token(*shape, causal=False)),
             validation_loss=evaluated,
             validation_perplexity=perplexity(evaluated),
             attempt=self._lease.epoch,

@@ -42,6 +42,10 @@ class Compute:
     device_name: str
     peak_flops: float | None
 
+    def utilization(self, flops_per_second: float) -> float | None:
+        """MFU: the share of the datasheet's peak; None where that is not known."""
+        return flops_per_second / self.peak_flops if self.peak_flops else None
+
     def autocast(self) -> torch.autocast:
         """The context in which losses are computed."""
         mixed = self.precision == "bf16-mixed"

@@ -34,8 +34,9 @@ _MAX_METRICS_BYTES = 1 << 30
 class Row:
     """One line of metrics.jsonl. Loss in nats per token, time in seconds since 1970.
 
-    The last three say how saving goes: the age of the newest checkpoint, how many this
-    attempt committed, and how many tries failed since the last one. None in rows of before.
+    `mfu` counts causal attention once, `mfu_full` the full square of it: both are in use.
+    Three say how saving goes: the age of the newest checkpoint, how many this attempt
+    committed, and how many tries failed since the last one. None in rows of before.
     """
 
     step: int
@@ -52,6 +53,7 @@ class Row:
     saves_committed: int | None = None
     failed_saves: int | None = None
     validation_perplexity: float | None = None
+    mfu_full: float | None = None
 
 
 _ROW = TypeAdapter(Row)
@@ -253,8 +255,8 @@ def step_line(row: Row, target: int, step_seconds: float) -> str:
         f"grad {row.grad_norm:.2f}",
         f"{row.tokens_per_second or 0:,.0f} tok/s",
     ]
-    if row.mfu is not None:
-        parts.append(f"MFU {row.mfu:.1%}")
+    if row.mfu is not None and row.mfu_full is not None:
+        parts.append(f"MFU {row.mfu:.1%} causal, {row.mfu_full:.1%} full")
     if row.validation_loss is not None:
         ppl = perplexity(row.validation_loss)
         parts.append(f"val loss {row.validation_loss:.4f} (ppl {ppl:,.1f})")

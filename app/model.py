@@ -225,12 +225,12 @@ class _WithoutDrawing(TorchFunctionMode):
         return func(*args, **given)
 
 
-def flops_per_token(config: ModelConfig, seq_len: int) -> int:
-    """Floating-point operations of a training step per token, causal attention counted once.
+def flops_per_token(config: ModelConfig, seq_len: int, *, causal: bool = True) -> int:
+    """Floating-point operations of a training step per token; `causal` counts attention once.
 
     6 per parameter (PaLM, appendix B; the tied output layer is in N once, and is the
     only use of the embedding that multiplies), plus attention's two products:
     12 · layers · D · T for a full square, half of it under the causal mask.
     """
-    attention = 6 * config.num_hidden_layers * config.hidden_size * seq_len
-    return 6 * config.parameter_count + attention
+    square = 12 * config.num_hidden_layers * config.hidden_size * seq_len
+    return 6 * config.parameter_count + (square // 2 if causal else square)

@@ -106,7 +106,7 @@ def summary(
 
     config = PRESETS[shape.model]
     causal = flops_per_token(config, shape.seq_len)
-    full = 2 * causal - 6 * config.parameter_count
+    full = flops_per_token(config, shape.seq_len, causal=False)
     reference = next(iter(results.values()))
     table = {}
     for name, rounds in results.items():

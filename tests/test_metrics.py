@@ -173,14 +173,15 @@ def test_a_line_says_all_that_is_known_of_a_step() -> None:
         grad_norm=1.5,
         tokens_per_second=12_345.6,
         mfu=0.4123,
+        mfu_full=0.4985,
         validation_loss=2.0,
         attempt=1,
         time=0.0,
     )
     saved = replace(row, checkpoint_age_seconds=3.2, saves_committed=1, failed_saves=0)
     assert step_line(saved, 60, 1.5) == (
-        "step 20/60 | loss 10.8123 | lr 6.00e-05 | grad 1.50 | 12,346 tok/s | MFU 41.2% | "
-        "val loss 2.0000 (ppl 7.4) | ETA 1:00 | saved 0:03 ago"
+        "step 20/60 | loss 10.8123 | lr 6.00e-05 | grad 1.50 | 12,346 tok/s | "
+        "MFU 41.2% causal, 49.9% full | val loss 2.0000 (ppl 7.4) | ETA 1:00 | saved 0:03 ago"
     )
     assert step_line(row, 60, 1.5).endswith("not saved yet")
     failing = step_line(replace(saved, failed_saves=4), 60, 1.5)
