@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 METRICS_KEY = "logs/metrics.jsonl"
 TENSORBOARD_KEY = "logs/tensorboard/events.out.tfevents.0"
+MOST_ROWS = 100_000  # 35 MB, sent with each checkpoint
 _MAX_METRICS_BYTES = 1 << 30
 
 
@@ -152,30 +153,40 @@ class PrometheusWriter:
 
 
 class MetricsLog:
-    """All rows of the run so far, here and in every form asked for."""
+    """The rows of the run so far, here and in every form asked for.
+
+    All of them go into the store with each checkpoint. A run with more than MOST_ROWS keeps
+    every second one of those so far, and so on: its curves stay, and their size ends.
+    """
 
     def __init__(
         self, directory: Path, settings: LogSettings, run_name: str, earlier: list[Row]
     ) -> None:
-        self._place = f"DATA_DIR: {directory}"
-        self._lines = [_line(row) for row in earlier]
+        self._directory, self._place = directory, f"DATA_DIR: {directory}"
+        self._wanted = settings.loggers.split(",")
+        self._prometheus: PrometheusWriter | None = None
+        self._open(earlier)
+        if settings.metrics_port:
+            self._prometheus = PrometheusWriter(settings.metrics_port, run_name)
+
+    def _open(self, rows: list[Row]) -> None:
+        """Begin every file again, with `rows`."""
+        rows = _thinned(rows)
+        self._lines = [_line(row) for row in rows]
         self._tensorboard: TensorBoardWriter | None = None
         self._writers: list[Writer] = []
-        wanted = settings.loggers.split(",")
         with disk_failures(self._place):
-            directory.mkdir(parents=True, exist_ok=True)
-            path = directory / "metrics.jsonl"
+            self._directory.mkdir(parents=True, exist_ok=True)
+            path = self._directory / "metrics.jsonl"
             path.write_bytes(b"".join(self._lines))
             self._file = path.open("ab")
-            if "tensorboard" in wanted:
-                self._tensorboard = TensorBoardWriter(directory / "tensorboard")
+            if "tensorboard" in self._wanted:
+                self._tensorboard = TensorBoardWriter(self._directory / "tensorboard")
                 self._writers.append(self._tensorboard)
-            if "csv" in wanted:
-                self._writers.append(CsvWriter(directory / "metrics.csv"))
-            for row in earlier:
+            if "csv" in self._wanted:
+                self._writers.append(CsvWriter(self._directory / "metrics.csv"))
+            for row in rows:
                 self._pass_on(row)
-        if settings.metrics_port:
-            self._writers.append(PrometheusWriter(settings.metrics_port, run_name))
 
     def add(self, row: Row) -> None:
         """Raises Unavailable if DATA_DIR is full."""
@@ -185,6 +196,11 @@ class MetricsLog:
             self._file.write(line)
             self._file.flush()
             self._pass_on(row)
+        if self._prometheus:
+            self._prometheus.write(row)
+        if len(self._lines) > MOST_ROWS:
+            self._close_files()
+            self._open(_rows(b"".join(self._lines))[0])
 
     def objects(self) -> dict[str, bytes]:
         """What a checkpoint takes along into the store: key to content."""
@@ -195,7 +211,12 @@ class MetricsLog:
         return objects
 
     def close(self) -> None:
-        """Close every file, also on a disk that takes no more bytes: the store has the rows."""
+        """Close everything, also on a disk that takes no more bytes: the store has the rows."""
+        self._close_files()
+        if self._prometheus:
+            self._prometheus.close()
+
+    def _close_files(self) -> None:
         for close in (self._file.close, *(writer.close for writer in self._writers)):
             try:
                 close()
@@ -224,6 +245,18 @@ def local_rows(directory: Path) -> list[Row]:
     path = directory / "metrics.jsonl"
     with disk_failures(f"DATA_DIR: {directory}"):
         return _rows(path.read_bytes())[0] if path.exists() else []
+
+
+def _thinned(rows: list[Row]) -> list[Row]:
+    """At most MOST_ROWS: the newest, and every second one before; the evaluations last."""
+    while len(rows) > MOST_ROWS:
+        evaluated = [row for row in rows if row.validation_loss is not None]
+        others = [row for row in rows if row.validation_loss is None]
+        if len(evaluated) > len(others):
+            evaluated = evaluated[::-2]
+        rows = sorted([*evaluated, *others[::-2]], key=lambda row: row.step)
+        log.info("metrics: beyond %d rows, every second one is kept", MOST_ROWS)
+    return rows
 
 
 def _rows(content: bytes) -> tuple[list[Row], int]:

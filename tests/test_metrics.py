@@ -92,6 +92,41 @@ def test_the_local_folder_of_a_dead_attempt_is_taken_over(tmp_path: Path) -> Non
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.parametrize("evaluated", [10, 1])
+def test_beyond_a_number_of_rows_the_curve_gets_thinner_and_not_longer(
+    evaluated: int, folder: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.metrics.MOST_ROWS", 100)
+    log = MetricsLog(tmp_path, LogSettings(), "run", [])
+    for step in range(1, 1001):
+        log.add(replace(row(step), validation_loss=None if step % evaluated else 2.0))
+        if step in (101, 1000):
+            upload(log, folder)
+            kept = [r.step for r in stored_rows(folder)]
+            assert 50 <= len(kept) <= 100
+            assert kept == sorted(set(kept))
+            assert kept[-1] == step
+            assert kept[0] < 50, "the whole curve is there"
+            if evaluated == 10:
+                evaluations = [s for s in kept if s % 10 == 0]
+                assert len(evaluations) / step * 10 > len(kept) / step, "these are kept longest"
+    log.close()
+    assert [s for s, _ in scalars(tmp_path)] == kept
+    with (tmp_path / "metrics.csv").open() as file:
+        assert [int(r["step"]) for r in csv.DictReader(file)] == kept
+    local = (tmp_path / "metrics.jsonl").read_bytes()
+    assert local == folder.get(METRICS_KEY)[0]
+
+
+def test_the_rows_of_an_older_image_are_thinned_when_they_are_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.metrics.MOST_ROWS", 100)
+    log = MetricsLog(tmp_path, LogSettings(), "run", [row(step) for step in range(1, 1001)])
+    log.close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 63
+
+
 def test_a_run_without_rows_starts_empty(folder: Store) -> None:
     assert stored_rows(folder) == []
 
