@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import threading
@@ -61,6 +62,17 @@ def undisturbed_log() -> Iterator[None]:
     level = log.level
     yield
     log.setLevel(level)
+
+
+@pytest.fixture
+def own_handlers() -> Iterator[None]:
+    """For a test in which this process is asked to stop."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import random
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal
 from urllib.parse import urlsplit
@@ -121,17 +121,3 @@ def faulty_link(endpoint: str, seed: int) -> Iterator[FaultyLink]:
         yield link
     finally:
         link.close()
-
-
-def while_between(
-    link: FaultyLink, fault: Fault, first: str, last: str
-) -> dict[str, Callable[[object], None]]:
-    """For JobRunner: `fault` from the line with `first` to the one with `last`."""
-
-    def begin(_: object) -> None:
-        link.fault = fault
-
-    def end(_: object) -> None:
-        link.fault = None
-
-    return {first: begin, last: end}

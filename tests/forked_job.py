@@ -14,14 +14,15 @@ import runpy
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from unittest import mock
 
-from tests.job import JobRunner
+from app.attempt import Attempt
+from tests.job import Action, JobProcess, JobRunner
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.preloaded"])
@@ -57,6 +58,25 @@ class ForkedJobRunner(JobRunner):
 
     before: Callable[[], None] = field(default=nothing)
 
+    def preceded_by(self, act: Callable[..., None], *arguments: Any) -> Self:
+        """The same job, with `act` as what runs before it."""
+        return replace(self, before=functools.partial(act, *arguments))
+
+    def halting(
+        self, place: str, folder: Path, act: Action, occurrence: int = 1
+    ) -> tuple[Self, dict[str, Action]]:
+        """The same job, which waits in that call of the function at `place`, and the action for
+        its log: `act`, and then it goes on. `folder` gets a pipe."""
+        os.mkfifo(pipe := folder / "pipe")
+
+        def act_and_go_on(process: JobProcess) -> None:
+            act(process)
+            pipe.write_bytes(b"")
+
+        return self.preceded_by(wait_at, place, pipe, occurrence), {
+            f"waiting in {place}": act_and_go_on
+        }
+
     def start(self, *arguments: str) -> ForkedProcess:
         reader, writer = _CONTEXT.Pipe(duplex=False)
         process = _CONTEXT.Process(
@@ -89,6 +109,19 @@ def at(place: str, occurrence: int, act: Callable[[], None]) -> None:
 def signal_at(place: str, occurrence: int = 1) -> None:
     """SIGTERM in that call of the function at `place`."""
     at(place, occurrence, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def signal_in_step(step: int, number: signal.Signals) -> None:
+    """That signal in that step, once the checkpoints of the steps before are committed."""
+    original = Attempt._log_row
+
+    def log_row(self: Attempt, *arguments: Any) -> None:
+        if self.step == step:
+            self._saver.wait()
+            os.kill(os.getpid(), number)
+        original(self, *arguments)
+
+    mock.patch.object(Attempt, "_log_row", log_row).start()
 
 
 def wait_at(place: str, pipe: Path, occurrence: int = 1) -> None:

@@ -38,6 +38,18 @@ class JobProcess(Protocol):
 Action = Callable[[JobProcess], None]
 
 
+def both(then: Callable[[], None]) -> Action:
+    """An action for two lines: `then` happens at the second of them."""
+    seen: list[JobProcess] = []
+
+    def note(process: JobProcess) -> None:
+        seen.append(process)
+        if len(seen) == 2:
+            then()
+
+    return note
+
+
 @dataclass(frozen=True)
 class Finished:
     code: int

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
@@ -20,9 +20,9 @@ from app.checkpoints import stored_checkpoints
 from app.lease import LEASE, Clock, Lease
 from app.metrics import stored_rows
 from app.stores import Store, open_store
-from tests.forked_job import ForkedJobRunner, at, wait_at
+from tests.forked_job import ForkedJobRunner, at
 from tests.interposed import Interposed
-from tests.job import Action, JobRunner, Outcome, outcome
+from tests.job import JobRunner, Outcome, outcome
 
 pytestmark = pytest.mark.slow
 HOURS = 3600.0
@@ -98,17 +98,23 @@ def store_of(job: JobRunner) -> Store:
 
 @pytest.mark.parametrize("hours", [30, -30])
 def test_a_start_with_a_wrong_clock_does_not_take_the_run_from_a_live_holder(
-    hours: float, job: ForkedJobRunner
+    hours: float, job: ForkedJobRunner, s3_answers: Interposed
 ) -> None:
     # The holder's own clock is off the other way: its lease seems to have ended long ago, or
     # to last for days.
     clock = Clock(unix=lambda: time.time() - hours * HOURS)
     holder = Lease(store_of(job), float(TTL), "a live one", clock)
     holder.acquire(0, lambda line: None, lambda: False)
-    holder.start_renewing()
+
+    def renewed_at_each_look(environ: dict[str, Any]) -> None:
+        if environ["REQUEST_METHOD"] == "GET" and environ["PATH_INFO"].endswith(LEASE):
+            holder.renew()
+
+    s3_answers.answering = renewed_at_each_look
     refused = off_by(job, hours * HOURS).with_(LEASE_WAIT="3").run("train")
     assert refused.code == 79, refused.log
     assert "is held by a live one (epoch 1), which is alive" in refused.log
+    s3_answers.reset()
     holder.check()
     holder.release()
     assert [info.key for info in store_of(job).list("")] == [LEASE]
@@ -167,18 +173,11 @@ def test_a_store_that_finds_the_clock_wrong_is_no_access_and_says_which_clock(
 def test_a_clock_that_the_store_finds_wrong_in_the_middle_costs_nothing_once_it_is_set(
     job: ForkedJobRunner, s3_answers: Interposed, undisturbed: Outcome, tmp_path: Path
 ) -> None:
-    os.mkfifo(pipe := tmp_path / "pipe")
-    place = "app.saver.prune"
-
     def refuse_from_now_on(_: object) -> None:
         s3_answers.answering = lambda environ: SKEWED
-        pipe.write_bytes(b"")
 
-    waiting = ForkedJobRunner(job.environment, before=functools.partial(wait_at, place, pipe))
-    actions: dict[str, Action] = {
-        f"waiting in {place}": refuse_from_now_on,
-        "failed, again in": lambda _: s3_answers.reset(),
-    }
+    waiting, actions = job.halting("app.saver.prune", tmp_path, refuse_from_now_on)
+    actions["failed, again in"] = lambda _: s3_answers.reset()
     finished = waiting.run("train", when=actions)
     assert finished.code == 0, finished.log
     assert "set this machine's clock" in finished.log

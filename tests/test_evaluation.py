@@ -1,6 +1,7 @@
 """Validation: the same number however it is computed, over text that is never trained on."""
 
 import json
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from app.sampler import corpus_order
 from app.sections import ComputeSettings, DataSettings
 from app.shards import ShardIndex, ShardWriter, TokenShards
 from app.tokenizer import read_tokenizer
-from tests.forked_job import ForkedJobRunner
+from tests.forked_job import ForkedJobRunner, signal_in_step
 from tests.job import newest_checkpoint
 from tests.prepared import prepare
 
@@ -190,8 +191,8 @@ def test_validation_is_the_same_from_both_trainers_and_after_a_kill(
         )
         if name == "c":
             # Killed after the evaluation of step 6, whose checkpoint the next start finds.
-            stopped = runner.run("train", when={"step 7/8": lambda process: process.kill()})
-            assert stopped.code == -9
+            stopped = runner.preceded_by(signal_in_step, 7, signal.SIGKILL).run("train")
+            assert stopped.code == -signal.SIGKILL
         finished = runner.run("train")
         assert finished.code == 0, finished.log
         lines = (tmp_path / name / "tiny" / "logs" / "metrics.jsonl").read_text().splitlines()

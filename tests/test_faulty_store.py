@@ -3,6 +3,7 @@
 Real jobs against a real server; the faults are between them.
 """
 
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,10 @@ import pytest
 
 from app.stores import open_store
 from tests.conftest import S3Server
-from tests.faulty_link import Fault, FaultyLink, faulty_link, while_between
-from tests.forked_job import ForkedJobRunner
+from tests.faulty_link import Fault, FaultyLink, faulty_link
+from tests.forked_job import ForkedJobRunner, signal_in_step
 from tests.interposed import Interposed
-from tests.job import JobRunner, Outcome, outcome
+from tests.job import Action, JobRunner, Outcome, outcome
 
 pytestmark = pytest.mark.slow
 SEED = 7
@@ -30,7 +31,9 @@ def link(
         yield between
 
 
-def s3_job(job_environment: dict[str, str], bucket: str, endpoint: str, run: str) -> JobRunner:
+def s3_job(
+    job_environment: dict[str, str], bucket: str, endpoint: str, run: str
+) -> ForkedJobRunner:
     return ForkedJobRunner(
         {
             **job_environment,
@@ -60,6 +63,13 @@ def undisturbed(
         yield outcome(open_store("s3://undisturbed/prefix", "straight"))
 
 
+def disturbed(
+    job: ForkedJobRunner, folder: Path, begin: Action
+) -> tuple[ForkedJobRunner, dict[str, Action]]:
+    """`begin` in step 3, which waits for it: at least the last commit is still to come."""
+    return job.halting("app.attempt.Attempt._log_row", folder, begin, occurrence=3)
+
+
 def assert_whole(job: JobRunner, undisturbed: Outcome, bucket: str) -> None:
     verified = job.run("checkpoints", "verify")
     assert verified.code == 0, verified.log
@@ -76,9 +86,14 @@ def test_a_link_that_breaks_costs_nothing(
     s3_server: str,
     job_environment: dict[str, str],
     undisturbed: Outcome,
+    tmp_path: Path,
 ) -> None:
+    def begin(_: object) -> None:
+        link.fault, link.left = fault, 12
+
     job = s3_job(job_environment, bucket, link.url, fault)
-    finished = job.run("train", when=while_between(link, fault, "step 3/", "step 11/"))
+    waiting, actions = disturbed(job, tmp_path, begin)
+    finished = waiting.run("train", when=actions)
     assert finished.code == 0, finished.log
     assert link.suffered, "no request met the fault"
     assert_whole(job.with_(AWS_ENDPOINT_URL_S3=s3_server), undisturbed, bucket)
@@ -92,7 +107,8 @@ def test_torn_downloads_at_a_resume_are_read_again_and_called_no_damage(
     undisturbed: Outcome,
 ) -> None:
     job = s3_job(job_environment, bucket, link.url, "torn")
-    assert job.signal_when("step 7/12", signal.SIGKILL, "train").code == -signal.SIGKILL
+    killed = job.preceded_by(signal_in_step, 7, signal.SIGKILL).run("train")
+    assert killed.code == -signal.SIGKILL
     link.fault, link.left = "torn", 4  # one request is sent five times at most
     finished = job.run("train")
     assert finished.code == 0, finished.log
@@ -116,6 +132,7 @@ def test_refusals_that_pass_cost_nothing(
     s3_server: str,
     job_environment: dict[str, str],
     undisturbed: Outcome,
+    tmp_path: Path,
 ) -> None:
     def refuse(environ: dict[str, Any]) -> tuple[int, str] | None:
         return ANSWERS[status] if environ["REQUEST_METHOD"] in ("PUT", "POST") else None
@@ -125,8 +142,9 @@ def test_refusals_that_pass_cost_nothing(
 
     # The SDK's own tries are over when the job says so; how many there were is not ours to count.
     job = s3_job(job_environment, bucket, s3_server, f"passing-{status}")
-    actions = {"step 3/": begin, "failed, again in": lambda _: s3_answers.reset()}
-    finished = job.run("train", when=actions)
+    waiting, actions = disturbed(job, tmp_path, begin)
+    actions["failed, again in"] = lambda _: s3_answers.reset()
+    finished = waiting.run("train", when=actions)
     assert finished.code == 0, finished.log
     assert_whole(job, undisturbed, bucket)
 
@@ -140,18 +158,22 @@ def test_refusals_that_stay_end_the_job_and_the_next_start_goes_on(
     s3_server: str,
     job_environment: dict[str, str],
     undisturbed: Outcome,
+    tmp_path: Path,
 ) -> None:
     def begin(_: object) -> None:
         s3_answers.answering = lambda environ: ANSWERS[status]
 
+    # The saver waits, just after its first commit: which step that is may differ.
     job = s3_job(job_environment, bucket, s3_server, f"staying-{status}")
-    given_up = job.with_(GIVE_UP_SECONDS="1").run("train", when={"checkpoint step 4 saved": begin})
+    waiting, actions = job.halting("app.saver.prune", tmp_path, begin)
+    given_up = waiting.with_(GIVE_UP_SECONDS="1").run("train", when=actions)
     assert given_up.code == code, given_up.log
     assert "GIVE_UP_SECONDS=1" in given_up.log
     s3_answers.reset()
     finished = job.run("train")
     assert finished.code == 0, finished.log
-    assert "resumed from step 4" in finished.log
+    (saved,) = re.findall(r"checkpoint step (\d+) saved", given_up.log)
+    assert f"resumed from step {saved} " in finished.log
     assert_whole(job, undisturbed, bucket)
 
 

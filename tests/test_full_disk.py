@@ -4,19 +4,18 @@
 """
 
 import errno
-import functools
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from app.checkpoints import find_checkpoint
 from app.stores import open_store
-from tests.forked_job import ForkedJobRunner, wait_at
-from tests.job import Action, JobProcess, Outcome, outcome
+from tests.forked_job import ForkedJobRunner
+from tests.job import Action, Outcome, both, outcome
 from tests.six_steps import SIX_STEPS, undisturbed
 
 __all__ = ["undisturbed"]
@@ -62,30 +61,10 @@ def fill(filler: Path) -> None:
 
 
 def fills_after_the_first_commit(
-    job: ForkedJobRunner, filler: Path, pipe: Path
+    job: ForkedJobRunner, filler: Path, folder: Path
 ) -> tuple[ForkedJobRunner, dict[str, Action]]:
     """The job, and the action for its log, by which the disk is full from then on."""
-    os.mkfifo(pipe)
-
-    def fill_and_go_on(_: JobProcess) -> None:
-        fill(filler)
-        pipe.write_bytes(b"")
-
-    place = "app.saver.prune"
-    waiting = ForkedJobRunner(job.environment, before=functools.partial(wait_at, place, pipe))
-    return waiting, {f"waiting in {place}": fill_and_go_on}
-
-
-def both(then: Callable[[], None]) -> Action:
-    """An action for two lines: `then` happens at the second of them."""
-    seen: list[JobProcess] = []
-
-    def note(process: JobProcess) -> None:
-        seen.append(process)
-        if len(seen) == 2:
-            then()
-
-    return note
+    return job.halting("app.saver.prune", folder, lambda _: fill(filler))
 
 
 def test_training_goes_on_while_the_volume_is_full_and_the_save_is_made_up_for(
@@ -93,7 +72,7 @@ def test_training_goes_on_while_the_volume_is_full_and_the_save_is_made_up_for(
 ) -> None:
     uri, filler = f"file://{small}/store", small / "filler"
     job = ForkedJobRunner({**variables_of_run, "CHECKPOINT_URI": uri})
-    waiting, actions = fills_after_the_first_commit(job, filler, tmp_path / "pipe")
+    waiting, actions = fills_after_the_first_commit(job, filler, tmp_path)
     free = both(filler.unlink)
     finished = waiting.run("train", when={**actions, "failed, again in": free, "step 6/6": free})
     assert finished.code == 0, finished.log
@@ -106,7 +85,7 @@ def test_a_volume_that_stays_full_ends_the_job_and_the_next_start_goes_on(
 ) -> None:
     uri, filler = f"file://{small}/store", small / "filler"
     job = ForkedJobRunner({**variables_of_run, "CHECKPOINT_URI": uri})
-    waiting, actions = fills_after_the_first_commit(job, filler, tmp_path / "pipe")
+    waiting, actions = fills_after_the_first_commit(job, filler, tmp_path)
     given_up = waiting.with_(GIVE_UP_SECONDS="1").run("train", when=actions)
     assert given_up.code == 75, given_up.log
     assert "GIVE_UP_SECONDS=1" in given_up.log
@@ -139,15 +118,9 @@ def test_a_full_data_dir_in_the_middle_ends_the_job_and_the_next_start_goes_on(
     uri, filler = f"file://{tmp_path}/store", small / "filler"
     job = ForkedJobRunner({**variables_of_run, "CHECKPOINT_URI": uri, "DATA_DIR": str(small)})
     # The loop waits, not the saver: it is the one that writes to DATA_DIR.
-    os.mkfifo(pipe := tmp_path / "pipe")
     place = "app.attempt.Attempt._log_row"
-    waiting = ForkedJobRunner(job.environment, before=functools.partial(wait_at, place, pipe))
-
-    def fill_and_go_on(_: JobProcess) -> None:
-        fill(filler)
-        pipe.write_bytes(b"")
-
-    ended = waiting.run("train", when={f"waiting in {place}": fill_and_go_on})
+    waiting, actions = job.halting(place, tmp_path, lambda _: fill(filler))
+    ended = waiting.run("train", when=actions)
     assert ended.code == 75, ended.log
     assert ended.log.count(" ERROR: ") == 1 and "DATA_DIR" in ended.log
     assert "Traceback" not in ended.log

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.forked_job import ForkedJobRunner
-from tests.job import JobRunner, assert_same_checkpoint, losses, newest_checkpoint
+from tests.forked_job import ForkedJobRunner, signal_in_step
+from tests.job import assert_same_checkpoint, losses, newest_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("late tokens")]
 
@@ -31,7 +31,7 @@ def environment(
     }
 
 
-def late(environment: dict[str, str], folder: Path, **changes: str) -> JobRunner:
+def late(environment: dict[str, str], folder: Path, **changes: str) -> ForkedJobRunner:
     places = {"CHECKPOINT_URI": f"file://{folder}/store", "DATA_DIR": f"{folder}/data"}
     return ForkedJobRunner({**environment, **places, **changes}, module=LATE)
 
@@ -53,7 +53,7 @@ def test_killed_while_tokens_arrive_it_ends_with_the_same_bits(
     trainer: str, workers: str, patient: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
     job = late(environment, tmp_path, TRAINER=trainer, NUM_WORKERS=workers)
-    first = job.signal_when("step 5/14", signal.SIGKILL, "train")
+    first = job.preceded_by(signal_in_step, 5, signal.SIGKILL).run("train")
     assert first.code == -signal.SIGKILL
     assert "data complete" not in first.log
     second = job.run("train")
@@ -68,7 +68,8 @@ def test_resumed_on_a_node_without_tokens_it_ends_with_the_same_bits(
     patient: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
     job = late(environment, tmp_path)
-    job.signal_when("step 8/14", signal.SIGKILL, "train")
+    first = job.preceded_by(signal_in_step, 8, signal.SIGKILL).run("train")
+    assert first.code == -signal.SIGKILL
     second = job.with_(DATA_DIR=str(tmp_path / "another")).run("train")
     assert second.code == 0, second.log
     run = tmp_path / "store" / "tiny"

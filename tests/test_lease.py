@@ -361,7 +361,7 @@ def test_the_thread_goes_on_renewing_after_a_failure(store: Store) -> None:
     lease = Lease(view, 0.06, "a")  # type: ignore[arg-type]
     lease.acquire(0, lambda line: None, lambda: False)
     lease.start_renewing()
-    assert view.renewed.wait(10)
+    assert view.renewed.wait(60)
     lease.release()
     assert stored(store).released
     assert stored(store).renewal >= 1

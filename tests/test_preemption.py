@@ -4,22 +4,12 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
 from app.preemption import Interrupted, StopRequest
 
-_NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
-
-
-@pytest.fixture(autouse=True)
-def _own_handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in _NUMBERS}
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("own_handlers")
 
 
 def send(number: signal.Signals) -> None:
@@ -35,22 +25,24 @@ def test_before_training_a_signal_ends_the_process_where_it_strikes() -> None:
 
 
 def test_an_interruption_that_got_lost_strikes_again_until_it_is_taken() -> None:
-    stop = StopRequest(again_seconds=0.2)
+    stop = StopRequest(again_seconds=3600)
     stop.install()
     with contextlib.suppress(Interrupted):
         send(signal.SIGTERM)
+    assert signal.getitimer(signal.ITIMER_REAL)[1] == 3600
     for _ in range(2):
         with pytest.raises(Interrupted):
-            subprocess.run(["sleep", "60"], check=True)
+            send(signal.SIGALRM)
     stop.taken()
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_one_that_strikes_where_a_library_waits_for_its_child_does_not_wait() -> None:
-    stop = StopRequest(again_seconds=0.2)
+    stop = StopRequest(again_seconds=1)
     stop.install()
     with pytest.raises(Interrupted), subprocess.Popen(["sleep", "60"]) as child:
         send(signal.SIGTERM)  # leaving the block waits
+    stop.taken()
     child.kill()
     child.wait()
 

@@ -1,18 +1,19 @@
 """Killed and continued equals never killed: real processes, zero tolerance."""
 
+import functools
 import os
 import signal
 from pathlib import Path
 
 import pytest
 
-from tests.forked_job import ForkedJobRunner
+from tests.forked_job import ForkedJobRunner, at, signal_in_step
 from tests.job import JobRunner, assert_same_checkpoint, losses, newest_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]
 
 
-def job(job_environment: dict[str, str], store: Path, trainer: str) -> JobRunner:
+def job(job_environment: dict[str, str], store: Path, trainer: str) -> ForkedJobRunner:
     return ForkedJobRunner(
         {
             **job_environment,
@@ -42,10 +43,10 @@ def straight(
 def test_a_run_killed_in_the_middle_ends_with_the_same_bits(
     trainer: str, straight: dict[str, Path], job_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    killed = JobRunner(job(job_environment, tmp_path, trainer).environment)
-    first = killed.signal_when("step 8/12", signal.SIGKILL, "train")
+    begun = job(job_environment, tmp_path, trainer)
+    first = begun.preceded_by(signal_in_step, 8, signal.SIGKILL).run("train")
     assert first.code == -signal.SIGKILL
-    second = killed.run("train")
+    second = JobRunner(begun.environment).run("train")
     assert second.code == 0, second.log
     assert "resumed from step 6" in second.log
     run = tmp_path / "tiny"
@@ -65,7 +66,7 @@ def test_one_trainer_continues_the_others_run_bit_for_bit(
     straight: dict[str, Path], job_environment: dict[str, str], tmp_path: Path
 ) -> None:
     begun = job(job_environment, tmp_path, "torch")
-    stopped = begun.signal_when("step 5/12", signal.SIGTERM, "train")
+    stopped = begun.preceded_by(signal_in_step, 5, signal.SIGTERM).run("train")
     assert stopped.code == 143, stopped.log
     finished = job(job_environment, tmp_path, "lightning").run("train")
     assert finished.code == 0, finished.log
@@ -94,7 +95,7 @@ def test_under_muon_too_one_trainer_ends_the_others_killed_run_with_the_same_bit
     tmp_path: Path,
 ) -> None:
     begun = job(job_environment, tmp_path, first).with_(OPTIMIZER="muon")
-    killed = begun.signal_when("step 8/12", signal.SIGKILL, "train")
+    killed = begun.preceded_by(signal_in_step, 8, signal.SIGKILL).run("train")
     assert killed.code == -signal.SIGKILL
     finished = begun.with_(TRAINER=second).run("train")
     assert finished.code == 0, finished.log
@@ -109,13 +110,11 @@ def test_under_muon_too_one_trainer_ends_the_others_killed_run_with_the_same_bit
 def test_sigterm_commits_the_step_and_exits_143(
     trainer: str, job_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    stopped = job(job_environment, tmp_path, trainer).signal_when(
-        "step 4/12", signal.SIGTERM, "train"
-    )
+    begun = job(job_environment, tmp_path, trainer)
+    stopped = begun.preceded_by(signal_in_step, 4, signal.SIGTERM).run("train")
     assert stopped.code == 143, stopped.log
-    step = int(newest_checkpoint(tmp_path / "tiny").name.split("-")[1])
-    assert step >= 4
-    assert f"stopped at step {step} of 12; newest checkpoint: step {step}" in stopped.log
+    assert newest_checkpoint(tmp_path / "tiny").name.startswith("step-0000000004")
+    assert "stopped at step 4 of 12; newest checkpoint: step 4" in stopped.log
 
 
 @pytest.mark.parametrize(
@@ -129,13 +128,13 @@ def test_a_signal_to_the_whole_group_is_the_jobs_and_not_its_workers(
     tmp_path: Path,
 ) -> None:
     runner = job(job_environment, tmp_path, trainer).with_(NUM_WORKERS="2")
-    stopped = runner.run("train", when={"step 4/12": lambda p: os.killpg(p.pid, number)})
+    to_all = functools.partial(os.killpg, 0, number)
+    stopped = runner.preceded_by(at, "app.attempt.Attempt._log_row", 4, to_all).run("train")
     assert stopped.code == 143, stopped.log
-    step = int(newest_checkpoint(tmp_path / "tiny").name.split("-")[1])
-    assert f"stopped at step {step} of 12; newest checkpoint: step {step}" in stopped.log
+    assert "stopped at step 4 of 12; newest checkpoint: step 4" in stopped.log
     finished = runner.run("train")
     assert finished.code == 0, finished.log
-    assert f"resumed from step {step} " in finished.log
+    assert "resumed from step 4 " in finished.log
     assert_same_checkpoint(
         newest_checkpoint(straight[trainer]), newest_checkpoint(tmp_path / "tiny")
     )
@@ -149,7 +148,7 @@ def test_an_extension_is_applied_once_however_often_it_starts(
     assert original.run("train").code == 0
 
     extended = original.with_(ADDITIONAL_STEPS="5", EXTENSION_ID="job-1")
-    killed = extended.signal_when("step 7/9", signal.SIGKILL, "train")
+    killed = extended.preceded_by(signal_in_step, 7, signal.SIGKILL).run("train")
     assert "extended from step 4 to step 9" in killed.log
     continued = extended.run("train")
     assert continued.code == 0, continued.log

@@ -1,6 +1,5 @@
 """Spot notices: both clouds' protocols, and a notice that is a SIGTERM."""
 
-import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -15,12 +14,18 @@ from app.sections import CheckpointSettings, MetadataServers
 from app.settings import load_settings
 from app.spot import AwsNotices, GcpNotices, Notice, NoticeSource, SpotWatch, watched_for_notices
 from tests.forked_job import ForkedJobRunner
-from tests.job import JobProcess, JobRunner, newest_checkpoint
+from tests.job import JobRunner, both, newest_checkpoint
 from tests.metadata_server import FakeCloud, fake_cloud
 
 CLOUDS = ("aws", "gcp")
 AWS_NOTICE = Notice("AWS", "terminate", "at 2026-11-24T12:02:00Z")
 GCP_NOTICE = Notice("GCP", "preempted", "within 30 s")
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may answer late: that is no fault of the server here."""
+    monkeypatch.setattr(spot, "_ANSWER_SECONDS", 60.0)
 
 
 @pytest.fixture
@@ -260,14 +265,6 @@ def test_a_notice_after_the_end_is_not_acted_on() -> None:
     assert not watch._thread.is_alive()
 
 
-@pytest.fixture
-def own_handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.mark.parametrize("name", CLOUDS)
 def test_before_training_a_notice_ends_the_process_where_it_strikes(
     name: str, cloud: FakeCloud, own_handlers: None, monkeypatch: pytest.MonkeyPatch
@@ -286,9 +283,9 @@ def test_before_training_a_notice_ends_the_process_where_it_strikes(
 def test_off_asks_nobody(cloud: FakeCloud, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, value in cloud.environment().items():
         monkeypatch.setenv(variable, value)
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with watched_for_notices(CheckpointSettings(), MetadataServers()):
-        assert threading.active_count() == before
+        assert set(threading.enumerate()) <= before
     assert cloud.requests == []
 
 
@@ -309,11 +306,12 @@ def tiny_job(job_environment: dict[str, str], store: Path, cloud: FakeCloud) -> 
 def test_a_notice_commits_the_step_and_exits_143(
     name: str, cloud: FakeCloud, job_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    def give_notice(_: JobProcess) -> None:
+    def give_notice() -> None:
         cloud.noticed = True
 
     job = tiny_job(job_environment, tmp_path, cloud).with_(SPOT_NOTICES=name)
-    stopped = job.run("train", when={"step 4/100000": give_notice})
+    then = both(give_notice)
+    stopped = job.run("train", when={"asking every": then, "step 4/100000": then})
     assert stopped.code == 143, stopped.log
     assert f"SPOT_NOTICES={name}: asking every" in stopped.log
     assert stopped.log.count("SPOT NOTICE from") == 1

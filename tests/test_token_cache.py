@@ -305,7 +305,7 @@ def test_who_is_interrupted_does_not_wait_for_a_bucket_that_is_silent(
 
     def silent(key: str, directory: Path) -> Path:
         if not key.endswith("train-00000.bin"):
-            released.wait(20)
+            released.wait(60)
             waited_for.append(key)
         return fetch(key, directory)
 
