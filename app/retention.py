@@ -83,9 +83,13 @@ def unfinished(store: Store) -> list[StoredCheckpoint]:
     ]
 
 
-def remove_unfinished(store: Store) -> list[CheckpointName]:
-    """Delete uploads that were cut short. Only the holder of the lease may call this."""
-    names = [stored.name for stored in unfinished(store)]
+def remove_unfinished(store: Store, epoch: int) -> list[CheckpointName]:
+    """Delete uploads that were cut short, of attempts before the caller's, which has `epoch`.
+
+    For the holder of the lease. One that has lost it without knowing finds its successor's
+    upload in progress under a higher epoch, and leaves it alone.
+    """
+    names = [stored.name for stored in unfinished(store) if stored.name.epoch < epoch]
     for name in names:
         _delete(store, name)
     return names

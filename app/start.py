@@ -187,7 +187,7 @@ def _open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> 
     remember_parts(store, source.parts)
     for name in set_late_aside(store):
         log.error("LATE CHECKPOINT %s moved aside: another attempt had gone on before it", name)
-    for name in remove_unfinished(store):
+    for name in remove_unfinished(store, run.lease.epoch):
         log.info("removed an upload that was cut short: %s", name)
     model = SmolLM2.empty(
         job.config,

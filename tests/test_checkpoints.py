@@ -202,8 +202,18 @@ def test_quarantine_keeps_every_byte_and_the_reason(folder: Store, tmp_path: Pat
 def test_an_upload_that_was_cut_short_is_removed(folder: Store) -> None:
     keep = commit_step(folder, 20)
     folder.put(CheckpointName(40, 1).key("model.safetensors"), [b"half"])
-    assert remove_unfinished(folder) == [CheckpointName(40, 1)]
+    assert remove_unfinished(folder, epoch=2) == [CheckpointName(40, 1)]
     assert [stored.name for stored in stored_checkpoints(folder)] == [keep]
+
+
+def test_who_has_lost_the_run_unknowingly_leaves_the_uploads_of_its_successor_alone(
+    folder: Store,
+) -> None:
+    folder.put(CheckpointName(40, 3).key("model.safetensors"), [b"half"])
+    assert remove_unfinished(folder, epoch=2) == []
+    assert [str(stored.name) for stored in stored_checkpoints(folder)] == [
+        str(CheckpointName(40, 3))
+    ]
 
 
 def test_the_best_by_loss_the_newest_and_the_protected_stay(folder: Store) -> None:
@@ -252,7 +262,7 @@ def test_a_checkpoint_that_lost_its_manifest_is_damaged_not_unfinished(
 ) -> None:
     good, bad = commit_step(folder, 20), commit_step(folder, 40)
     folder.delete([bad.key(MANIFEST)])
-    assert remove_unfinished(folder) == []
+    assert remove_unfinished(folder, epoch=2) == []
     found = newest_valid(folder, tmp_path / "scratch")
     assert found is not None and found.name == good
     assert [name for name, _ in found.damaged] == [bad]

@@ -82,7 +82,7 @@ class CommitMachine(RuleBasedStateMachine):
     def restarts(self) -> None:
         self.epoch += 1
         set_late_aside(self.store)
-        remove_unfinished(self.store)
+        remove_unfinished(self.store, self.epoch)
         whole = [name for name in self._committed() if name not in self.rotten | self.late]
         try:
             found = newest_valid(self.store, self.folder / "scratch")
