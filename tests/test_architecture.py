@@ -41,6 +41,7 @@ ORDER = [
     "mixture",
     "sources",
     "shards",
+    "shard_writer",
     "sampler",
     "stores",
     "token_cache",

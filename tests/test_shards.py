@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import Damaged, IncompatibleRun
+from app.shard_writer import ShardWriter
 from app.shards import (
     INDEX,
     Seal,
     Shard,
     ShardIndex,
-    ShardWriter,
     Tokens,
     TokenShards,
     decode_index,
@@ -74,11 +74,6 @@ def test_what_is_read_is_a_copy(shards: TokenShards) -> None:
     assert shards.read(0, 5).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_the_files_are_plain_little_endian_numbers(tmp_path: Path) -> None:
-    write(tmp_path)
-    assert (tmp_path / "train-00001.bin").read_bytes() == bytes([100, 0])
-
-
 def test_a_loading_process_gets_the_paths_and_not_the_tokens(shards: TokenShards) -> None:
     shards.read(0, 158)
     sent = pickle.dumps(shards)
@@ -91,29 +86,6 @@ def test_the_index_can_be_read_back(tmp_path: Path) -> None:
     written = write(tmp_path)
     assert read_index(tmp_path, "s", "t") == written
     assert (written.n_tokens("train"), written.n_tokens("validation")) == (158, 0)
-
-
-def test_only_what_was_sealed_counts(tmp_path: Path) -> None:
-    written = write(tmp_path)
-    writer = ShardWriter(tmp_path, written)
-    writer.append("train", tokens(0, 10))
-    writer.append("validation", tokens(0, 10))
-    assert (writer.n_tokens("train"), writer.n_pending("validation")) == (168, 10)
-    assert read_index(tmp_path, "s", "t") == written
-
-
-def test_a_shard_that_the_index_does_not_name_is_written_again(tmp_path: Path) -> None:
-    written = write(tmp_path)
-    (tmp_path / "train-00003.bin").write_bytes(b"from a process that was killed")
-    (tmp_path / "train-00003.bin.partial").write_bytes(b"too")
-    writer = ShardWriter(tmp_path, written)
-    writer.append("train", tokens(158, 2))
-    writer.seal(position=None, pieces=4, documents=4)
-    assert TokenShards(tmp_path, "train", writer.index).read(157, 3).tolist() == [
-        157,
-        158,
-        159,
-    ]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format_version": 1, "train": 3}'])
@@ -217,15 +189,6 @@ def test_the_first_seals_are_an_index_of_their_own(tmp_path: Path) -> None:
     writer.append("train", tokens(101, 57))
     assert writer.restore(written.seals[2], position={"row": 3}, pieces=3, documents=3)
     assert writer.index == first
-
-
-def test_other_tokens_than_the_sealed_ones_replace_no_file(tmp_path: Path) -> None:
-    written = write(tmp_path)
-    before = (tmp_path / "train-00002.bin").read_bytes()
-    writer = ShardWriter(tmp_path, written.first(2))
-    writer.append("train", tokens(7, 57))
-    assert not writer.restore(written.seals[2], position={"row": 3}, pieces=3, documents=3)
-    assert (tmp_path / "train-00002.bin").read_bytes() == before
 
 
 def test_an_index_that_differs_in_the_past_is_no_continuation(tmp_path: Path) -> None:
