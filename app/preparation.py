@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from app.console import counted
 from app.errors import AppError, Damaged
 from app.failures import disk_failures
 from app.locks import locked_folder
@@ -200,10 +201,8 @@ class Preparation:
                     self._require(named, waiting)
 
     def _require(self, named: NamedShard, waiting: Waiting) -> None:
-        path = self.directory / named.name
-
         def decided() -> bool:
-            return path.exists() or not self._is_coming(named)
+            return (self.directory / named.name).exists() or not self._is_coming(named)
 
         while not decided():
             self._wait(decided, waiting)
@@ -308,7 +307,7 @@ class Preparation:
             for number, named in enumerate(coming, start=1):
                 self._verified.add(named.name)
                 self._advance(shards_fetched=number, shards_total=len(missing))
-        log.info("%d shards of tokens fetched", len(missing))
+        log.info("%s of tokens fetched", counted(len(missing), "shard"))
         self.progress = replace(self.progress, shards_fetched=0, shards_total=0)
 
     def _needed(self) -> Iterator[NamedShard]:
