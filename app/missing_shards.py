@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from app.errors import AccessDenied, Damaged, NotFound, Unavailable
+from app.failures import disk_failures
 from app.locks import locked_folder, own_folder
 from app.prepare import CorpusTokenizer
 from app.retries import Backoff
@@ -35,9 +36,10 @@ class MissingShards:
         What the bucket cannot give is made again: it is a cache, and whether the run may be kept
         there is found out elsewhere. One that does not answer is waited for, two minutes in all.
         `goes_on` is called while a shard is made; what it raises ends the work. Raises as
-        `restore`.
+        `restore`; a disk here that refuses a download would refuse a shard that is made again.
         """
-        with own_folder(self._directory / "incoming") as scratch:
+        incoming = self._directory / "incoming"
+        with disk_failures(f"DATA_DIR: {incoming}"), own_folder(incoming) as scratch:
             pool = ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="token-download")
             backoff = Backoff()
 
