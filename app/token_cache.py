@@ -183,12 +183,13 @@ class CacheUploader:
         while (index := self._take()) is not None:
             try:
                 self._cache.upload(index, self._directory, lambda: not self._closed, self._repair)
-            except (AppError, OSError) as error:
+            except BaseException as error:  # of source and tokenizer too; nobody else sees it
                 if not (self._warned or self._closed):
                     log.warning(
                         "tokens could not be uploaded to %s, training goes on without: %s",
                         self._cache.uri,
                         error,
+                        exc_info=None if isinstance(error, AppError) else error,
                     )
                 self._warned = True
 
