@@ -12,7 +12,8 @@ sealed yet; the files that come out are the same, byte for byte.
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from app.errors import Damaged
+from app.errors import AccessDenied, AppError, Damaged, Unavailable
 from app.formats import check_format
 
 INDEX = "index.json"
@@ -50,6 +51,9 @@ class Shard:
     @property
     def n_bytes(self) -> int:
         return self.tokens * DTYPE.itemsize
+
+    def matches(self, content: bytes) -> bool:
+        return len(content) == self.n_bytes and hashlib.sha256(content).hexdigest() == self.sha256
 
 
 @checked_dataclass(frozen=True, config=_STRICT)
@@ -241,7 +245,7 @@ class TokenShards:
         """A copy of tokens [start, start + length), over shard borders where need be.
 
         Raises IndexError outside [0, n_tokens], Damaged for a file that is missing or has
-        another size.
+        another size, AccessDenied or Unavailable for one that cannot be read.
         """
         result = np.empty(length, dtype=np.uint16) if length >= 0 else np.empty(0, np.uint16)
         self._reach(start, length)
@@ -283,10 +287,11 @@ class TokenShards:
             path = self._directory / named.name
             try:
                 _check_size(path, named.shard)
-            except Damaged as error:
-                raise Damaged(f"{error}: start again: it is brought again") from error
-            # As a plain array: slicing a memmap object costs more than copying a sequence.
-            found = np.asarray(np.memmap(path, dtype=DTYPE, mode="r"))
+                with _reading(path):
+                    # As a plain array: slicing a memmap costs more than copying a sequence.
+                    found = np.asarray(np.memmap(path, dtype=DTYPE, mode="r"))
+            except AppError as error:
+                raise type(error)(f"{error}: start again: it is brought again") from error
             if len(self._maps) == _MAPS:
                 del self._maps[next(iter(self._maps))]
         self._maps[number] = found  # the last one of the order is the newest used
@@ -297,20 +302,44 @@ class TokenShards:
         return {**self.__dict__, "_maps": {}}
 
 
-def verify(directory: Path, named: NamedShard) -> None:
-    """Raises Damaged if the file is missing, or its size or SHA-256 is not the recorded one."""
+def verify(directory: Path, named: NamedShard) -> bytes:
+    """The content of the file, which is what the index says.
+
+    Raises Damaged if it is missing, or its size or SHA-256 is not the recorded one; AccessDenied
+    or Unavailable if it cannot be read.
+    """
     path = directory / named.name
     _check_size(path, named.shard)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != named.shard.sha256:
+    with _reading(path):
+        content = path.read_bytes()
+    if not named.shard.matches(content):
         raise Damaged(f"{path} was changed (SHA-256 differs)")
+    return content
+
+
+def is_missing(directory: Path, named: NamedShard) -> bool:
+    """Whether there is no such file. One that cannot even be looked at is there."""
+    try:
+        (directory / named.name).stat()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    return False
 
 
 def _check_size(path: Path, shard: Shard) -> None:
-    try:
+    with _reading(path):
         size = path.stat().st_size
-    except FileNotFoundError as error:
-        raise Damaged(f"{path} is missing") from error
     if size != shard.n_bytes:
         raise Damaged(f"{path} has {size} bytes, not {shard.n_bytes}")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise Damaged(f"{path} is missing") from error
+    except PermissionError as error:
+        raise AccessDenied(f"{path} cannot be read ({error.strerror})") from error
+    except OSError as error:
+        raise Unavailable(f"{path} cannot be read ({error.strerror or error})") from error

@@ -1,5 +1,7 @@
 import copy
+import errno
 import json
+import os
 import pickle
 import resource
 from dataclasses import replace
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import Damaged, IncompatibleRun
+from app.errors import AccessDenied, AppError, Damaged, IncompatibleRun, Unavailable
 from app.shard_writer import ShardWriter
 from app.shards import (
     INDEX,
@@ -21,9 +23,11 @@ from app.shards import (
     TokenShards,
     decode_index,
     encode_index,
+    is_missing,
     read_index,
     verify,
 )
+from tests.unreadable import make_unreadable
 
 EMPTY = ShardIndex(source="s", tokenizer="t")
 SIZES = (100, 1, 57)
@@ -144,6 +148,41 @@ def test_a_missing_shard_is_found(tmp_path: Path) -> None:
     (tmp_path / "train-00001.bin").unlink()
     with pytest.raises(Damaged, match=r"train-00001.bin is missing$"):
         verify(tmp_path, index.shards["train"][1])
+
+
+@pytest.mark.parametrize(
+    ("number", "failure"), [(errno.EACCES, AccessDenied), (errno.EIO, Unavailable)]
+)
+def test_a_shard_that_cannot_be_read_is_neither_damaged_nor_missing(
+    number: int, failure: type[AppError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = write(tmp_path).shards["train"][2]
+    path = tmp_path / named.name
+    make_unreadable(monkeypatch, path, number)
+    with pytest.raises(failure, match=rf"^{path} cannot be read \({os.strerror(number)}\)$"):
+        verify(tmp_path, named)
+    assert not is_missing(tmp_path, named)
+
+
+def test_a_reader_names_a_shard_that_it_may_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = TokenShards(tmp_path, "train", write(tmp_path))
+    make_unreadable(monkeypatch, tmp_path / "train-00002.bin", errno.EACCES)
+    assert reader.read(0, 101).tolist() == list(range(101))
+    with pytest.raises(
+        AccessDenied, match=f"^{tmp_path}/train-00002.bin cannot be read .*: start again"
+    ):
+        reader.read(101, 1)
+
+
+def test_a_shard_that_cannot_be_looked_at_is_there(tmp_path: Path) -> None:
+    named = write(tmp_path).shards["train"][1]
+    assert not is_missing(tmp_path, named)
+    (tmp_path / named.name).unlink()
+    assert is_missing(tmp_path, named)
+    (tmp_path / named.name).symlink_to(named.name)
+    assert not is_missing(tmp_path, named)
 
 
 def test_rows_are_read_at_once(shards: TokenShards) -> None:

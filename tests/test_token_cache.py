@@ -1,9 +1,11 @@
 """Tokens in a store: fetched in the order of need, verified, and never made worse."""
 
+import errno
 import hashlib
 import json
 import logging
 import multiprocessing
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ from app.token_cache import TOKENS, CacheUploader, TokenCache, open_token_cache
 from app.tokenizer import TokenizerFiles, read_tokenizer
 from tests.interposed import Answer, Interposed
 from tests.small_corpus import SHARD, corpus, small_batches, tokenizer
+from tests.unreadable import make_unreadable
 
 __all__ = ["corpus", "small_batches", "tokenizer"]
 
@@ -391,6 +394,29 @@ def test_a_shard_that_rots_before_its_upload_is_made_again_and_does_not_spread(
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert line == f"{path} was changed (SHA-256 differs): made again before it is uploaded"
     assert first.files() == good
+    stored = {found.name: found.read_bytes() for found in (tmp_path / "store").rglob("*.bin")}
+    assert {name: hashlib.sha256(data).hexdigest() for name, data in stored.items()} == good
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO], ids=errno.errorcode.get)
+def test_a_shard_that_cannot_be_read_is_made_again_and_uploaded(
+    number: int,
+    node: MakeNode,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first = node("first")
+    with monkeypatch.context() as offline:
+        offline.setattr("app.token_cache.TokenCache.upload", lambda *_: None)
+        whole = first.prepare()
+    path, good = whole.directory / "train-00001.bin", first.files()
+    make_unreadable(monkeypatch, path, number)
+    first.prepare()
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line == (
+        f"{path} cannot be read ({os.strerror(number)}): made again before it is uploaded"
+    )
     stored = {found.name: found.read_bytes() for found in (tmp_path / "store").rglob("*.bin")}
     assert {name: hashlib.sha256(data).hexdigest() for name, data in stored.items()} == good
 
