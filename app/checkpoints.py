@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.attempts import fences
 from app.errors import Damaged, NotFound, Unavailable
+from app.failures import from_os_error
 from app.formats import check_format
 from app.stores import Data, Store
 
@@ -229,6 +230,8 @@ def fetch(
             path = store.fetch(name.key(file), directory, alive)
         except NotFound as error:
             raise Damaged(f"{name.key(file)} is missing") from error
+        except OSError as error:
+            raise from_os_error(error, f"the download to {directory / file}") from error
         _verify(path, manifest.files[file], name.key(file), alive)
         return path
 

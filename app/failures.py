@@ -39,7 +39,7 @@ def from_os_error(error: OSError, place: str) -> AppError:
             )
         case number if number in _UNUSABLE:
             return ConfigError(f"{unusable}: name another place")
-    return Unavailable(f"{place} does not work now ({reason})")
+    return Unavailable(f"{place} does not work now ({reason}): start again, or name another place")
 
 
 @contextmanager

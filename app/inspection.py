@@ -96,7 +96,7 @@ def samples_of_step(settings: Settings, prepared: PreparedTokens, place: Place) 
     """What `place` sees, in order.
 
     Raises UsageError for a place that the run does not have, ConfigError for one whose
-    tokens are not prepared, Damaged for a shard that is missing.
+    tokens are not prepared, and for a shard what `TokenShards.read` raises.
     """
     seq_len = sequence_length(settings)
     shards = prepared.open("train")
@@ -185,7 +185,7 @@ class CorpusStatistics:
 
 
 def statistics(prepared: PreparedTokens) -> CorpusStatistics:
-    """One scan over all tokens, in constant memory. Raises Damaged."""
+    """One scan over all tokens, in constant memory. Raises what `verify` raises."""
     counts = np.zeros(_N_IDS, dtype=np.int64)
     splits: dict[Split, SplitStatistics] = {}
     end = prepared.tokenizer.eos_token_id

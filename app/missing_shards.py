@@ -1,4 +1,7 @@
-"""Shards that an index names and DATA_DIR lacks or holds damaged: fetched, or made again."""
+"""Shards that an index names and DATA_DIR lacks or holds damaged: fetched, or made again.
+
+A file that cannot be read is worth no more than a damaged one: DATA_DIR is a cache.
+"""
 
 import logging
 import threading
@@ -7,11 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 
-from app.errors import AccessDenied, Damaged, NotFound, Unavailable
+from app.errors import AccessDenied, AppError, Damaged, NotFound, Unavailable
+from app.failures import disk_failures
 from app.locks import locked_folder, own_folder
 from app.prepare import CorpusTokenizer
 from app.retries import Backoff
-from app.shards import NamedShard, ShardIndex, verify
+from app.shards import NamedShard, ShardIndex, is_missing, verify
 from app.token_cache import TokenCache
 
 log = logging.getLogger(__name__)
@@ -35,19 +39,20 @@ class MissingShards:
         What the bucket cannot give is made again: it is a cache, and whether the run may be kept
         there is found out elsewhere. One that does not answer is waited for, two minutes in all.
         `goes_on` is called while a shard is made; what it raises ends the work. Raises as
-        `restore`.
+        `restore`; a disk here that refuses a download would refuse a shard that is made again.
         """
-        with own_folder(self._directory / "incoming") as scratch:
+        incoming = self._directory / "incoming"
+        with disk_failures(f"DATA_DIR: {incoming}"), own_folder(incoming) as scratch:
             pool = ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="token-download")
             backoff = Backoff()
 
-            def fetch(named: NamedShard) -> Future[None]:
-                return pool.submit(self._fetch, named, scratch)
+            def fetch(named: NamedShard, again: bool = False) -> Future[None]:
+                return pool.submit(self._fetch, named, scratch, again)
 
             try:
                 for named, download in [(named, fetch(named)) for named in wanted]:
                     try:
-                        _await(download, partial(fetch, named), backoff)
+                        _await(download, partial(fetch, named, again=True), backoff)
                     except (Damaged, NotFound, Unavailable) as error:
                         log.warning("%s: made again from the source", error)
                         self.restore(index, named, goes_on)
@@ -84,31 +89,33 @@ class MissingShards:
         outcome.result()
 
     def restore(self, index: ShardIndex, named: NamedShard, goes_on: Callable[[], None]) -> None:
-        """Make a shard again from the source. Raises what `CorpusTokenizer.restore` raises.
+        """Make a shard again from the source. Raises what `CorpusTokenizer.restore` raises; what
+        the disk says of the shard's file as an AppError that names it.
 
         `goes_on` is called meanwhile; what it raises ends the work.
         """
         # A lock of its own: who goes on after the index holds the other one for hours.
         folder = self._directory / "restoring"
-        folder.mkdir(exist_ok=True)
-        with locked_folder(folder, goes_on):
-            if self._is_whole(named):  # another process made it
-                return
-            try:
-                self._corpus.restore(index, named.seal, lambda *_: goes_on())
-            except Damaged as error:
-                origin = f" (and {self._cache.uri}, if they come from there)" if self._cache else ""
-                raise Damaged(f"{error}{origin}") from error
+        with disk_failures(f"DATA_DIR: {self._directory / named.name}"):
+            folder.mkdir(exist_ok=True)
+            with locked_folder(folder, goes_on):
+                if self._is_whole(named):  # another process made it
+                    return
+                try:
+                    self._corpus.restore(index, named.seal, lambda *_: goes_on())
+                except Damaged as error:
+                    origin = self._cache and f" (and {self._cache.uri}, if they come from there)"
+                    raise Damaged(f"{error}{origin or ''}") from error
 
-    def _fetch(self, named: NamedShard, scratch: Path) -> None:
+    def _fetch(self, named: NamedShard, scratch: Path, again: bool) -> None:
         try:
-            return verify(self._directory, named)
-        except Damaged as error:
+            verify(self._directory, named)
+        except AppError as error:
             if self._cache is None:
-                raise
-            if (self._directory / named.name).exists():
+                raise Damaged(str(error)) from error  # to be made again, whatever is wrong with it
+            if not (again or is_missing(self._directory, named)):
                 log.warning("%s: fetched again", error)
-        return self._cache.fetch(named, scratch, self._directory)
+            self._cache.fetch(named, scratch, self._directory)
 
     def _say_once(self, refusal: AccessDenied) -> None:
         """A policy refuses a whole prefix: one loud line, and not one for each shard."""
@@ -122,7 +129,7 @@ class MissingShards:
     def _is_whole(self, named: NamedShard) -> bool:
         try:
             verify(self._directory, named)
-        except Damaged:
+        except AppError:
             return False
         return True
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import AppError, Damaged
+from app.console import counted
+from app.errors import AppError
 from app.failures import disk_failures
 from app.locks import locked_folder
 from app.missing_shards import MissingShards
@@ -27,6 +28,7 @@ from app.shards import (
     ShardIndex,
     Split,
     TokenShards,
+    is_missing,
     read_index,
     verify,
     write_index,
@@ -187,8 +189,9 @@ class Preparation:
     ) -> None:
         """Wait until the shards with tokens [start, start + length) of each start are here.
 
-        They are compared with their SHA-256 once. One that is damaged, or that the preparation
-        does not bring, is brought now. Raises as `wait_for`, and what `MissingShards` raises.
+        They are compared with their SHA-256 once. One that is damaged or cannot be read, or that
+        the preparation does not bring, is brought now. Raises as `wait_for`, and what
+        `MissingShards` raises.
         """
         index = self.index
         ends, shards = index.ends[split], index.shards[split]
@@ -200,20 +203,15 @@ class Preparation:
                     self._require(named, waiting)
 
     def _require(self, named: NamedShard, waiting: Waiting) -> None:
-        path = self.directory / named.name
-
         def decided() -> bool:
-            return path.exists() or not self._is_coming(named)
+            return not (is_missing(self.directory, named) and self._is_coming(named))
 
         while not decided():
             self._wait(decided, waiting)
         try:
             verify(self.directory, named)
-        except Damaged:
-            with disk_failures(self._place):
-                self._missing.bring_one(
-                    self.index, named, self._go_on, lambda: waiting(self.progress)
-                )
+        except AppError:
+            self._missing.bring_one(self.index, named, self._go_on, lambda: waiting(self.progress))
         self._verified.add(named.name)
 
     def _is_coming(self, named: NamedShard) -> bool:
@@ -301,14 +299,14 @@ class Preparation:
 
     def _fetch_missing(self) -> None:
         """Bring the shards that the job needs and that are not here, in the order of need."""
-        missing = [n for n in self._needed() if not (self.directory / n.name).exists()]
+        missing = [named for named in self._needed() if is_missing(self.directory, named)]
         if not missing:
             return
         with closing(self._missing.bring(self.index, missing, self._advance)) as coming:
             for number, named in enumerate(coming, start=1):
                 self._verified.add(named.name)
                 self._advance(shards_fetched=number, shards_total=len(missing))
-        log.info("%d shards of tokens fetched", len(missing))
+        log.info("%s of tokens fetched", counted(len(missing), "shard"))
         self.progress = replace(self.progress, shards_fetched=0, shards_total=0)
 
     def _needed(self) -> Iterator[NamedShard]:

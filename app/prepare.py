@@ -17,7 +17,8 @@ import numpy as np
 
 from app.errors import ConfigError, Damaged
 from app.sections import MAX_VALIDATION_TOKENS
-from app.shards import SHARD_TOKENS, ShardIndex, ShardWriter, Split, Tokens
+from app.shard_writer import ShardWriter
+from app.shards import SHARD_TOKENS, ShardIndex, Split, Tokens
 from app.sources import Piece, Pieces, PinnedSource, Position
 from app.tokenizer import TextEncoder, TokenizerFiles
 

@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from app.errors import AppError, ConfigError, Damaged, NotFound
+from app.errors import AccessDenied, ConfigError, Damaged, NotFound, Unavailable
 from app.record import RunRecord, load_record
 from app.sections import DataSettings, redacted
 from app.sources import PinnedSource, follows_the_hub, pin_source
@@ -47,34 +47,42 @@ def source_of_named_run(
 ) -> PinnedSource:
     """The source that `train` would read, for a command that looks no further at the run.
 
-    The store is asked only about a dataset that changes with the hub. If it does not answer, or
-    knows of no run with one of these names and this DATASET, a warning says that the hub's
-    newest commit is taken. Raises ConfigError where two runs have different revisions, and as
-    `pin_source`.
+    The store is asked only about a dataset that changes with the hub. If it holds no run with
+    one of these names and this DATASET, a warning says that the hub's newest commit is taken:
+    never because a record could not be read, since tokens of another commit serve no run.
+    Raises ConfigError where two runs have different revisions, what `load_record` and the store
+    raise, and as `pin_source`.
     """
     record = _record_of(data, checkpoint_uri, run_names) if follows_the_hub(data) else None
     return source_of_run(data, record, alive)
 
 
 def _record_of(data: DataSettings, uri: str, run_names: Sequence[str]) -> RunRecord | None:
-    newest = f"DATASET={redacted(data.dataset)} is taken at its newest commit on the hub"
+    dataset = f"DATASET={redacted(data.dataset)}"
     try:
         found = [load_record(open_store(uri, name)) for name in run_names]
-    except AppError as error:
-        log.warning("%s: whether a run has another one cannot be seen: %s", newest, error)
-        return None
+    except (AccessDenied, Unavailable) as error:
+        raise type(error)(
+            f"{dataset} has to be at the commit that the run was begun with, which the store does "
+            f"not say (write owner/name@COMMIT to do without it): {error}"
+        ) from error
     records = [
         stored.record for stored in found if stored and names_recorded_data(data, stored.record)
     ]
     if len({record.identity.dataset_revision for record in records}) > 1:
         names = " and ".join(record.run_name for record in records)
         raise ConfigError(
-            f"{uri} holds the runs {names} with different commits of "
-            f"DATASET={redacted(data.dataset)}: set RUN_NAME"
+            f"{uri} holds the runs {names} with different commits of {dataset}: set RUN_NAME"
         )
     if not records:
         names = " or ".join(run_names)
-        log.warning("%s, since %s holds no run %s that was begun with one", newest, uri, names)
+        log.warning(
+            "%s is taken at its newest commit on the hub, since %s holds no run %s that was begun "
+            "with one",
+            dataset,
+            uri,
+            names,
+        )
         return None
     return records[0]
 

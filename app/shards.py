@@ -12,7 +12,8 @@ sealed yet; the files that come out are the same, byte for byte.
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from app.errors import Damaged
+from app.errors import AccessDenied, AppError, Damaged, Unavailable
 from app.formats import check_format
 
 INDEX = "index.json"
@@ -34,7 +35,7 @@ Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 Tokens = npt.NDArray[np.uint16]
 
-_DTYPE = np.dtype("<u2")
+DTYPE = np.dtype("<u2")
 _MAPS = 64  # at once: each holds a descriptor; a window of sequences lies in a few
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Count = Annotated[int, Field(ge=0, lt=1 << 62)]
@@ -49,7 +50,10 @@ class Shard:
 
     @property
     def n_bytes(self) -> int:
-        return self.tokens * _DTYPE.itemsize
+        return self.tokens * DTYPE.itemsize
+
+    def matches(self, content: bytes) -> bool:
+        return len(content) == self.n_bytes and hashlib.sha256(content).hexdigest() == self.sha256
 
 
 @checked_dataclass(frozen=True, config=_STRICT)
@@ -204,90 +208,22 @@ def read_index(directory: Path, source: str, tokenizer: str) -> ShardIndex:
 
 def write_index(directory: Path, index: ShardIndex) -> None:
     """Replace the index in one step. Raises OSError."""
-    _write_durably(directory / INDEX, encode_index(index))
+    write_durably(directory / INDEX, encode_index(index))
 
 
-class ShardWriter:
-    """Adds tokens to a directory, from where its index ends."""
-
-    def __init__(self, directory: Path, index: ShardIndex) -> None:
-        self._directory = directory
-        self.index = index
-        self._pending: dict[Split, list[Tokens]] = {split: [] for split in SPLITS}
-        self._n_pending: dict[Split, int] = dict.fromkeys(SPLITS, 0)
-
-    def append(self, split: Split, tokens: Tokens) -> None:
-        self._pending[split].append(tokens)
-        self._n_pending[split] += len(tokens)
-
-    def n_pending(self, split: Split) -> int:
-        return self._n_pending[split]
-
-    def n_tokens(self, split: Split) -> int:
-        """Sealed and pending."""
-        return self.index.n_tokens(split) + self.n_pending(split)
-
-    def seal(
-        self,
-        *,
-        position: Mapping[str, Any] | None,
-        pieces: int,
-        documents: int,
-        text_bytes: int = 0,
-        complete: bool = False,
-    ) -> None:
-        """Make what was appended durable; it comes from the source's first `pieces` pieces, up
-        to its `position`.
-
-        Raises OSError.
-        """
-        seal, files = self._pack(position, pieces, documents, text_bytes)
-        self._write(files)
-        self._add(seal, complete)
-        write_index(self._directory, self.index)
-
-    def restore(
-        self,
-        expected: Seal,
-        *,
-        position: Mapping[str, Any] | None,
-        pieces: int,
-        documents: int,
-        text_bytes: int = 0,
-    ) -> bool:
-        """Write the files of a seal again, if what was appended makes the `expected` one:
-        whether it does. Raises OSError."""
-        seal, files = self._pack(position, pieces, documents, text_bytes)
-        if seal != expected:
-            return False
-        self._write(files)
-        return True
-
-    def _add(self, seal: Seal, complete: bool) -> None:
-        self.index = replace(self.index, seals=(*self.index.seals, seal), complete=complete)
-        self._pending = {split: [] for split in SPLITS}
-        self._n_pending = dict.fromkeys(SPLITS, 0)
-
-    def _pack(
-        self, position: Mapping[str, Any] | None, pieces: int, documents: int, text_bytes: int
-    ) -> tuple[Seal, dict[Split, Tokens]]:
-        files: dict[Split, Tokens] = {
-            split: np.concatenate(self._pending[split]).astype(_DTYPE, copy=False)
-            for split in SPLITS
-            if self._n_pending[split]
-        }
-        shards = {
-            split: Shard(len(data), hashlib.sha256(data.data).hexdigest())
-            for split, data in files.items()
-        }
-        train, validation = shards.get("train"), shards.get("validation")
-        place = None if position is None else dict(position)
-        return Seal(pieces, documents, text_bytes, train, validation, place), files
-
-    def _write(self, files: Mapping[Split, Tokens]) -> None:
-        for split, data in files.items():
-            name = f"{split}-{len(self.index.shards[split]):05d}.bin"
-            _write_durably(self._directory / name, data.data)
+def write_durably(path: Path, data: bytes | memoryview) -> None:
+    """`path` holds all of `data` or what it held before, also after a power cut."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 class TokenShards:
@@ -309,7 +245,7 @@ class TokenShards:
         """A copy of tokens [start, start + length), over shard borders where need be.
 
         Raises IndexError outside [0, n_tokens], Damaged for a file that is missing or has
-        another size.
+        another size, AccessDenied or Unavailable for one that cannot be read.
         """
         result = np.empty(length, dtype=np.uint16) if length >= 0 else np.empty(0, np.uint16)
         self._reach(start, length)
@@ -351,10 +287,11 @@ class TokenShards:
             path = self._directory / named.name
             try:
                 _check_size(path, named.shard)
-            except Damaged as error:
-                raise Damaged(f"{error}: start again: it is brought again") from error
-            # As a plain array: slicing a memmap object costs more than copying a sequence.
-            found = np.asarray(np.memmap(path, dtype=_DTYPE, mode="r"))
+                with _reading(path):
+                    # As a plain array: slicing a memmap costs more than copying a sequence.
+                    found = np.asarray(np.memmap(path, dtype=DTYPE, mode="r"))
+            except AppError as error:
+                raise type(error)(f"{error}: start again: it is brought again") from error
             if len(self._maps) == _MAPS:
                 del self._maps[next(iter(self._maps))]
         self._maps[number] = found  # the last one of the order is the newest used
@@ -365,35 +302,44 @@ class TokenShards:
         return {**self.__dict__, "_maps": {}}
 
 
-def verify(directory: Path, named: NamedShard) -> None:
-    """Raises Damaged if the file is missing, or its size or SHA-256 is not the recorded one."""
+def verify(directory: Path, named: NamedShard) -> bytes:
+    """The content of the file, which is what the index says.
+
+    Raises Damaged if it is missing, or its size or SHA-256 is not the recorded one; AccessDenied
+    or Unavailable if it cannot be read.
+    """
     path = directory / named.name
     _check_size(path, named.shard)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != named.shard.sha256:
+    with _reading(path):
+        content = path.read_bytes()
+    if not named.shard.matches(content):
         raise Damaged(f"{path} was changed (SHA-256 differs)")
+    return content
+
+
+def is_missing(directory: Path, named: NamedShard) -> bool:
+    """Whether there is no such file. One that cannot even be looked at is there."""
+    try:
+        (directory / named.name).stat()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    return False
 
 
 def _check_size(path: Path, shard: Shard) -> None:
-    try:
+    with _reading(path):
         size = path.stat().st_size
-    except FileNotFoundError as error:
-        raise Damaged(f"{path} is missing") from error
     if size != shard.n_bytes:
         raise Damaged(f"{path} has {size} bytes, not {shard.n_bytes}")
 
 
-def _write_durably(path: Path, data: bytes | memoryview) -> None:
-    """`path` holds all of `data` or what it held before, also after a power cut."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        yield
+    except FileNotFoundError as error:
+        raise Damaged(f"{path} is missing") from error
+    except PermissionError as error:
+        raise AccessDenied(f"{path} cannot be read ({error.strerror})") from error
+    except OSError as error:
+        raise Unavailable(f"{path} cannot be read ({error.strerror or error})") from error

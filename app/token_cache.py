@@ -9,7 +9,6 @@ only by a longer one. `_tokens` cannot be the name of a run, which begins with a
 or a digit.
 """
 
-import hashlib
 import logging
 import shutil
 import threading
@@ -59,16 +58,15 @@ class TokenCache:
     def fetch(self, named: NamedShard, scratch: Path, directory: Path) -> None:
         """Download a shard into `directory`, where it appears whole and verified.
 
-        Raises Damaged, NotFound, AccessDenied, Unavailable, OSError.
+        Raises Damaged, NotFound, AccessDenied, Unavailable, all of them about the bucket; OSError
+        about the folders here.
         """
         fetched, path = self._store.fetch(self._key(named.name), scratch), scratch / named.name
         if fetched != path:  # a store's own file stays where it is
             shutil.copyfile(fetched, path)
-        try:
-            verify(scratch, named)
-        except Damaged as error:
+        if not named.shard.matches(path.read_bytes()):
             path.unlink()
-            raise Damaged(f"{self.uri}/{named.name} is not what was uploaded") from error
+            raise Damaged(f"{self.uri}/{named.name} is not what was uploaded")
         path.replace(directory / named.name)
 
     def upload(
@@ -80,9 +78,9 @@ class TokenCache:
     ) -> None:
         """Bring the cache up to `index`, whose shards are in `directory`.
 
-        A longer index in the cache stays. `repair` makes a shard again whose bytes are not the
-        recorded ones: what is damaged here must not reach other nodes. Raises ConfigError,
-        Damaged, AccessDenied, Unavailable or OSError, and what `repair` raises.
+        A longer index in the cache stays. `repair` makes a shard again that cannot be read, or
+        whose bytes are not the recorded ones: what is damaged here must not reach other nodes.
+        Raises ConfigError, Damaged, AccessDenied or Unavailable, and what `repair` raises.
         """
         if not self._checked:  # which conditions the server knows; and parts that kills left
             self._store.check()
@@ -95,11 +93,11 @@ class TokenCache:
             for shards in part.shards.values():
                 for named in shards[bisect(shards, len(stored.seals) - 1, key=_seal_of) :]:
                     try:
-                        content = _read_verified(directory, named)
-                    except Damaged as error:
+                        content = verify(directory, named)
+                    except AppError as error:
                         log.warning("%s: made again before it is uploaded", error)
                         repair(index, named)
-                        content = _read_verified(directory, named)
+                        content = verify(directory, named)
                     self._store.put(self._key(named.name), [content])
                     if not goes_on():
                         return
@@ -124,18 +122,6 @@ class TokenCache:
 
     def _key(self, name: str) -> str:
         return f"{self._fingerprint}/{name}"
-
-
-def _read_verified(directory: Path, named: NamedShard) -> bytes:
-    """The very bytes that were compared. Raises Damaged, OSError."""
-    path = directory / named.name
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise Damaged(f"{path} is missing") from error
-    if hashlib.sha256(content).hexdigest() != named.shard.sha256:
-        raise Damaged(f"{path} was changed (SHA-256 differs)")
-    return content
 
 
 def _seal_of(named: NamedShard) -> int:
@@ -182,12 +168,13 @@ class CacheUploader:
         while (index := self._take()) is not None:
             try:
                 self._cache.upload(index, self._directory, lambda: not self._closed, self._repair)
-            except (AppError, OSError) as error:
+            except BaseException as error:  # of source and tokenizer too; nobody else sees it
                 if not (self._warned or self._closed):
                     log.warning(
                         "tokens could not be uploaded to %s, training goes on without: %s",
                         self._cache.uri,
                         error,
+                        exc_info=None if isinstance(error, AppError) else error,
                     )
                 self._warned = True
 

@@ -23,7 +23,8 @@ from app.optimizers import build_optimizer
 from app.presets import PRESETS
 from app.sampler import SampleOrder
 from app.sections import OptimizerSettings
-from app.shards import ShardIndex, ShardWriter, TokenShards, read_index
+from app.shard_writer import ShardWriter
+from app.shards import ShardIndex, TokenShards, read_index
 from app.state import Progress, RandomState, capture, restore
 
 SEQ_LEN = 16

@@ -1,6 +1,8 @@
 """Commit order, verification, fallback, retention."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +92,20 @@ def test_a_committed_checkpoint_is_read_back_and_verified(folder: Store, tmp_pat
     directory = fetch(folder, name, tmp_path)
     assert (directory / "model.safetensors").read_bytes() == b"weightsmore"
     assert read_manifest(folder, name).train_loss == pytest.approx(9.8)
+
+
+def test_a_disk_here_that_fills_up_under_a_download_is_unavailable_and_no_damage(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(f"s3://{bucket}", "run")
+    commit_step(store, 20)
+
+    def full(*paths: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("s3transfer.utils.rename_file", full)
+    with pytest.raises(Unavailable, match=f"^the download to {tmp_path}/.* is full"):
+        newest_valid(store, tmp_path)
 
 
 def test_without_the_lease_no_manifest_is_written(folder: Store) -> None:

@@ -23,7 +23,8 @@ from app.prepare import held_out
 from app.presets import PRESETS
 from app.sampler import corpus_order
 from app.sections import ComputeSettings, DataSettings
-from app.shards import ShardIndex, ShardWriter, TokenShards
+from app.shard_writer import ShardWriter
+from app.shards import ShardIndex, TokenShards
 from app.tokenizer import read_tokenizer
 from tests.forked_job import ForkedJobRunner, signal_in_step
 from tests.job import newest_checkpoint

@@ -1,7 +1,9 @@
 """What the data commands print is what training sees."""
 
 import dataclasses
+import errno
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from app.shards import Tokens
 from app.tokenizer import read_tokenizer
 from tests.job import ROOT
 from tests.prepared import prepare
+from tests.unreadable import make_unreadable
 
 SEQ_LEN = 32
 TEXTS = [f"<{i}> " + "more words, and more " * (i % 9) for i in range(400)]
@@ -195,6 +198,19 @@ def test_stats_print_a_table_or_json(data: Data) -> None:
     assert [line for line in out.splitlines() if line.endswith(" ")] == []
     code, out, _ = data("stats", "--json")
     assert json.loads(out)["splits"]["train"]["documents"] > 300
+
+
+@pytest.mark.parametrize("command", [("stats",), ("show", "--step", "1")], ids=str)
+def test_tokens_that_may_not_be_read_are_no_access_and_named(
+    command: tuple[str, ...], data: Data, flags: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = prepared(flags).directory
+    for path in directory.glob("train-*.bin"):
+        make_unreadable(monkeypatch, path, errno.EACCES)
+    code, _, log = data(*command)
+    assert code == 77
+    assert re.search(rf"{directory}/train-\d+.bin cannot be read .Permission denied", log)
+    assert "Traceback" not in log
 
 
 def test_the_length_of_a_sequence_is_the_jobs(flags: dict[str, str]) -> None:

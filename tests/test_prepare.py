@@ -17,12 +17,12 @@ from tokenizers import Tokenizer
 
 from app import preparation
 from app import prepare as module
-from app import shards as shards_module
 from app.errors import AccessDenied, ConfigError, Damaged, Unavailable
 from app.pieces import Piece, PlacedPieces
 from app.preparation import Preparation, PrepareProgress, TokenNeed
 from app.prepare import held_out
 from app.sections import DataSettings
+from app.shards import write_durably
 from app.sources import PinnedSource, pin_source
 from app.tokenizer import TokenizerFiles
 from tests.small_corpus import ROWS, SHARD, corpus, small_batches, tokenizer
@@ -207,21 +207,21 @@ def test_a_kill_at_any_write_leaves_the_same_bytes_in_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run(corpus, tmp_path / "straight", tokenizer)
-    durably, calls = shards_module._write_durably, 0
+    calls = 0
 
     def kill(path: Path, data: Any) -> None:
         nonlocal calls
         calls += 1
         if when == "after" or calls <= write:
-            durably(path, data)
+            write_durably(path, data)
         if calls == write + 1:
             path.with_name(path.name + ".partial").write_bytes(b"half")
             raise Killed
 
-    monkeypatch.setattr(shards_module, "_write_durably", kill)
-    with pytest.raises(Killed):
+    with monkeypatch.context() as killed, pytest.raises(Killed):
+        killed.setattr("app.shards.write_durably", kill)
+        killed.setattr("app.shard_writer.write_durably", kill)
         run(corpus, tmp_path / "killed", tokenizer)
-    monkeypatch.setattr(shards_module, "_write_durably", durably)
     data = run(corpus, tmp_path / "killed", tokenizer)
     assert data.index.complete
     assert files(tmp_path / "killed") == files(tmp_path / "straight")
@@ -233,16 +233,16 @@ def test_sigkill_in_another_process_leaves_the_same_bytes_in_the_end(
     program = f"""
 import os, signal
 from pathlib import Path
-from app import preparation, prepare, shards, sources
+from app import preparation, prepare, shard_writer, sources
 from app.sections import DataSettings
 from app.tokenizer import read_tokenizer
 
-seal = shards.ShardWriter.seal
+seal = shard_writer.ShardWriter.seal
 def kill(self, **more):
     if self.index.pieces:
         os.kill(os.getpid(), signal.SIGKILL)
     seal(self, **more)
-shards.ShardWriter.seal = kill
+shard_writer.ShardWriter.seal = kill
 prepare._BATCH_CHARACTERS = 1000
 data = DataSettings(dataset={str(corpus)!r}, data_dir={str(tmp_path / "killed")!r})
 tokenizer = read_tokenizer(Path({str(tokenizer.directory)!r}), "")

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from app import cli
-from app.errors import ConfigError, Unavailable
+from app.errors import AccessDenied, ConfigError, Damaged, IncompatibleRun, Unavailable
 from app.record import RECORD, create_record
 from app.recorded_source import SOURCE, difference, remember_parts, source_of_named_run
 from app.sections import DataSettings, variables
 from app.stores import Store, open_store
 from tests.hubserver import REVISION, Requests, hub
+from tests.interposed import Interposed
 from tests.test_record import IDENTITY
 from tests.test_start import Train, assert_refused, train
 
@@ -150,26 +151,47 @@ def test_without_a_run_of_this_dataset_the_newest_commit_is_taken_with_a_warning
     assert (tmp_path / "store").exists() == (begun != "no run"), "looking leaves nothing behind"
 
 
-@pytest.mark.parametrize("trouble", ["unreachable", "damaged"])
-def test_a_store_that_does_not_say_it_costs_a_warning(
-    trouble: str,
+@pytest.mark.parametrize(
+    ("content", "failure"), [(b"{", Damaged), (b'{"format_version": 99}', IncompatibleRun)]
+)
+@pytest.mark.parametrize("names", [["tiny"], ["tiny", "another"], ["another", "tiny"]], ids=str)
+def test_a_record_that_cannot_be_understood_is_not_passed_over(
+    content: bytes,
+    failure: type[ConfigError],
+    names: list[str],
     on_hub: Requests,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     uri = f"file://{tmp_path}/store"
-    open_store(uri, "tiny").put(RECORD, [b"{"])
-    if trouble == "unreachable":
+    begin(uri, "another", NEWEST)
+    open_store(uri, "tiny").put(RECORD, [content])
+    with pytest.raises(failure, match=r"store/tiny/run.json"):
+        source_of_named_run(ON_HUB, uri, names)
+    assert on_hub == [], "no other commit is looked for"
 
-        def silent(*_: object) -> None:
-            raise Unavailable("nobody answers")
 
-        monkeypatch.setattr("app.recorded_source.load_record", silent)
-    assert source_of_named_run(ON_HUB, uri, ["tiny"]).revision == NEWEST
-    (line,) = caplog.messages
-    assert line.startswith("DATASET=o/good is taken at its newest commit on the hub: whether a run")
-    assert ("nobody answers" if trouble == "unreachable" else "run.json is damaged") in line
+HOW_TO_DO_WITHOUT = r"^DATASET=o/good .* the store does not say \(write owner/name@COMMIT .*\): "
+
+
+@pytest.mark.usefixtures("no_backoff")
+def test_a_store_that_refuses_or_is_silent_is_no_store_without_runs(
+    on_hub: Requests,
+    bucket: str,
+    s3_answers: Interposed,
+    closed_endpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    uri = f"s3://{bucket}/prefix"
+    begin(uri, "tiny", BEGUN)
+    s3_answers.answering = lambda environ: (403, "<Error><Code>AccessDenied</Code></Error>")
+    with pytest.raises(AccessDenied, match=HOW_TO_DO_WITHOUT + f"CHECKPOINT_URI: {uri}"):
+        source_of_named_run(ON_HUB, uri, ["tiny"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", closed_endpoint)
+    with pytest.raises(Unavailable, match=HOW_TO_DO_WITHOUT + f"CHECKPOINT_URI: {uri}"):
+        source_of_named_run(ON_HUB, uri, ["tiny"])
+    assert on_hub == [], "no other commit is looked for"
+    pinned = ON_HUB.model_copy(update={"dataset": f"o/good@{BEGUN}"})
+    assert source_of_named_run(pinned, uri, ["tiny"]).revision == BEGUN
 
 
 def test_of_two_runs_with_different_commits_one_has_to_be_named(
@@ -192,13 +214,9 @@ def test_of_data_that_no_commit_changes_the_store_is_not_asked(
     assert on_hub == []
 
 
-def test_prepare_and_data_stats_read_what_train_reads(
-    on_hub: Requests,
-    tmp_path: Path,
-    small_tokenizer: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def words_of_run(
+    tmp_path: Path, small_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
     for variable in variables():
         monkeypatch.delenv(variable.name, raising=False)
     variables_of_run = {
@@ -209,7 +227,32 @@ def test_prepare_and_data_stats_read_what_train_reads(
         "device": "cpu",
         "seq_len": "8",
     }
-    words = [word for name, value in variables_of_run.items() for word in (f"--{name}", value)]
+    return [word for name, value in variables_of_run.items() for word in (f"--{name}", value)]
+
+
+def test_prepare_makes_no_tokens_of_another_commit_where_the_record_is_damaged(
+    on_hub: Requests,
+    tmp_path: Path,
+    small_tokenizer: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = words_of_run(tmp_path, small_tokenizer, monkeypatch)
+    open_store(f"file://{tmp_path}/store", "tiny").put(RECORD, [b"{"])
+    for command in (["prepare"], ["data", "stats"], ["data", "show", "--step", "1"]):
+        assert cli.main([*command, *words]) == 78
+        assert "run.json is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "data" / "tokens").exists()
+
+
+def test_prepare_and_data_stats_read_what_train_reads(
+    on_hub: Requests,
+    tmp_path: Path,
+    small_tokenizer: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = words_of_run(tmp_path, small_tokenizer, monkeypatch)
     assert cli.main(["prepare", "--all", *words]) == 0
     begin(f"file://{tmp_path}/store", "tiny", REVISION)
     monkeypatch.setattr("tests.hubserver.REVISION", "c" * 40)  # a new commit

@@ -1,5 +1,7 @@
 import copy
+import errno
 import json
+import os
 import pickle
 import resource
 from dataclasses import replace
@@ -10,20 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import Damaged, IncompatibleRun
+from app.errors import AccessDenied, AppError, Damaged, IncompatibleRun, Unavailable
+from app.shard_writer import ShardWriter
 from app.shards import (
     INDEX,
     Seal,
     Shard,
     ShardIndex,
-    ShardWriter,
     Tokens,
     TokenShards,
     decode_index,
     encode_index,
+    is_missing,
     read_index,
     verify,
 )
+from tests.unreadable import make_unreadable
 
 EMPTY = ShardIndex(source="s", tokenizer="t")
 SIZES = (100, 1, 57)
@@ -74,11 +78,6 @@ def test_what_is_read_is_a_copy(shards: TokenShards) -> None:
     assert shards.read(0, 5).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_the_files_are_plain_little_endian_numbers(tmp_path: Path) -> None:
-    write(tmp_path)
-    assert (tmp_path / "train-00001.bin").read_bytes() == bytes([100, 0])
-
-
 def test_a_loading_process_gets_the_paths_and_not_the_tokens(shards: TokenShards) -> None:
     shards.read(0, 158)
     sent = pickle.dumps(shards)
@@ -91,29 +90,6 @@ def test_the_index_can_be_read_back(tmp_path: Path) -> None:
     written = write(tmp_path)
     assert read_index(tmp_path, "s", "t") == written
     assert (written.n_tokens("train"), written.n_tokens("validation")) == (158, 0)
-
-
-def test_only_what_was_sealed_counts(tmp_path: Path) -> None:
-    written = write(tmp_path)
-    writer = ShardWriter(tmp_path, written)
-    writer.append("train", tokens(0, 10))
-    writer.append("validation", tokens(0, 10))
-    assert (writer.n_tokens("train"), writer.n_pending("validation")) == (168, 10)
-    assert read_index(tmp_path, "s", "t") == written
-
-
-def test_a_shard_that_the_index_does_not_name_is_written_again(tmp_path: Path) -> None:
-    written = write(tmp_path)
-    (tmp_path / "train-00003.bin").write_bytes(b"from a process that was killed")
-    (tmp_path / "train-00003.bin.partial").write_bytes(b"too")
-    writer = ShardWriter(tmp_path, written)
-    writer.append("train", tokens(158, 2))
-    writer.seal(position=None, pieces=4, documents=4)
-    assert TokenShards(tmp_path, "train", writer.index).read(157, 3).tolist() == [
-        157,
-        158,
-        159,
-    ]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format_version": 1, "train": 3}'])
@@ -174,6 +150,41 @@ def test_a_missing_shard_is_found(tmp_path: Path) -> None:
         verify(tmp_path, index.shards["train"][1])
 
 
+@pytest.mark.parametrize(
+    ("number", "failure"), [(errno.EACCES, AccessDenied), (errno.EIO, Unavailable)]
+)
+def test_a_shard_that_cannot_be_read_is_neither_damaged_nor_missing(
+    number: int, failure: type[AppError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = write(tmp_path).shards["train"][2]
+    path = tmp_path / named.name
+    make_unreadable(monkeypatch, path, number)
+    with pytest.raises(failure, match=rf"^{path} cannot be read \({os.strerror(number)}\)$"):
+        verify(tmp_path, named)
+    assert not is_missing(tmp_path, named)
+
+
+def test_a_reader_names_a_shard_that_it_may_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = TokenShards(tmp_path, "train", write(tmp_path))
+    make_unreadable(monkeypatch, tmp_path / "train-00002.bin", errno.EACCES)
+    assert reader.read(0, 101).tolist() == list(range(101))
+    with pytest.raises(
+        AccessDenied, match=f"^{tmp_path}/train-00002.bin cannot be read .*: start again"
+    ):
+        reader.read(101, 1)
+
+
+def test_a_shard_that_cannot_be_looked_at_is_there(tmp_path: Path) -> None:
+    named = write(tmp_path).shards["train"][1]
+    assert not is_missing(tmp_path, named)
+    (tmp_path / named.name).unlink()
+    assert is_missing(tmp_path, named)
+    (tmp_path / named.name).symlink_to(named.name)
+    assert not is_missing(tmp_path, named)
+
+
 def test_rows_are_read_at_once(shards: TokenShards) -> None:
     rows = shards.read_rows(np.array([97, 0, 150]), 8)
     assert rows.dtype == np.uint16
@@ -217,15 +228,6 @@ def test_the_first_seals_are_an_index_of_their_own(tmp_path: Path) -> None:
     writer.append("train", tokens(101, 57))
     assert writer.restore(written.seals[2], position={"row": 3}, pieces=3, documents=3)
     assert writer.index == first
-
-
-def test_other_tokens_than_the_sealed_ones_replace_no_file(tmp_path: Path) -> None:
-    written = write(tmp_path)
-    before = (tmp_path / "train-00002.bin").read_bytes()
-    writer = ShardWriter(tmp_path, written.first(2))
-    writer.append("train", tokens(7, 57))
-    assert not writer.restore(written.seals[2], position={"row": 3}, pieces=3, documents=3)
-    assert (tmp_path / "train-00002.bin").read_bytes() == before
 
 
 def test_an_index_that_differs_in_the_past_is_no_continuation(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Tokens in a store: fetched in the order of need, verified, and never made worse."""
 
+import errno
 import hashlib
 import json
 import logging
 import multiprocessing
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,10 +22,11 @@ from app.sections import DataSettings
 from app.shards import INDEX, decode_index
 from app.sources import Pieces, PinnedSource, Position, pin_source
 from app.stores import Store, open_store
-from app.token_cache import TOKENS, TokenCache, open_token_cache
+from app.token_cache import TOKENS, CacheUploader, TokenCache, open_token_cache
 from app.tokenizer import TokenizerFiles, read_tokenizer
 from tests.interposed import Answer, Interposed
 from tests.small_corpus import SHARD, corpus, small_batches, tokenizer
+from tests.unreadable import make_unreadable
 
 __all__ = ["corpus", "small_batches", "tokenizer"]
 
@@ -393,6 +396,66 @@ def test_a_shard_that_rots_before_its_upload_is_made_again_and_does_not_spread(
     assert first.files() == good
     stored = {found.name: found.read_bytes() for found in (tmp_path / "store").rglob("*.bin")}
     assert {name: hashlib.sha256(data).hexdigest() for name, data in stored.items()} == good
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO], ids=errno.errorcode.get)
+def test_a_shard_that_cannot_be_read_is_made_again_and_uploaded(
+    number: int,
+    node: MakeNode,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first = node("first")
+    with monkeypatch.context() as offline:
+        offline.setattr("app.token_cache.TokenCache.upload", lambda *_: None)
+        whole = first.prepare()
+    path, good = whole.directory / "train-00001.bin", first.files()
+    make_unreadable(monkeypatch, path, number)
+    first.prepare()
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line == (
+        f"{path} cannot be read ({os.strerror(number)}): made again before it is uploaded"
+    )
+    stored = {found.name: found.read_bytes() for found in (tmp_path / "store").rglob("*.bin")}
+    assert {name: hashlib.sha256(data).hexdigest() for name, data in stored.items()} == good
+
+
+class Panic(BaseException):
+    """As the tokenizer's Rust side raises it: no Exception."""
+
+
+@pytest.mark.parametrize("failure", [ValueError, Panic])
+def test_a_repair_that_fails_for_any_reason_costs_one_warning_and_the_next_upload_is_made(
+    failure: type[BaseException],
+    node: MakeNode,
+    tokens_store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first = node("first")
+    with monkeypatch.context() as offline:
+        offline.setattr("app.token_cache.TokenCache.upload", lambda *_: None)
+        whole = first.prepare()
+    path, failed = whole.directory / "train-00001.bin", threading.Event()
+    content = path.read_bytes()
+    path.write_bytes(bytes(len(content)))
+    cache = TokenCache(tokens_store, whole.fingerprint)
+
+    def repair(*_: object) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise failure("a row that nobody understands")
+        path.write_bytes(content)
+
+    uploader = CacheUploader(cache, whole.directory, repair)
+    uploader.submit(whole.index)
+    assert failed.wait(60)
+    uploader.submit(whole.index)
+    uploader.finish()
+    (line,) = [line for line in caplog.messages if "could not be uploaded" in line]
+    assert line.endswith("training goes on without: a row that nobody understands")
+    assert cache.read_index(whole.index.source, whole.index.tokenizer) == whole.index
 
 
 def test_a_shard_that_cannot_be_made_again_is_not_uploaded(

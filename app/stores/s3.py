@@ -19,7 +19,6 @@ from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
 from app.errors import AppError, ConfigError, Damaged, NotFound, Unavailable
-from app.failures import from_os_error
 from app.s3_client import (
     error_code,
     explain_head,
@@ -139,8 +138,6 @@ class S3Store:
         except FileNotFoundError as error:
             # Of the object, S3 says NoSuchKey. This is the folder here.
             raise Unavailable(f"the download to {path} was removed meanwhile") from error
-        except OSError as error:
-            raise from_os_error(error, f"the download to {path}") from error
         return path
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
