@@ -50,7 +50,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total = inputs.new_zeros((), dtype=wide)
             rows = min(n, max(1, _LOGITS_IN_FLIGHT // vocabulary))
             # Used by each part again: new memory of this size costs as much as to fill it.
-            buffers = [inputs.new_empty((rows, vocabulary), dtype=each) for each in (dtype, wide)]
+            logits = inputs.new_empty((rows, vocabulary))
+            buffers = logits, logits if dtype == wide else torch.empty_like(logits, dtype=wide)
             for start in range(0, n, rows):
                 part = slice(start, start + rows)
                 total += _add_part(
@@ -88,17 +89,19 @@ def _add_part(
     z_loss_weight: float,
 ) -> Tensor:
     """The summed loss of some rows; its gradients are written to `grad_inputs` and added to
-    `grad_weight`. `buffers` hold logits, in the products' type, and as wide as the loss."""
+    `grad_weight`. `buffers` hold logits, in the products' type, and as wide as the loss: one and
+    the same where the types are, since a row is read before it is written."""
     logits, log_p = (buffer[: len(targets)] for buffer in buffers)
     torch.matmul(inputs, matrix.T, out=logits)
-    torch.log_softmax(logits, -1, dtype=log_p.dtype, out=log_p)
     rows = torch.arange(len(targets), device=targets.device)
+    of_targets = logits[rows, targets].to(log_p.dtype)
+    torch.log_softmax(logits, -1, dtype=log_p.dtype, out=log_p)
     log_likelihood = log_p[rows, targets]
     if grad_inputs is None and grad_weight is None:
         return -log_likelihood.sum()
     grad_logits = log_p.exp_()
     if z_loss_weight:  # d log²Z / d logits = 2 log Z · softmax
-        log_z = logits[rows, targets].to(log_p.dtype) - log_likelihood
+        log_z = of_targets - log_likelihood
         grad_logits *= 1 + 2 * z_loss_weight * log_z[:, None]
     grad_logits[rows, targets] -= 1
     grad_logits = grad_logits.to(inputs.dtype)
