@@ -46,7 +46,10 @@ def fastest_attention(
     measured = ", ".join(f"{kernel.name} {1000 * s:.2f} ms" for kernel, s in seconds.items())
     log.info("attention by %s (a layer and micro-batch: %s)", chosen.name, measured)
     others = [kernel for kernel in (*KERNELS, SDPBackend.MATH) if kernel is not chosen]
-    with sdpa_kernel([chosen, *others], set_priority=True):
+    # Compiled code is kept across starts, and its key does not know of this choice.
+    tag = f"attention by {chosen.name}"
+    tagged = torch.compiler.config.patch(cache_key_tag=tag)  # type: ignore[attr-defined]
+    with sdpa_kernel([chosen, *others], set_priority=True), tagged:
         yield
 
 

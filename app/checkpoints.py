@@ -306,10 +306,13 @@ def check_sizes(store: Store, name: CheckpointName, manifest: Manifest) -> None:
 
 def _verify(path: Path, entry: FileEntry, key: str, alive: Callable[[], None]) -> None:
     digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            alive()
+    try:
+        with path.open("rb", buffering=0) as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+                alive()
+    except OSError as error:
+        raise from_os_error(error, str(path)) from error
     if digest.hexdigest() != entry.sha256:
         raise Damaged(f"{key} does not match its SHA-256 in the manifest")
 

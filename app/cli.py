@@ -48,7 +48,6 @@ def main(argv: Sequence[str]) -> int:
         handler = arguments.handler
         arguments.handler(settings, arguments, stop)
     except Interrupted:
-        stop.taken()
         log.warning(NOTHING_TO_SAVE if handler is commands.train else "stopped")
         return Preempted.exit_code
     except Preempted as end:
@@ -66,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
         if handler is commands.train:
             raise
         return EXIT_OK
+    finally:
+        stop.taken()
     return EXIT_OK
 
 

@@ -15,7 +15,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP)
 _UNUSABLE = (errno.ENAMETOOLONG, errno.EINVAL, errno.EFBIG)
 _BROKEN = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ENODEV)
-_OF_A_DISK = {errno.ENOENT, *_DENIED, *_FULL, *_IN_THE_WAY, *_UNUSABLE, *_BROKEN}
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_OF_A_DISK = {errno.ENOENT, *_DENIED, *_FULL, *_IN_THE_WAY, *_UNUSABLE, *_BROKEN, *_EXHAUSTED}
 
 
 def from_os_error(error: OSError, place: str) -> AppError:

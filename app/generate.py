@@ -12,6 +12,7 @@ from app.checkpoints import fetch, find_checkpoint, newest_valid
 from app.compute import resolve_device
 from app.decoding import Sampling, generate_tokens
 from app.errors import ConfigError, NotFound
+from app.failures import disk_failures
 from app.inference import InferenceModel
 from app.model import SmolLM2
 from app.pretrained import load_pretrained, model_directory, read_config
@@ -56,7 +57,8 @@ def load_from_directory(directory: Path, device: str, origin: str) -> LoadedMode
     config = read_config(directory)
     place = resolve_device(device)
     model = SmolLM2.empty(config, place)
-    load_pretrained(directory, model)
+    with disk_failures(str(directory)):
+        load_pretrained(directory, model)
     inference = InferenceModel(model, packed=place.type == "cpu")
     path = directory / "tokenizer.json"
     if not path.is_file():

@@ -37,6 +37,7 @@ class StopRequest:
     def __init__(self, again_seconds: float = _AGAIN_SECONDS) -> None:
         self.requested_at: float | None = None
         self._deferred = False
+        self._unheard = False
         self._again_seconds = again_seconds
 
     def install(self) -> None:
@@ -45,8 +46,10 @@ class StopRequest:
         signal.signal(signal.SIGINT, self._on_signal)
 
     def taken(self) -> None:
-        """An Interrupted has reached who handles it: no other follows."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        """An Interrupted has reached who handles it, if there was one: no other follows."""
+        if self._unheard:
+            self._unheard = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def defer(self) -> None:
         """From here on the caller looks at `requested` and ends in order.
@@ -55,6 +58,7 @@ class StopRequest:
         SIGTERM into an exit with status 0.
         """
         self._deferred = True
+        self.taken()
         self.install()
         self.raise_if_requested()
 
@@ -74,6 +78,7 @@ class StopRequest:
         if not again:
             self.requested_at = time.monotonic()
         if not self._deferred and not again:
+            self._unheard = True
             signal.signal(signal.SIGALRM, self._on_alarm)
             signal.setitimer(signal.ITIMER_REAL, self._again_seconds, self._again_seconds)
             raise Interrupted
@@ -81,7 +86,7 @@ class StopRequest:
             raise KeyboardInterrupt
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
-        if not self._deferred:
+        if self._unheard:
             raise Interrupted
 
 

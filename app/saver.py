@@ -153,6 +153,7 @@ class CheckpointSaver:
     def _save(self, request: SaveRequest) -> None:
         started = time.monotonic()
         snapshot = request.snapshot
+        snapshot.bring_to_host()
         self._lease.check()
         for key, content in request.logs.items():
             self._lease.put(key, content)

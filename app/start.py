@@ -8,6 +8,7 @@ the lease taken, and what the store says is read again under it.
 import gc
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -69,12 +70,12 @@ def run(settings: Settings, stop: StopRequest) -> None:
         why = f"exit {error.exit_code}: {redacted(str(error))}"
         raise
     except Interrupted:
-        stop.taken()
         raise
     except BaseException as error:
         why = f"{type(error).__name__}: {redacted(str(error))}"
         raise
     finally:
+        stop.taken()  # what follows takes no longer than GRACE_SECONDS, and is worth it
         attempt.close(why)
 
 
@@ -83,7 +84,12 @@ def _train(trainer: Trainer, attempt: Attempt) -> BaseException | None:
     gc.collect()
     gc.freeze()  # no collection in the loop walks through what the imports left
     try:
-        with fastest_attention(attempt.compute, attempt.model.config, attempt.geometry):
+        masked = attempt.sections.data.document_mask  # then another kernel, or a choice of torch's
+        with (
+            nullcontext()
+            if masked
+            else fastest_attention(attempt.compute, attempt.model.config, attempt.geometry)
+        ):
             trainer(attempt)
     except OutOfData as end:
         return end.__cause__
@@ -141,6 +147,7 @@ def _open_with_lease(
         lease.start_renewing()
         return _open_under_lease(HeldRun(job, store, lease, corpus), source, stop)
     except BaseException:
+        stop.taken()
         lease.release()
         raise
 
@@ -217,13 +224,14 @@ def _open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> 
 
 def _restore(run: HeldRun, model: SmolLM2, optimizer: torch.optim.Optimizer) -> Resumed | None:
     """Load the newest valid checkpoint, or draw the first weights. Damaged ones move aside."""
-    job = run.job
-    data_dir = job.settings.data.data_dir
+    job, settings = run.job, run.job.settings
+    data_dir = settings.data.data_dir
     with disk_failures(f"DATA_DIR={data_dir}"), own_folder(data_dir / "restore") as scratch:
         found = newest_valid(run.store, scratch, required=STATE_FILES, alive=beat)
         if found is None:
             if job.init_directory:
-                load_pretrained(job.init_directory, model)
+                with disk_failures(f"INIT_FROM={settings.model.init_from}"):
+                    load_pretrained(job.init_directory, model)
             else:
                 model.initialize(job.settings.run.seed, job.settings.model.init)
             torch.manual_seed(job.settings.run.seed)

@@ -36,6 +36,7 @@ STATE_FILE = "state.json"
 STATE_FILES = (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE)
 
 _MAX_STATE_BYTES = 16 * 2**20
+_ROOM = 1.5  # times a snapshot, free on the card, for a snapshot to stay there
 
 
 class RandomState(BaseModel):
@@ -97,12 +98,12 @@ class Progress(BaseModel):
     random: RandomState
 
 
-@dataclass(frozen=True)
+@dataclass
 class Snapshot:
     """A copy of the training state; training may go on while it is written.
 
-    On a GPU it is made within the device, which takes milliseconds, and comes to the host when
-    it is written. `made` is the point in the device's work at which it is there.
+    On a GPU with room for it, it is made within the device, which takes milliseconds, and stays
+    there until `bring_to_host`. `made` is the point in the device's work at which it is whole.
     """
 
     progress: Progress
@@ -114,12 +115,23 @@ class Snapshot:
     def step(self) -> int:
         return self.progress.step
 
+    def bring_to_host(self) -> None:
+        """Give a GPU its memory back; a stream of its own does it, beside the training."""
+        if self.made is None:
+            return
+        stream = torch.cuda.Stream(next(iter(self.model.values())).device)
+        stream.wait_event(self.made)
+        with torch.cuda.stream(stream):
+            self.model = {name: _on_host(tensor) for name, tensor in self.model.items()}
+            self.optimizer = {name: _on_host(tensor) for name, tensor in self.optimizer.items()}
+        self.made = None
+
     def files(self, extra: Mapping[str, bytes]) -> dict[str, Data]:
-        """File name to content; `extra` holds config.json, tokenizer and the like."""
+        """File name to content, once on the host; `extra` holds config.json and the like."""
         state = self.progress.model_dump_json(indent=1).encode()
         return {
-            MODEL_FILE: tensor_file(_on_host(self.model, self.made)),
-            OPTIMIZER_FILE: tensor_file(_on_host(self.optimizer, self.made)),
+            MODEL_FILE: tensor_file(self.model),
+            OPTIMIZER_FILE: tensor_file(self.optimizer),
             STATE_FILE: [state],
             **{name: [content] for name, content in extra.items()},
         }
@@ -127,14 +139,14 @@ class Snapshot:
 
 def capture(model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> Snapshot:
     """Copy weights and moments. This is all that the training loop waits for."""
-    weights = {name: _copy(tensor) for name, tensor in model.state_dict().items()}
+    weights, state = model.state_dict(), dict(_optimizer_tensors(model, optimizer))
+    stays = _fits_on_card([*weights.values(), *state.values()])
+    copy = torch.clone if stays else _host_copy
     return Snapshot(
         progress=progress,
-        model=weights,
-        optimizer={name: _copy(tensor) for name, tensor in _optimizer_tensors(model, optimizer)},
-        made=torch.cuda.current_stream().record_event()
-        if any(tensor.is_cuda for tensor in weights.values())
-        else None,
+        model={name: copy(tensor.detach()) for name, tensor in weights.items()},
+        optimizer={name: copy(tensor.detach()) for name, tensor in state.items()},
+        made=torch.cuda.current_stream().record_event() if stays else None,
     )
 
 
@@ -280,25 +292,22 @@ def _same_tensors(
             )
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    try:
-        return tensor.detach().clone()
-    except torch.OutOfMemoryError:  # the card is full: better a pause than no checkpoint
-        return tensor.detach().to("cpu", copy=True)
+def _fits_on_card(tensors: Sequence[Tensor]) -> bool:
+    """Beside all that torch has ever taken of the device: the next step takes it again."""
+    on_card = [tensor for tensor in tensors if tensor.is_cuda]
+    if not on_card:
+        return False
+    free, _ = torch.cuda.mem_get_info(on_card[0].device)
+    return free > _ROOM * sum(tensor.nbytes for tensor in on_card)
 
 
-def _on_host(tensors: Mapping[str, Tensor], made: torch.cuda.Event | None) -> dict[str, Tensor]:
-    """On a stream of its own, beside the training, and into memory that the device reaches."""
-    device = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
-    if device is None or made is None:
-        return {name: tensor.cpu() for name, tensor in tensors.items()}
-    stream = torch.cuda.Stream(device)
-    stream.wait_event(made)
-    with torch.cuda.stream(stream):
-        return {
-            name: torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor)
-            for name, tensor in tensors.items()
-        }
+def _host_copy(tensor: Tensor) -> Tensor:
+    host = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+    return host.copy_(tensor)
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    return tensor if tensor.device.type == "cpu" else _host_copy(tensor)
 
 
 def _json_bytes(value: Mapping[str, Any]) -> bytes:

@@ -58,8 +58,8 @@ class TokenCache:
     def fetch(self, named: NamedShard, scratch: Path, directory: Path) -> None:
         """Download a shard into `directory`, where it appears whole and verified.
 
-        Raises Damaged, NotFound, AccessDenied, Unavailable, all of them about the bucket; OSError
-        about the folders here.
+        Raises Damaged, NotFound, AccessDenied, Unavailable, all of them about the bucket (but a
+        folder that was removed meanwhile is Unavailable too); OSError about the folders here.
         """
         fetched, path = self._store.fetch(self._key(named.name), scratch), scratch / named.name
         if fetched != path:  # a store's own file stays where it is

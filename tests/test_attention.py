@@ -67,9 +67,11 @@ def test_the_chosen_one_comes_first_and_the_others_stay_for_what_it_cannot_do(
         assert order[:4] == [kernel.value for kernel in (CUDNN, FLASH, EFFICIENT)] + [
             SDPBackend.MATH.value
         ]
+        assert torch.compiler.config.cache_key_tag == "attention by CUDNN_ATTENTION"
         heads = torch.ones(1, 1, 4, 8)
         assert torch.equal(scaled_dot_product_attention(heads, heads, heads), heads)
     assert torch._C._get_sdp_priority_order() == usual
+    assert torch.compiler.config.cache_key_tag == ""
 
 
 def test_a_cpu_is_left_as_it_is(cpu: Compute, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from app.checkpoints import (
 from app.errors import Damaged, Fenced, IncompatibleRun, NotFound, Unavailable
 from app.retention import prune, quarantine, remove_unfinished, set_late_aside
 from app.stores import Data, Store, open_store
+from tests.unreadable import make_unreadable
 
 FILES: dict[str, Data] = {
     "model.safetensors": [b"weights", memoryview(b"more")],
@@ -213,6 +214,15 @@ def test_quarantine_keeps_every_byte_and_the_reason(folder: Store, tmp_path: Pat
     kept = tmp_path / "run" / target
     assert {path.name for path in kept.iterdir()} == {*FILES, MANIFEST, "reason.json"}
     assert json.loads((kept / "reason.json").read_text())["reason"] == "wrong hash"
+
+
+def test_a_volume_that_cannot_be_read_is_named_and_is_not_called_damaged(
+    folder: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run" / commit_step(folder, 20).key("model.safetensors")
+    make_unreadable(monkeypatch, path, errno.EIO)
+    with pytest.raises(Unavailable, match=rf"{path} does not work now \(Input/output error\)"):
+        newest_valid(folder, tmp_path / "scratch")
 
 
 def test_an_upload_that_was_cut_short_is_removed(folder: Store) -> None:

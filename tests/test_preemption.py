@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from app.errors import Preempted
 from app.preemption import Interrupted, StopRequest
 
 pytestmark = pytest.mark.usefixtures("own_handlers")
@@ -37,6 +38,17 @@ def test_an_interruption_that_got_lost_strikes_again_until_it_is_taken() -> None
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
+def test_one_that_got_lost_until_training_began_strikes_no_more() -> None:
+    stop = StopRequest(again_seconds=3600)
+    stop.install()
+    with contextlib.suppress(Interrupted):
+        send(signal.SIGTERM)
+    with pytest.raises(Preempted):
+        stop.defer()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    send(signal.SIGALRM)  # one that was under way
+
+
 def test_one_that_strikes_where_a_library_waits_for_its_child_does_not_wait() -> None:
     stop = StopRequest(again_seconds=1)
     stop.install()
@@ -44,7 +56,7 @@ def test_one_that_strikes_where_a_library_waits_for_its_child_does_not_wait() ->
         send(signal.SIGTERM)  # leaving the block waits
     stop.taken()
     child.kill()
-    child.wait()
+    assert child.wait() == -signal.SIGKILL, "nobody waited for its end"
 
 
 def test_during_training_it_only_sets_the_flag() -> None:

@@ -124,19 +124,21 @@ def test_a_snapshot_does_not_change_when_training_goes_on() -> None:
     assert joined(snapshot.files({})[MODEL_FILE]) == before
 
 
-def test_a_copy_that_does_not_fit_on_the_card_is_made_on_the_host(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("room", [0.0, torch.inf])
+def test_a_snapshot_on_a_gpu_is_that_of_its_moment(
+    room: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_: torch.Tensor) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
+    monkeypatch.setattr("app.state._ROOM", room)
     model, optimizer = trained()
     before = joined(capture(model, optimizer, progress(2)).files({})[MODEL_FILE])
-    monkeypatch.setattr(torch.Tensor, "clone", full)
+    model.to("cuda")
     snapshot = capture(model, optimizer, progress(2))
+    assert (snapshot.made is None) == (room > 0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
+    snapshot.bring_to_host()
     assert joined(snapshot.files({})[MODEL_FILE]) == before
 
 

@@ -104,7 +104,8 @@ class Store(Protocol):
 
         The store's own file where it is local, else a download to `directory`, under
         the last part of the key. `alive` is called for each block that comes in, in any
-        thread. What is wrong with `directory` stays an OSError: it is not the store's.
+        thread. What is wrong with `directory` stays an OSError: it is not the store's. Raises
+        Unavailable if the directory was removed meanwhile.
         """
         ...
 
