@@ -22,7 +22,7 @@ from app.checkpoints import (
     read_manifest,
     stored_checkpoints,
 )
-from app.console import size
+from app.console import counted, size
 from app.errors import ConfigError, Damaged, IncompatibleRun, NotFound
 from app.failures import disk_failures
 from app.health import check_heartbeat
@@ -193,7 +193,7 @@ def verify_checkpoints(settings: Settings, arguments: argparse.Namespace, _: Sto
                 print(f"{name}  DAMAGED: {error}")
     if damaged:
         raise Damaged(f"{damaged} of {len(names)} checkpoints in {store.uri} are damaged")
-    print(f"{len(names)} checkpoints verified")
+    print(f"{counted(len(names), 'checkpoint')} verified")
 
 
 def pull_checkpoint(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:

@@ -177,16 +177,14 @@ def extend(
     if additional_steps == 0:
         return ExtensionOutcome(stored, None)
     request = f"ADDITIONAL_STEPS={additional_steps}"
-    known = next((e for e in record.extensions if extension_id and e.id == extension_id), None)
-    if known is not None:
-        return ExtensionOutcome(
-            stored,
-            f"{request} (EXTENSION_ID={extension_id}) is applied already: from step {known.base} "
-            f"to step {known.target}",
-        )
+    if note := already_applied(record, additional_steps, extension_id):
+        return ExtensionOutcome(stored, note)
     if step < record.target:
         stage = "the extension" if record.extensions else "the original run"
-        note = f"{request}: {stage} is not finished, going on to its target, step {record.target}"
+        note = (
+            f"{request}: {stage} is not finished, going on to its target, step {record.target}; "
+            "the start after that one extends it"
+        )
         return ExtensionOutcome(stored, note)
     extension = Extension(
         id=extension_id,
@@ -200,6 +198,22 @@ def extend(
         raise Fenced(f"another process changed {store.uri}/{RECORD} at the same moment")
     note = f"{request}: extended from step {extension.base} to step {extension.target}"
     return ExtensionOutcome(StoredRecord(extended, etag), note)
+
+
+def already_applied(
+    record: RunRecord, additional_steps: int, extension_id: str | None
+) -> str | None:
+    """What to say of an extension that the ledger has; None if it has not."""
+    known = next((e for e in record.extensions if extension_id and e.id == extension_id), None)
+    if known is None or additional_steps == 0:
+        return None
+    note = (
+        f"ADDITIONAL_STEPS={additional_steps} (EXTENSION_ID={extension_id}) is applied already: "
+        f"from step {known.base} to step {known.target}"
+    )
+    if known.target - known.base != additional_steps:
+        note += "; for another one, set another EXTENSION_ID"
+    return note
 
 
 def _encode(record: RunRecord) -> bytes:

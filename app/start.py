@@ -23,6 +23,7 @@ from app.attempt import Attempt, Sections, Trainer
 from app.attempts import AttemptJournal, AttemptRecord, now, read_attempts
 from app.attention import fastest_attention
 from app.checkpoints import CheckpointName, highest_epoch, newest_valid, stored_checkpoints
+from app.console import counted
 from app.corpus import Corpus, OutOfData
 from app.errors import AppError, Preempted
 from app.failures import disk_failures
@@ -38,6 +39,7 @@ from app.preemption import NOTHING_TO_SAVE, Interrupted, StopRequest
 from app.pretrained import load_pretrained
 from app.record import (
     StoredRecord,
+    already_applied,
     create_record,
     extend,
     load_record,
@@ -111,6 +113,9 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
         named = names_recorded_data(settings.data, stored.record)
         source = None if named else source_of_run(settings.data, stored.record, progress.alive)
         check_against_record(job, stored, source, store)
+        run = settings.run
+        if note := already_applied(stored.record, run.additional_steps, run.extension_id):
+            log.info(note)
         log.info("nothing to do: %s is finished at step %d", job.run_name, stored.record.target)
         return None
     source = source_of_run(settings.data, stored.record if stored else None, progress.alive)
@@ -357,7 +362,8 @@ def _journal(run: HeldRun, resumed: Resumed | None, rows: Sequence[Row]) -> Atte
     known = [row.step for row in rows] + [record.step for record in before]
     lost = max(0, max(known) - step) if before else 0
     if lost:
-        log.info("attempt %d lost the %d steps after step %d", before[-1].epoch, lost, step)
+        steps = counted(lost, "step")
+        log.info("attempt %d lost %s after step %d", before[-1].epoch, steps, step)
     record = AttemptRecord(
         epoch=run.lease.epoch,
         holder=run.lease.holder,

@@ -116,6 +116,17 @@ def test_a_finished_run_is_extended_once_for_an_id(folder: Store) -> None:
     assert load_record(folder) == stored
 
 
+def test_an_id_that_comes_again_is_said_and_another_number_of_steps_too(folder: Store) -> None:
+    stored = create_record(folder, "run", IDENTITY, 100)
+    record = extend(folder, stored, step=100, additional_steps=50, extension_id="a").stored.record
+    applied = "ADDITIONAL_STEPS=50 (EXTENSION_ID=a) is applied already: from step 100 to step 150"
+    assert already_applied(record, 50, "a") == applied
+    other = already_applied(record, 60, "a")
+    assert other is not None and other.endswith("; for another one, set another EXTENSION_ID")
+    for additional_steps, extension_id in [(50, "b"), (50, None), (0, "a")]:
+        assert already_applied(record, additional_steps, extension_id) is None
+
+
 def test_an_unfinished_run_goes_on_to_its_recorded_target(folder: Store) -> None:
     stored = create_record(folder, "run", IDENTITY, 100)
     outcome = extend(folder, stored, step=60, additional_steps=50, extension_id=None)
