@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from app.errors import Damaged, Fenced, IncompatibleRun
-from app.record import RECORD, Identity, check_identity, create_record, extend, load_record
+from app.record import (
+    RECORD,
+    Identity,
+    already_applied,
+    check_identity,
+    create_record,
+    extend,
+    load_record,
+)
 from app.stores import Store, open_store
 
 IDENTITY = Identity(
