@@ -32,13 +32,14 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def fastest_attention(
-    compute: Compute, config: ModelConfig, geometry: BatchGeometry
+    compute: Compute, config: ModelConfig, geometry: BatchGeometry, *, masked: bool
 ) -> Iterator[None]:
-    """On a GPU, causal attention in here is done by the kernel that is the fastest for it."""
-    if compute.device.type != "cuda":
-        yield
-        return
-    seconds = kernel_seconds(compute, config, geometry)
+    """On a GPU, causal attention in here is done by the kernel that is the fastest for it.
+
+    With a mask it is another kernel's, or a choice of torch's: then nothing is tried.
+    """
+    tries = compute.device.type == "cuda" and not masked
+    seconds = kernel_seconds(compute, config, geometry) if tries else {}
     chosen = preferred(seconds)
     if chosen is None:
         yield

@@ -8,7 +8,6 @@ the lease taken, and what the store says is read again under it.
 import gc
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -86,11 +85,11 @@ def _train(trainer: Trainer, attempt: Attempt) -> BaseException | None:
     gc.collect()
     gc.freeze()  # no collection in the loop walks through what the imports left
     try:
-        masked = attempt.sections.data.document_mask  # then another kernel, or a choice of torch's
-        with (
-            nullcontext()
-            if masked
-            else fastest_attention(attempt.compute, attempt.model.config, attempt.geometry)
+        with fastest_attention(
+            attempt.compute,
+            attempt.model.config,
+            attempt.geometry,
+            masked=attempt.sections.data.document_mask,
         ):
             trainer(attempt)
     except OutOfData as end:
@@ -238,8 +237,8 @@ def _restore(run: HeldRun, model: SmolLM2, optimizer: torch.optim.Optimizer) -> 
                 with disk_failures(f"INIT_FROM={settings.model.init_from}"):
                     load_pretrained(job.init_directory, model)
             else:
-                model.initialize(job.settings.run.seed, job.settings.model.init)
-            torch.manual_seed(job.settings.run.seed)
+                model.initialize(settings.run.seed, settings.model.init)
+            torch.manual_seed(settings.run.seed)
             return None
         with disk_failures(str(found.directory)):
             progress = restore(found.directory, model, optimizer)
@@ -247,7 +246,7 @@ def _restore(run: HeldRun, model: SmolLM2, optimizer: torch.optim.Optimizer) -> 
         target = quarantine(run.store, name, reason)
         log.error("DAMAGED CHECKPOINT %s moved to %s: %s", name, target, reason)
     before = progress.optimizer | {"document_mask": progress.document_mask}
-    now = job.settings.optimizer.model_dump() | {"document_mask": job.settings.data.document_mask}
+    now = settings.optimizer.model_dump() | {"document_mask": settings.data.document_mask}
     for key in sorted(set(before) & set(now)):
         if before[key] != now[key]:
             log.warning("%s changed during the run: %s, was %s", key.upper(), now[key], before[key])

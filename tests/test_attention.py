@@ -62,7 +62,7 @@ def test_the_chosen_one_comes_first_and_the_others_stay_for_what_it_cannot_do(
     gpu = dataclasses.replace(cpu, device=torch.device("cuda"))
     monkeypatch.setattr(attention, "kernel_seconds", lambda *_: {FLASH: 2.0, CUDNN: 1.0})
     usual = torch._C._get_sdp_priority_order()
-    with fastest_attention(gpu, PRESETS["tiny"], GEOMETRY):
+    with fastest_attention(gpu, PRESETS["tiny"], GEOMETRY, masked=False):
         order = torch._C._get_sdp_priority_order()
         assert order[:4] == [kernel.value for kernel in (CUDNN, FLASH, EFFICIENT)] + [
             SDPBackend.MATH.value
@@ -74,7 +74,12 @@ def test_the_chosen_one_comes_first_and_the_others_stay_for_what_it_cannot_do(
     assert torch.compiler.config.cache_key_tag == ""
 
 
-def test_a_cpu_is_left_as_it_is(cpu: Compute, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_and_masked_attention_are_left_as_they_are(
+    cpu: Compute, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(attention, "kernel_seconds", lambda *_: pytest.fail("measured"))
-    with fastest_attention(cpu, PRESETS["tiny"], GEOMETRY):
-        pass
+    gpu = dataclasses.replace(cpu, device=torch.device("cuda"))
+    usual = torch._C._get_sdp_priority_order()
+    for compute, masked in [(cpu, False), (gpu, True)]:
+        with fastest_attention(compute, PRESETS["tiny"], GEOMETRY, masked=masked):
+            assert torch._C._get_sdp_priority_order() == usual

@@ -63,13 +63,17 @@ class Node:
         return made
 
     def files(self) -> dict[str, str]:
-        return {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in (self.data.data_dir / "tokens").rglob("*.bin")
-        }
+        return shards_in(self.data.data_dir / "tokens")
 
 
 MakeNode = Callable[[str], Node]
+
+
+def shards_in(folder: Path) -> dict[str, str]:
+    """Name to SHA-256, of every shard in it or below."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.bin")
+    }
 
 
 @pytest.fixture
@@ -377,6 +381,12 @@ def test_a_shorter_index_never_replaces_a_longer_one(node: MakeNode, tokens_stor
     assert tokens_store.get(f"{whole.fingerprint}/{INDEX}") == before
 
 
+def shard_not_uploaded_yet(node: Node, monkeypatch: pytest.MonkeyPatch) -> Path:
+    with monkeypatch.context() as offline:
+        offline.setattr("app.token_cache.TokenCache.upload", lambda *_: None)
+        return node.prepare().directory / "train-00001.bin"
+
+
 def test_a_shard_that_rots_before_its_upload_is_made_again_and_does_not_spread(
     node: MakeNode,
     tokens_store: Store,
@@ -385,17 +395,14 @@ def test_a_shard_that_rots_before_its_upload_is_made_again_and_does_not_spread(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     first = node("first")
-    with monkeypatch.context() as offline:
-        offline.setattr("app.token_cache.TokenCache.upload", lambda *_: None)
-        whole = first.prepare()
-    path, good = whole.directory / "train-00001.bin", first.files()
+    path = shard_not_uploaded_yet(first, monkeypatch)
+    good = first.files()
     path.write_bytes(b"\0" * path.stat().st_size)
     first.prepare()
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert line == f"{path} was changed (SHA-256 differs): made again before it is uploaded"
     assert first.files() == good
-    stored = {found.name: found.read_bytes() for found in (tmp_path / "store").rglob("*.bin")}
-    assert {name: hashlib.sha256(data).hexdigest() for name, data in stored.items()} == good
+    assert shards_in(tmp_path / "store") == good
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO], ids=errno.errorcode.get)
@@ -407,18 +414,15 @@ def test_a_shard_that_cannot_be_read_is_made_again_and_uploaded(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     first = node("first")
-    with monkeypatch.context() as offline:
-        offline.setattr("app.token_cache.TokenCache.upload", lambda *_: None)
-        whole = first.prepare()
-    path, good = whole.directory / "train-00001.bin", first.files()
+    path = shard_not_uploaded_yet(first, monkeypatch)
+    good = first.files()
     make_unreadable(monkeypatch, path, number)
     first.prepare()
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert line == (
         f"{path} cannot be read ({os.strerror(number)}): made again before it is uploaded"
     )
-    stored = {found.name: found.read_bytes() for found in (tmp_path / "store").rglob("*.bin")}
-    assert {name: hashlib.sha256(data).hexdigest() for name, data in stored.items()} == good
+    assert shards_in(tmp_path / "store") == good
 
 
 class Panic(BaseException):
