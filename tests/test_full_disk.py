@@ -67,6 +67,11 @@ def fills_after_the_first_commit(
     return job.halting("app.saver.prune", folder, lambda _: fill(filler))
 
 
+def test_one_worker_runs_all_that_fills_the_disk(request: pytest.FixtureRequest) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        assert request.node.nodeid.endswith("@small"), "the group of this module is not seen"
+
+
 def test_training_goes_on_while_the_volume_is_full_and_the_save_is_made_up_for(
     small: Path, tmp_path: Path, variables_of_run: dict[str, str], undisturbed: Outcome
 ) -> None:
