@@ -5,6 +5,7 @@ AWS_DEFAULT_REGION, AWS_ENDPOINT_URL_S3 and so on.
 S3's codes: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,11 +22,12 @@ from urllib3.exceptions import HTTPError
 from app.errors import AccessDenied, AppError, ConfigError, Damaged, NoBucket, NotFound, Unavailable
 from app.sections import redacted
 
+_TRIES = 3
 # An endpoint that swallows packets is given up after about half a minute.
 _CONFIG = Config(
     connect_timeout=10,
     read_timeout=60,
-    retries={"mode": "standard", "total_max_attempts": 3},
+    retries={"mode": "standard", "total_max_attempts": _TRIES},
     max_pool_connections=40,
     user_agent_extra="smollm2-spot-trainer",
 )
@@ -79,6 +81,8 @@ _NO_SPACE = {"InsufficientCapacity", "QuotaExceeded", "XMinioStorageFull"}
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 
 def open_client(place: str) -> tuple[Any, str]:
     """An S3 client, safe in threads, and its endpoint (URL). Nothing is contacted yet.
@@ -92,6 +96,7 @@ def open_client(place: str) -> tuple[Any, str]:
         raise _unusable(place, redacted(str(error))) from error
     client.meta.events.register("before-send.s3", _without_expect)
     client.meta.events.register("before-parse.s3", _whole)
+    client.meta.events.register("needs-retry.s3", _say_silence)
     return client, redacted(str(client.meta.endpoint_url))
 
 
@@ -176,6 +181,20 @@ def _whole(operation_model: Any, response_dict: Mapping[str, Any], **_: Any) -> 
         raise aws.ConnectionClosedError(endpoint_url=f"S3, in an answer to {operation_model.name}")
 
 
+def _say_silence(
+    endpoint: Any, operation: Any, attempts: int, caught_exception: Exception | None, **_: Any
+) -> None:
+    """A server that accepts and says nothing keeps a caller for minutes, who would look hung."""
+    if isinstance(caught_exception, (aws.ConnectTimeoutError, aws.ReadTimeoutError)):
+        log.warning(
+            "%s does not answer (%s, try %d of %d)",
+            redacted(endpoint.host),
+            operation.name,
+            attempts,
+            _TRIES,
+        )
+
+
 def error_code(error: ClientError) -> str:
     """S3's own word, such as NoSuchKey. The HTTP status as text if the answer had none."""
     return str(error.response.get("Error", {}).get("Code", ""))
@@ -192,7 +211,8 @@ def retried(error: ClientError) -> bool:
 
 def _unusable(place: str, text: str) -> ConfigError:
     return ConfigError(
-        f"{place}: {text}. Check AWS_ENDPOINT_URL_S3, AWS_DEFAULT_REGION and AWS_PROFILE"
+        f"{place}: {text}. Check AWS_ENDPOINT_URL_S3 (http://… or https://…), "
+        "AWS_DEFAULT_REGION and AWS_PROFILE"
     )
 
 

@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -34,10 +34,24 @@ def _unit(name: str) -> dict[str, Any]:
     return {"unit": name}
 
 
+def _name(signs: str, longest: int) -> AfterValidator:
+    """Letters, digits and `signs`: safe as a part of a path and of a key."""
+    allowed = re.compile(rf"[A-Za-z0-9][A-Za-z0-9{re.escape(signs)}]{{0,{longest - 1}}}")
+
+    def check(value: str) -> str:
+        if not allowed.fullmatch(value):
+            raise ValueError(
+                f"allowed: up to {longest} letters, digits and {' '.join(signs)}, "
+                "of which the first is a letter or a digit"
+            )
+        return value
+
+    return AfterValidator(check)
+
+
 class RunSettings(Section):
-    run_name: str | None = Field(
+    run_name: Annotated[str, _name("._-", 100)] | None = Field(
         None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
         description="name of the run, and of its folder in the store; default: the model's name",
     )
     total_steps: int = Field(
@@ -54,9 +68,8 @@ class RunSettings(Section):
         description="extend a finished run by this many steps",
         json_schema_extra=_unit("steps"),
     )
-    extension_id: str | None = Field(
+    extension_id: Annotated[str, _name("._:-", 200)] | None = Field(
         None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$",
         description="name of the extension: the same name is applied once, however often it starts",
     )
     seed: int = Field(1337, ge=0, lt=2**63, description="seed of the weights and of the data order")

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.config import Config
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app import s3_client
 from app.errors import AccessDenied, AppError, ConfigError, NoBucket, NotFound, Unavailable
 from app.stores import MAX_GET_BYTES, Store, open_store
 from app.stores.s3 import BufferReader, S3Store
@@ -69,6 +71,21 @@ class TestS3Store:
         for use in (store.check, lambda: store.put("a", [b"x"]), lambda: keys(store)):
             with pytest.raises(Unavailable, match=closed_endpoint):
                 use()
+
+    @pytest.mark.usefixtures("bucket", "no_backoff")
+    def test_a_server_that_says_nothing_is_spoken_of_at_each_try(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        hasty = s3_client._CONFIG.merge(Config(read_timeout=0.2))
+        monkeypatch.setattr(s3_client, "_CONFIG", hasty)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+            with pytest.raises(Unavailable, match=url):
+                open_store("s3://bucket", "run").check()
+        assert [record.message for record in caplog.records if "app." in record.name] == [
+            f"{url} does not answer (ListObjectsV2, try {n} of 3)" for n in (1, 2, 3)
+        ]
 
     def test_missing_credentials_are_access_denied(
         self, bucket: str, monkeypatch: pytest.MonkeyPatch
