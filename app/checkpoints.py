@@ -12,6 +12,7 @@ A folder without a manifest is an upload that was cut short. Checkpoints order b
 """
 
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,8 @@ from app.errors import Damaged, NotFound, Unavailable
 from app.failures import from_os_error
 from app.formats import check_format
 from app.stores import Data, Store
+
+log = logging.getLogger(__name__)
 
 MANIFEST_FORMAT = 1
 MANIFEST = "manifest.json"
@@ -217,8 +220,24 @@ def fetch(
 
     A store on a volume returns its own folder; others download into `directory`.
     `only` limits the files; `required` must be among them. `alive` is called for
-    each block that is fetched or verified. Raises Damaged with the file and what is wrong with it.
+    each block that is fetched or verified. Raises Damaged with the file and what is wrong with
+    it, twice: a bit can flip on the way.
     """
+    try:
+        return _fetch_once(store, name, directory, only, required, alive)
+    except Damaged as error:
+        log.warning("%s: read once more", error)
+        return _fetch_once(store, name, directory, only, required, alive)
+
+
+def _fetch_once(
+    store: Store,
+    name: CheckpointName,
+    directory: Path,
+    only: Sequence[str],
+    required: Sequence[str],
+    alive: Callable[[], None],
+) -> Path:
     manifest = read_manifest(store, name)
     if lacking := sorted({*only, *required} - set(manifest.files)):
         raise Damaged(f"{name.key(MANIFEST)} does not list {lacking[0]}")

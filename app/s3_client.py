@@ -31,6 +31,7 @@ _CONFIG = Config(
     max_pool_connections=40,
     user_agent_extra="smollm2-spot-trainer",
 )
+_WITHOUT_CHECKSUMS = Config(request_checksum_calculation="when_required")
 
 _NO_CREDENTIALS = (
     aws.NoCredentialsError,
@@ -84,14 +85,15 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-def open_client(place: str) -> tuple[Any, str]:
+def open_client(place: str, *, upload_checksums: bool = True) -> tuple[Any, str]:
     """An S3 client, safe in threads, and its endpoint (URL). Nothing is contacted yet.
 
     Raises ConfigError for AWS settings that boto3 cannot use; `place` begins its message.
     """
+    config = _CONFIG if upload_checksums else _CONFIG.merge(_WITHOUT_CHECKSUMS)
     try:
         # A session of its own: boto3's default one is shared and not safe in threads.
-        client: Any = Session().client("s3", config=_CONFIG)
+        client: Any = Session().client("s3", config=config)
     except (BotoCoreError, ValueError) as error:
         raise _unusable(place, redacted(str(error))) from error
     client.meta.events.register("before-send.s3", _without_expect)

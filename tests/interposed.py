@@ -51,6 +51,7 @@ class Interposed:
         self.answering: Answering = lambda environ: None
         self.requests: list[str] = []
         self.withheld = 0  # bytes that an answer announces and does not deliver
+        self.headers: dict[str, str] = {}  # that an answer has beside its own
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         self.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
@@ -64,6 +65,7 @@ class Interposed:
             "Content-Type": "application/xml",
             "ETag": '"0"',
             "Content-Length": str(len(body) + self.withheld),
+            **self.headers,
         }
         start_response(f"{status} Scripted", list(headers.items()))
         return [body]

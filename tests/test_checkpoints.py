@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from app.checkpoints import (
 from app.errors import Damaged, Fenced, IncompatibleRun, NotFound, Unavailable
 from app.retention import prune, quarantine, remove_unfinished, set_late_aside
 from app.stores import Data, Store, open_store
+from tests.interposed import Answer, Interposed
 from tests.unreadable import make_unreadable
 
 FILES: dict[str, Data] = {
@@ -149,6 +151,27 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_next(
     assert found is not None and found.name == good
     assert [name for name, _ in found.damaged] == [bad]
     assert file in found.damaged[0][1]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", MANIFEST])
+def test_a_bit_that_flips_in_a_download_costs_no_checkpoint(
+    bucket: str, s3_answers: Interposed, tmp_path: Path, file: str
+) -> None:
+    store = open_store(f"s3://{bucket}", "run")
+    commit_step(store, 20)
+    name = commit_step(store, 40)
+    content, _ = store.get(name.key(file))
+    flipped = bytes([content[0] ^ 1]) + content[1:]
+    answers = [(200, flipped.decode())]
+
+    def answering(environ: dict[str, Any]) -> Answer | None:
+        wanted = environ["REQUEST_METHOD"] == "GET" and environ["PATH_INFO"].endswith(file)
+        return answers.pop() if wanted and answers else None
+
+    s3_answers.answering = answering
+    found = newest_valid(store, tmp_path)
+    assert found is not None and not answers
+    assert (found.name, found.damaged) == (name, [])
 
 
 @pytest.mark.parametrize(

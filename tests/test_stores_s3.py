@@ -1,6 +1,8 @@
 """A run in a bucket: what servers answer, what they do not know, what they leave behind."""
 
+import base64
 import errno
+import io
 import socket
 import threading
 from collections.abc import Callable
@@ -175,6 +177,39 @@ class TestS3Store:
         with pytest.raises(AccessDenied):
             s3.check()
 
+    @pytest.mark.parametrize("answer", ["refuses", "stores them"])
+    def test_a_server_that_does_not_know_the_checksums_of_uploads_gets_none(
+        self, s3: S3Store, s3_answers: Interposed, caplog: pytest.LogCaptureFixture, answer: str
+    ) -> None:
+        def answering(environ: dict[str, Any]) -> Answer | None:
+            if environ["REQUEST_METHOD"] != "PUT" or "HTTP_X_AMZ_CHECKSUM_CRC32" not in environ:
+                return None
+            if answer == "refuses":
+                return 501, xml("NotImplemented", "A header you provided implies what is not.")
+            environ["wsgi.input"].read(length := int(environ["CONTENT_LENGTH"]))
+            environ["wsgi.input"] = io.BytesIO(bytes(length))
+            for name in [name for name in environ if "CHECKSUM" in name]:
+                del environ[name]
+            return None
+
+        s3_answers.answering = answering
+        s3.check()
+        assert s3.conditional_writes
+        assert "does not know the checksums of uploads" in caplog.text
+        s3.put("a", [bytes([1]) * 9 * MIB])
+        assert s3.put_if_absent("b", b"1")
+        s3_answers.reset()
+        assert (s3.get("a", 10 * MIB)[0], s3.get("b")[0]) == (bytes([1]) * 9 * MIB, b"1")
+
+    def test_a_bit_that_flips_on_the_way_is_read_again(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        s3.put("a", [b"whole"])
+        s3_answers.answering = first(1, (200, "whale"))
+        s3_answers.headers = {"x-amz-checksum-crc32": base64.b64encode(bytes(4)).decode()}
+        assert s3.get("a")[0] == b"whole"
+        assert s3_answers.requests.count(f"GET /{s3.uri.removeprefix('s3://')}/a") == 2
+
     @pytest.mark.parametrize("support", ["ignored", "unknown"])
     def test_a_server_without_conditional_writes_is_found_out(
         self, s3: S3Store, s3_answers: Interposed, support: str
@@ -320,7 +355,7 @@ class TestS3Store:
         self, s3: S3Store, s3_answers: Interposed
     ) -> None:
         s3_answers.answering = only("GET", (200, "1000;chunk-signature"), path="probe")
-        with pytest.raises(ConfigError, match="AWS_REQUEST_CHECKSUM_CALCULATION"):
+        with pytest.raises(ConfigError, match="does not return what was written"):
             s3.check()
         s3_answers.reset()
         assert keys(s3) == []

@@ -1,8 +1,7 @@
 """A run under a prefix of an S3 bucket, or of any server that speaks S3.
 
-Each object carries the checksum that the SDK adds by default; a server that does not
-know it and stores the wrong bytes is found by `check`, which then names
-AWS_REQUEST_CHECKSUM_CALCULATION=when_required.
+Each object carries the checksum that the SDK adds by default. A server that does not know
+it, and refuses it or stores the wrong bytes, is found by `check`, which then leaves it out.
 """
 
 import io
@@ -10,7 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -80,16 +79,20 @@ class S3Store:
 
     def check(self) -> None:
         key = f"{RESERVED}probe-{secrets.token_hex(8)}"
-        content = secrets.token_bytes(4096)
         with self._failures(self.uri):
             self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
         try:
-            self._put(key, [content])
-            if self._get(key, MAX_GET_BYTES)[0] != content:
-                raise ConfigError(
-                    f"{self.uri}: {self._endpoint} does not return what was written to it. Set "
-                    "AWS_REQUEST_CHECKSUM_CALCULATION=when_required if it does not know AWS's "
-                    "upload checksums"
+            kept = False
+            with self._unless_unknown():
+                kept = self._keeps_content(key)
+            if not kept:
+                self._client, _ = open_client(self._place(""), upload_checksums=False)
+                if not self._keeps_content(key):
+                    raise ConfigError(
+                        f"{self.uri}: {self._endpoint} does not return what was written to it"
+                    )
+                log.warning(
+                    "%s does not know the checksums of uploads: they are left out", self._endpoint
                 )
             self._conditional = self._keeps_conditions(key)
         except BaseException:
@@ -181,6 +184,12 @@ class S3Store:
         return s3_failures(f"CHECKPOINT_URI: {place}", self._endpoint)
 
     def _get(self, key: str, max_bytes: int) -> tuple[bytes, str]:
+        try:
+            return self._get_once(key, max_bytes)
+        except Damaged:  # a bit can flip on the way: only what is damaged twice is so in the store
+            return self._get_once(key, max_bytes)
+
+    def _get_once(self, key: str, max_bytes: int) -> tuple[bytes, str]:
         with self._failures(self._place(key)):
             answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
             # As its own context manager it would hand out the stream that compares nothing.
@@ -258,17 +267,28 @@ class S3Store:
     def _if_match(self, etag: str) -> dict[str, str]:
         return {"IfMatch": etag if self._quotes_etags else etag.strip('"')}
 
+    def _keeps_content(self, key: str) -> bool:
+        """Whether the server takes an object at `key`, and returns what it was given."""
+        content = secrets.token_bytes(4096)
+        self._put(key, [content])
+        return self._get(key, MAX_GET_BYTES)[0] == content
+
     def _keeps_conditions(self, key: str) -> bool:
         """Whether the server honours both conditions on `key`, which exists."""
-        self._conditional = True
+        self._conditional, kept = True, False
+        with self._unless_unknown(), self._failures(self._place(key)):
+            kept = self._refuses(key, {"IfNoneMatch": "*"}) and self._keeps_if_match(key)
+        return kept
+
+    @contextmanager
+    def _unless_unknown(self) -> Iterator[None]:
+        """Swallows the answer of a server to a header that it does not know."""
         try:
-            with self._failures(self._place(key)):
-                return self._refuses(key, {"IfNoneMatch": "*"}) and self._keeps_if_match(key)
+            yield
         except AppError as error:
             answer = error.__cause__
-            if isinstance(answer, ClientError) and http_status(answer) in _UNKNOWN_HEADER:
-                return False
-            raise
+            if not isinstance(answer, ClientError) or http_status(answer) not in _UNKNOWN_HEADER:
+                raise
 
     def _keeps_if_match(self, key: str) -> bool:
         """Ceph's server, in version 16, finds no ETag equal that stands in quotes as it should."""
