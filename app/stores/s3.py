@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -82,10 +82,7 @@ class S3Store:
         with self._failures(self.uri):
             self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
         try:
-            kept = False
-            with self._unless_unknown():
-                kept = self._keeps_content(key)
-            if not kept:
+            if not _knows(lambda: self._keeps_content(key)):
                 self._client, _ = open_client(self._place(""), upload_checksums=False)
                 if not self._keeps_content(key):
                     raise ConfigError(
@@ -94,7 +91,8 @@ class S3Store:
                 log.warning(
                     "%s does not know the checksums of uploads: they are left out", self._endpoint
                 )
-            self._conditional = self._keeps_conditions(key)
+            self._conditional = True
+            self._conditional = _knows(lambda: self._keeps_conditions(key))
         except BaseException:
             with suppress(AppError):
                 self._delete([key])
@@ -275,20 +273,8 @@ class S3Store:
 
     def _keeps_conditions(self, key: str) -> bool:
         """Whether the server honours both conditions on `key`, which exists."""
-        self._conditional, kept = True, False
-        with self._unless_unknown(), self._failures(self._place(key)):
-            kept = self._refuses(key, {"IfNoneMatch": "*"}) and self._keeps_if_match(key)
-        return kept
-
-    @contextmanager
-    def _unless_unknown(self) -> Iterator[None]:
-        """Swallows the answer of a server to a header that it does not know."""
-        try:
-            yield
-        except AppError as error:
-            answer = error.__cause__
-            if not isinstance(answer, ClientError) or http_status(answer) not in _UNKNOWN_HEADER:
-                raise
+        with self._failures(self._place(key)):
+            return self._refuses(key, {"IfNoneMatch": "*"}) and self._keeps_if_match(key)
 
     def _keeps_if_match(self, key: str) -> bool:
         """Ceph's server, in version 16, finds no ETag equal that stands in quotes as it should."""
@@ -338,6 +324,17 @@ class S3Store:
             log.info(
                 "%s: unfinished uploads are not looked for: %s", self.uri, redacted(str(error))
             )
+
+
+def _knows(probe: Callable[[], bool]) -> bool:
+    """What `probe` finds; False if the server answers that it does not know a header."""
+    try:
+        return probe()
+    except AppError as error:
+        answer = error.__cause__
+        if isinstance(answer, ClientError) and http_status(answer) in _UNKNOWN_HEADER:
+            return False
+        raise
 
 
 class BufferReader(io.RawIOBase):
