@@ -49,6 +49,26 @@ def _name(signs: str, longest: int) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _without_credentials(spec: str) -> str:
+    """`spec`. Raises ValueError, without any of its text, for a URI that names a user.
+
+    A password with a slash in it looks like a port that is no number.
+    """
+    if "://" not in spec:
+        return spec
+    try:
+        parts = urlsplit(spec)
+        plain = "@" not in parts.netloc and (parts.port is None or parts.port >= 0)
+    except ValueError:
+        plain = False
+    if not plain:
+        raise ValueError(
+            f"{CREDENTIALS}, and a port is a number; give a web file a signed address, and set "
+            "AWS_ACCESS_KEY_ID for a bucket"
+        )
+    return spec
+
+
 class RunSettings(Section):
     run_name: Annotated[str, _name("._-", 100)] | None = Field(
         None,
@@ -89,7 +109,7 @@ class ModelSettings(Section):
         description="length of a training sequence; default: the model's context",
         json_schema_extra=_unit("tokens"),
     )
-    init_from: str | None = Field(
+    init_from: Annotated[str, AfterValidator(_without_credentials)] | None = Field(
         None,
         description="start from the weights of a Hugging Face directory or hub id",
     )
@@ -114,7 +134,7 @@ class DataSettings(Section):
     dataset_config: str | None = Field(None, description="configuration (subset) of a hub dataset")
     dataset_split: str = Field("train", min_length=1, description="split of the dataset")
     text_column: str = Field("text", min_length=1, description="column that holds the text")
-    tokenizer: str = Field(
+    tokenizer: Annotated[str, AfterValidator(_without_credentials)] = Field(
         "builtin", min_length=1, description="builtin, or a Hugging Face directory or hub id"
     )
     document_mask: bool = Field(
@@ -143,10 +163,10 @@ class DataSettings(Section):
         try:
             specs = [part.spec for part in mixture_parts(dataset)] or [dataset]
         except ValueError:
-            _check_address(dataset)  # else the error would quote it
+            _without_credentials(dataset)  # else the error would quote it
             raise
         for spec in specs:
-            _check_address(spec)
+            _without_credentials(spec)
         return dataset
 
     @field_validator("data_dir")
@@ -360,25 +380,6 @@ def variables() -> Iterator[Variable]:
     for section, model in SECTIONS.items():
         for name, info in model.model_fields.items():
             yield Variable(name.upper(), section, info)
-
-
-def _check_address(spec: str) -> None:
-    """Raises ValueError, without any of its text, for a URI that names a user.
-
-    A password with a slash in it looks like a port that is no number.
-    """
-    if "://" not in spec:
-        return
-    try:
-        parts = urlsplit(spec)
-        plain = "@" not in parts.netloc and (parts.port is None or parts.port >= 0)
-    except ValueError:
-        plain = False
-    if not plain:
-        raise ValueError(
-            f"{CREDENTIALS}, and a port is a number; give a web file a signed address, and set "
-            "AWS_ACCESS_KEY_ID for a bucket"
-        )
 
 
 def redacted(text: str) -> str:

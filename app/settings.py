@@ -108,10 +108,23 @@ def misspelled(names: list[str]) -> Iterator[tuple[str, str]]:
     known = [variable.name for variable in variables()]
     for name in sorted(set(names)):
         if name.upper() not in known:
-            nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.9)
-            # COMPILER and MODELS are other programs' words, not our COMPILE and MODEL.
-            if nearest and ("_" in name or not name.upper().startswith(nearest[0])):
-                yield name, nearest[0]
+            nearest = next((ours for ours in known if _almost(name.upper(), ours)), None)
+            if nearest:
+                yield name, nearest
+
+
+def _almost(name: str, ours: str) -> bool:
+    if "_" in name:
+        alike = difflib.SequenceMatcher(None, name, ours).ratio() >= _ALIKE
+        return alike or ours.startswith(f"{name}_")
+    # MODE, MODELS and COMPILER are other programs' words, not our MODEL and COMPILE.
+    if len(ours) < _SHORT or name.startswith(ours) or ours.startswith(name):
+        return False
+    # One letter is wrong, missing or too many, or two have changed places.
+    same = len(os.path.commonprefix((name, ours)))
+    given, right = name[same:], ours[same:]
+    swapped = given[:2] == right[1::-1] and given[2:] == right[2:]
+    return swapped or given[1:] in (right, right[1:]) or given == right[1:]
 
 
 def as_typed(value: object) -> str:
@@ -139,7 +152,13 @@ def variable_table() -> str:
 
 
 def _env_file() -> dict[str, str | None]:
-    return dotenv_values(ENV_FILE) if ENV_FILE.is_file() else {}
+    """Raises ConfigError or AccessDenied for a file that cannot be read."""
+    try:
+        return dotenv_values(ENV_FILE) if ENV_FILE.is_file() else {}
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{ENV_FILE} is not UTF-8 text ({error.reason}): convert it") from error
+    except OSError as error:
+        raise AccessDenied(f"{ENV_FILE} cannot be read ({error.strerror})") from error
 
 
 def _sources(flags: Mapping[str, str]) -> dict[str, Source]:
@@ -159,6 +178,8 @@ def _sources(flags: Mapping[str, str]) -> dict[str, Source]:
     return sources
 
 
+_ALIKE = 0.9  # share of letters
+_SHORT = 5  # letters; SEED is one slip away from too many words
 _WHERE = {"flag": "a flag", "environment": "the environment", "file": str(ENV_FILE)}
 
 

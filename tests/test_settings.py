@@ -62,17 +62,40 @@ def test_an_empty_value_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None
     assert settings.sources["TOTAL_STEPS"] == "default"
 
 
-@pytest.mark.parametrize("name", ["TOTAL_STEP", "TOTAL_STPES", "BATCHSIZE", "LR_SCHEDULER"])
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("TOTAL_STEP", "TOTAL_STEPS"),
+        ("TOTAL_STPES", "TOTAL_STEPS"),
+        ("BATCHSIZE", "BATCH_SIZE"),
+        ("LR_SCHEDULER", "LR_SCHEDULE"),
+        ("CHECKPOINT_EVERY", "CHECKPOINT_EVERY_STEPS"),
+        ("MODLE", "MODEL"),
+        ("modle", "MODEL"),
+        ("DATSET", "DATASET"),
+        ("TOKENISER", "TOKENIZER"),
+        ("PRECISSION", "PRECISION"),
+    ],
+)
+@pytest.mark.parametrize("place", ["environment", ".env"])
 def test_a_misspelled_name_is_reported_with_the_nearest_one(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, nearest: str, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(name, "7")
-    nearest = {"TOTAL_STEP": "TOTAL_STEPS", "TOTAL_STPES": "TOTAL_STEPS", "BATCHSIZE": "BATCH_SIZE"}
-    assert f"did you mean {nearest.get(name, 'LR_SCHEDULE')}?" in problems()
+    if place == ".env":
+        Path(".env").write_text(f"{name}=7\n")
+    else:
+        monkeypatch.setenv(name, "7")
+    assert problems() == f"{name} is not a variable of this job; did you mean {nearest}?"
+
+
+@pytest.mark.parametrize("content", [b"SEED=\xff\n", b"A=\xff\nSEED=2\n"])
+def test_an_env_file_that_is_no_text_is_named(content: bytes) -> None:
+    Path(".env").write_bytes(content)
+    assert ".env is not UTF-8 text" in problems()
 
 
 def test_foreign_names_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("COMPILER", "MODELS", "DEVICES"):
+    for name in ("COMPILER", "MODELS", "DEVICES", "DATABASE", "SERVICE", "SPEED", "LOGGER"):
         monkeypatch.setenv(name, "x")
     for name in ("HOME", "MODE", "AWS_REGION", "HF_TOKEN", "KUBERNETES_PORT", "LOGNAME", "SHLVL"):
         monkeypatch.setenv(name, "x")
@@ -163,6 +186,13 @@ def test_credentials_in_a_uri_are_refused_and_never_repeated() -> None:
 def test_credentials_in_dataset_are_refused_and_never_repeated(dataset: str) -> None:
     text = problems(dataset=dataset)
     assert text.startswith("DATASET=*** (from a flag) cannot be used: credentials do not belong")
+    assert "secret" not in text
+
+
+@pytest.mark.parametrize("name", ["INIT_FROM", "TOKENIZER"])
+def test_credentials_in_another_address_are_refused_too(name: str) -> None:
+    text = problems(**{name.lower(): "https://user:very/secret@host/x"})
+    assert text.startswith(f"{name}=*** (from a flag) cannot be used: credentials do not belong")
     assert "secret" not in text
 
 
