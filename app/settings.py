@@ -16,7 +16,7 @@ from typing import Any, Literal
 from dotenv import dotenv_values
 from pydantic import ValidationError
 
-from app.errors import ConfigError
+from app.errors import AccessDenied, ConfigError
 from app.presets import AUTO_MODELS, PRESETS
 from app.sections import (
     CREDENTIALS,
@@ -121,7 +121,7 @@ def _almost(name: str, ours: str) -> bool:
     if len(ours) < _SHORT or name.startswith(ours) or ours.startswith(name):
         return False
     # One letter is wrong, missing or too many, or two have changed places.
-    same = len(os.path.commonprefix((name, ours)))
+    same = next((n for n, (a, b) in enumerate(zip(name, ours, strict=False)) if a != b), 0)
     given, right = name[same:], ours[same:]
     swapped = given[:2] == right[1::-1] and given[2:] == right[2:]
     return swapped or given[1:] in (right, right[1:]) or given == right[1:]

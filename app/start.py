@@ -115,7 +115,12 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
         run = settings.run
         if note := already_applied(stored.record, run.additional_steps, run.extension_id):
             log.info(note)
-        log.info("nothing to do: %s is finished at step %d", job.run_name, stored.record.target)
+        log.info(
+            "nothing to do: %s is finished at step %d (sizes looked at; `checkpoints verify` reads "
+            "every byte)",
+            job.run_name,
+            stored.record.target,
+        )
         return None
     source = source_of_run(settings.data, stored.record if stored else None, progress.alive)
     check_against_record(job, stored, source, store)
