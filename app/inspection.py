@@ -106,15 +106,16 @@ def samples_of_step(settings: Settings, prepared: PreparedTokens, place: Place) 
     codec = open_tokenizer(prepared.tokenizer.directory / "tokenizer.json")
     samples = []
     for micro_step, row, number in _numbers(settings, place):
+        needed = order.tokens_until(number + 1, seq_len)
+        if not prepared.index.complete and shards.n_tokens < needed:
+            # The last window of a corpus is shuffled otherwise than a whole one.
+            raise ConfigError(
+                f"step {place.step} is not prepared yet: its order is known with training token "
+                f"{needed:,}, and DATA_DIR={settings.data.data_dir} holds {shards.n_tokens:,}. "
+                f"Prepare more: python -m app prepare --total_steps {place.step}"
+            )
         sequence = order.sequence_at(number)
         first = sequence * seq_len
-        if first + seq_len + 1 > shards.n_tokens:
-            raise ConfigError(
-                f"step {place.step} is not prepared yet: it shows training token "
-                f"{first + seq_len:,}, and DATA_DIR={settings.data.data_dir} holds "
-                f"{shards.n_tokens:,}. Prepare more: python -m app prepare --total_steps "
-                f"{place.step}"
-            )
         documents = tuple(
             Part(codec.decode(ids.tolist()), len(ids) + ends, ends)
             for ids, ends in _parts(shards.read(first, seq_len), prepared.tokenizer.eos_token_id)
