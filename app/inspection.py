@@ -96,13 +96,19 @@ def samples_of_step(settings: Settings, prepared: PreparedTokens, place: Place) 
     """What `place` sees, in order.
 
     Raises UsageError for a place that the run does not have, ConfigError for one whose
-    tokens are not prepared, and for a shard what `TokenShards.read` raises.
+    tokens are not prepared, or where all of DATASET is less than a sequence, and for a shard
+    what `TokenShards.read` raises.
     """
     seq_len = sequence_length(settings)
     shards = prepared.open("train")
     order = corpus_order(
         shards.n_tokens, seq_len, complete=prepared.index.complete, seed=settings.run.seed
     )
+    if order.n_sequences == 0:
+        raise ConfigError(
+            f"DATASET has only {shards.n_tokens} tokens to train on, and one sequence takes "
+            f"SEQ_LEN + 1 = {seq_len + 1}"
+        )
     codec = open_tokenizer(prepared.tokenizer.directory / "tokenizer.json")
     samples = []
     for micro_step, row, number in _numbers(settings, place):

@@ -164,6 +164,18 @@ def test_what_is_shown_of_an_unfinished_corpus_is_what_the_whole_one_shows(
     assert {step: after[step] for step in before} == before
 
 
+def test_a_dataset_of_less_than_a_sequence_is_said_to_be_too_small(
+    data: Data, flags: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("few")
+    here = {"dataset": str(path), "data_dir": str(tmp_path)}
+    prepared({**flags, **here})
+    code, _, log = data("show", "--step", "1", **here)
+    assert code == 78
+    assert "tokens to train on, and one sequence takes SEQ_LEN + 1 = 33" in log
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
