@@ -30,7 +30,7 @@ from app.preemption import StopRequest
 from app.record import load_record
 from app.report import page, read_run
 from app.sections import variables
-from app.settings import Settings, variable_table
+from app.settings import Settings, refuse_several_processes, variable_table
 from app.spot import watched_for_notices
 from app.stores import Store, open_store
 
@@ -40,6 +40,7 @@ _WEIGHTS_ONLY_LEAVES_OUT = ("optimizer.safetensors",)
 
 
 def train(settings: Settings, _: argparse.Namespace, stop: StopRequest) -> None:
+    refuse_several_processes()
     # The libraries take seconds to load: who waits knows for what.
     log.info(
         "smollm2-spot-trainer %s starts: run %s, checkpoints in %s",

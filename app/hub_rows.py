@@ -31,7 +31,8 @@ class HubSource:
         return self.name.revision
 
     def origins(self) -> Mapping[str, str]:
-        key = f"hub {self.name.repo_id} {self.config} {self.split} {self.column}"
+        config = self.config or "default"  # what no name means where there are several
+        key = f"hub {self.name.repo_id} {config} {self.split} {self.column}"
         return {key: self.name.repo_id}
 
     def identity(self) -> Mapping[str, str]:

@@ -96,25 +96,32 @@ def samples_of_step(settings: Settings, prepared: PreparedTokens, place: Place) 
     """What `place` sees, in order.
 
     Raises UsageError for a place that the run does not have, ConfigError for one whose
-    tokens are not prepared, and for a shard what `TokenShards.read` raises.
+    tokens are not prepared, or where all of DATASET is less than a sequence, and for a shard
+    what `TokenShards.read` raises.
     """
     seq_len = sequence_length(settings)
     shards = prepared.open("train")
     order = corpus_order(
         shards.n_tokens, seq_len, complete=prepared.index.complete, seed=settings.run.seed
     )
+    if order.n_sequences == 0:
+        raise ConfigError(
+            f"DATASET has only {shards.n_tokens} tokens to train on, and one sequence takes "
+            f"SEQ_LEN + 1 = {seq_len + 1}"
+        )
     codec = open_tokenizer(prepared.tokenizer.directory / "tokenizer.json")
     samples = []
     for micro_step, row, number in _numbers(settings, place):
+        needed = order.tokens_until(number + 1, seq_len)
+        if not prepared.index.complete and shards.n_tokens < needed:
+            # The last window of a corpus is shuffled otherwise than a whole one.
+            raise ConfigError(
+                f"step {place.step} is not prepared yet: its order is known with training token "
+                f"{needed:,}, and DATA_DIR={settings.data.data_dir} holds {shards.n_tokens:,}. "
+                f"Prepare more: python -m app prepare --total_steps {place.step}"
+            )
         sequence = order.sequence_at(number)
         first = sequence * seq_len
-        if first + seq_len + 1 > shards.n_tokens:
-            raise ConfigError(
-                f"step {place.step} is not prepared yet: it shows training token "
-                f"{first + seq_len:,}, and DATA_DIR={settings.data.data_dir} holds "
-                f"{shards.n_tokens:,}. Prepare more: python -m app prepare --total_steps "
-                f"{place.step}"
-            )
         documents = tuple(
             Part(codec.decode(ids.tolist()), len(ids) + ends, ends)
             for ids, ends in _parts(shards.read(first, seq_len), prepared.tokenizer.eos_token_id)

@@ -7,9 +7,11 @@ for. Characters are Unicode code points.
 """
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from app.console import counted
 from app.dataset_spec import WeightedPart
 from app.errors import ConfigError
 from app.pieces import Piece, Pieces, Position, Source
@@ -18,6 +20,10 @@ from app.sections import redacted
 log = logging.getLogger(__name__)
 
 TURN_CHARACTERS = 1 << 18
+
+# Of a file that is not empty: its size, and our SHA-256 or the MD5 that S3 makes its ETag of.
+# Other ETags and dates can be the same where the content is not.
+_CONTENT = re.compile(r"""[1-9]\d* (blocks [0-9a-f]{64}|[0-9a-f]{64}|"?[0-9a-f]{32}(-\d+)?"?)""")
 
 
 @dataclass(frozen=True)
@@ -43,16 +49,17 @@ class Mixture:
         return {key: name for source in self.sources for key, name in source.origins().items()}
 
     def identity(self) -> Mapping[str, str]:
-        """Raises ConfigError for parts with the same content."""
+        """Raises ConfigError for a part whose files another one has too, by whatever names."""
         total = sum(float(part.weight) for part in self.parts)
         identity: dict[str, str] = {}
-        known: dict[frozenset[tuple[str, str]], str] = {}
+        known: list[tuple[str, Mapping[str, str]]] = []
         for part, source in zip(self.parts, self.sources, strict=True):
             label = redacted(part.spec)
             content = source.identity()
-            other = known.setdefault(frozenset(content.items()), label)
-            if other != label:
-                raise _twice(other, label)
+            files = {value: name for name, value in content.items() if _CONTENT.fullmatch(value)}
+            for other, others in known:
+                _compare(other, others, label, files)
+            known.append((label, files))
             identity[f"{label} (weight)"] = repr(float(part.weight) / total)
             identity.update({f"{label}: {name}": value for name, value in content.items()})
         return identity
@@ -70,6 +77,24 @@ def mixture(parts: Sequence[WeightedPart], sources: Sequence[Source]) -> Mixture
                 raise _twice(redacted(known[key]), redacted(part.spec), f" ({name})")
         known.update(dict.fromkeys(source.origins(), part.spec))
     return Mixture(tuple(parts), tuple(sources))
+
+
+def _compare(one: str, files: Mapping[str, str], other: str, others: Mapping[str, str]) -> None:
+    """Of two parts, their files by content. A licence in both of two folders is no reason to
+    refuse them."""
+    shared = files.keys() & others.keys()
+    if not shared:
+        return
+    example = min(others[content] for content in shared)
+    if len(shared) == min(len(files), len(others)):
+        raise _twice(one, other, f" ({example})")
+    log.warning(
+        "DATASET: %s and %s have %s in common, such as %s: read twice",
+        one,
+        other,
+        counted(len(shared), "file"),
+        example,
+    )
 
 
 def _twice(one: str, other: str, what: str = "") -> ConfigError:

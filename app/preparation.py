@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.console import counted
-from app.errors import AppError
+from app.errors import AppError, Damaged
 from app.failures import disk_failures
 from app.locks import locked_folder
 from app.missing_shards import MissingShards
@@ -29,6 +29,7 @@ from app.shards import (
     Split,
     TokenShards,
     is_missing,
+    mended_index,
     read_index,
     verify,
     write_index,
@@ -118,7 +119,7 @@ class Preparation:
         data_dir = source.settings.data_dir
         self.directory = data_dir / "tokens" / self.fingerprint[:24]
         self.index = ShardIndex(source.fingerprint, tokenizer.fingerprint)
-        self.progress = PrepareProgress()
+        self.progress = PrepareProgress(tokens_total=need.stop)
         self._place = f"DATA_DIR={data_dir}"
         self._corpus = CorpusTokenizer(source, tokenizer, self.directory, shard_tokens)
         self._cache = cache(self.fingerprint)
@@ -143,8 +144,7 @@ class Preparation:
 
     def start(self) -> None:
         """Work behind the caller, who waits for what it reads."""
-        thread = threading.Thread(target=self._run_behind, name="preparation", daemon=True)
-        thread.start()
+        threading.Thread(target=self._run_behind, name="preparation", daemon=True).start()
 
     def run(self) -> None:
         """Work until the need is met, and until what was made is in the cache.
@@ -254,7 +254,7 @@ class Preparation:
     def _work(self) -> None:
         self._reported = time.monotonic()
         with disk_failures(self._place):
-            self._publish(self._local_index())
+            self._follow_index()
             self._adopt_cached()
             self._fetch_missing()
             while not self.need.met_by(self.index):
@@ -263,8 +263,12 @@ class Preparation:
         if self._uploader:
             self._uploader.submit(self.index)
 
-    def _local_index(self) -> ShardIndex:
-        return read_index(self.directory, self.index.source, self.index.tokenizer)
+    def _follow_index(self) -> None:
+        """Take over what the process that writes has done. A damaged index is for it to mend."""
+        with suppress(Damaged):
+            index = read_index(self.directory, self.index.source, self.index.tokenizer)
+            if index.continues(self.index):
+                self._publish(index)
 
     def _publish(self, index: ShardIndex) -> None:
         with self._changed:
@@ -291,11 +295,11 @@ class Preparation:
             if not self.index.continues(cached) and cached != self.index:
                 log.warning("the token cache %s holds other tokens: not used", self._cache.uri)
             return
-        with suppress(_MadeElsewhere), self._locked(self._is_met):
-            if cached.continues(self._local_index()):
+        with suppress(_MadeElsewhere), self._locked():
+            if cached.continues(mended_index(self.directory, self.index)):
                 write_index(self.directory, cached)
                 log.info("%s tokens are in %s", f"{cached.n_tokens('train'):,}", self._cache.uri)
-            self._publish(self._local_index())
+            self._follow_index()
 
     def _fetch_missing(self) -> None:
         """Bring the shards that the job needs and that are not here, in the order of need."""
@@ -331,8 +335,8 @@ class Preparation:
 
     def _extend(self) -> None:
         """Make what is missing, unless another process does."""
-        with suppress(_MadeElsewhere), self._locked(self._is_met):
-            self._publish(self._local_index())
+        with suppress(_MadeElsewhere), self._locked():
+            self._publish(mended_index(self.directory, self.index))
             if self._is_met():
                 return
             began, before = time.monotonic(), self.index.n_tokens("train")
@@ -365,14 +369,12 @@ class Preparation:
         return self.need.met_by(self.index)
 
     @contextmanager
-    def _locked(self, made_elsewhere: Callable[[], bool]) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         """Be the one process that writes. While another one is, follow its index."""
 
         def follow() -> None:
-            index = self._local_index()
-            if index.continues(self.index):
-                self._publish(index)
-            if made_elsewhere():
+            self._follow_index()
+            if self._is_met():
                 raise _MadeElsewhere
             self._advance()
 

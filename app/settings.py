@@ -4,7 +4,8 @@ The environment is the only configuration. A command-line flag is the same name 
 lower case, and a `.env` file in the working directory is read too; the order of
 precedence is flag, environment, file, default. Nothing else in the project reads
 the environment, except boto3 (AWS_*) and the hub client (HF_*) for their own names;
-`metadata_servers` holds what the clouds' own names say about spot notices.
+`metadata_servers` holds what the clouds' own names say about spot notices, and
+`refuse_several_processes` looks at what launchers say.
 """
 
 import difflib
@@ -101,6 +102,19 @@ def load_settings(flags: Mapping[str, str] | None = None) -> Settings:
     if problems:
         raise ConfigError("\n".join(problems))
     return settings
+
+
+def refuse_several_processes() -> None:
+    """Raises ConfigError where a launcher such as torchrun has started more than one process.
+
+    One would train and the others wait for its lease, which looks like distributed training.
+    """
+    started = os.environ.get("WORLD_SIZE", "")
+    if started.isdecimal() and int(started) > 1:
+        raise ConfigError(
+            f"WORLD_SIZE={started} (from the environment) cannot be used: the job trains in one "
+            "process on one GPU; start it without torchrun"
+        )
 
 
 def misspelled(names: list[str]) -> Iterator[tuple[str, str]]:

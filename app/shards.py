@@ -11,6 +11,7 @@ sealed yet; the files that come out are the same, byte for byte.
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from app.errors import AccessDenied, AppError, Damaged, Unavailable
 from app.formats import check_format
+
+log = logging.getLogger(__name__)
 
 INDEX = "index.json"
 SHARD_TOKENS = 1 << 22  # 8 MiB: some seconds of tokenizing
@@ -203,7 +206,24 @@ def read_index(directory: Path, source: str, tokenizer: str) -> ShardIndex:
     try:
         return decode_index(content, source, tokenizer, str(path))
     except Damaged as error:
-        raise Damaged(f"{error}: delete {directory} and start again") from error
+        raise Damaged(
+            f"{error}: the next `train` or `prepare` sets it aside and makes it again"
+        ) from error
+
+
+def mended_index(directory: Path, known: ShardIndex) -> ShardIndex:
+    """As `read_index`, but a damaged one is set aside, and `known` takes its place.
+
+    Only for the one process that writes. Raises IncompatibleRun and OSError.
+    """
+    try:
+        return read_index(directory, known.source, known.tokenizer)
+    except Damaged:
+        path, aside = directory / INDEX, directory / f"{INDEX}.damaged"
+        path.replace(aside)
+        log.error("DAMAGED INDEX %s moved to %s: what it named is found or made again", path, aside)
+        write_index(directory, known)
+        return known
 
 
 def write_index(directory: Path, index: ShardIndex) -> None:

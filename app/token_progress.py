@@ -72,10 +72,11 @@ class TokenProgress:
 
     def _draw(self, progress: PrepareProgress) -> None:
         if self._bar is None:
-            self._bar = tqdm(desc="preparing data", unit=" tokens", unit_scale=True, leave=False)
+            self._bar = tqdm(desc="preparing", unit=" tokens", unit_scale=True, leave=False)
             self._bar.initial = progress.tokens
-        # No total, which would be drawn as a share: the source may end before.
-        note = _enough(progress)
+        # No total, which would be drawn as a share: the source may end before. And one note, since
+        # tqdm cuts a line without a total to no width: two would wrap at 80 columns.
+        note = _time_left(progress) or _enough(progress)
         if progress.shards_total:
             note = f"shards fetched {progress.shards_fetched}/{progress.shards_total}"
         self._bar.set_postfix_str(note, refresh=False)
@@ -93,17 +94,21 @@ def describe(progress: PrepareProgress) -> str:
     enough = _enough(progress)
     phrase += f", {enough}" if enough else ""
     if progress.tokens_made:
-        speed = progress.tokens_per_second
-        phrase += f" | {speed:,.0f} tokens/s"
-        if enough:
-            left = (progress.tokens_total or 0) - progress.tokens
-            phrase += f" | at most {duration(left / max(1.0, speed))} at this speed"
-    return phrase
+        phrase += f" | {progress.tokens_per_second:,.0f} tokens/s"
+    time_left = _time_left(progress)
+    return phrase + (f" | {time_left}" if time_left else "")
 
 
 def _enough(progress: PrepareProgress) -> str:
     total = progress.tokens_total
     return f"{total:,} are enough" if total is not None and total > progress.tokens else ""
+
+
+def _time_left(progress: PrepareProgress) -> str:
+    left = (progress.tokens_total or 0) - progress.tokens
+    if left <= 0 or not progress.tokens_made:
+        return ""
+    return f"at most {duration(left / max(1.0, progress.tokens_per_second))} at this speed"
 
 
 def _says_something(progress: PrepareProgress) -> bool:

@@ -127,6 +127,42 @@ def test_the_first_line_of_a_training_comes_before_the_libraries(tmp_path: Path)
     assert result.returncode == 78 and "torch" in imported
 
 
+def test_training_in_several_processes_is_refused_in_one_line_before_the_libraries() -> None:
+    code = "import sys; from app.cli import main; print(main(['train']), 'torch' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "WORLD_SIZE": "2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == "78 False\n"
+    (line,) = result.stderr.splitlines()
+    assert "WORLD_SIZE=2" in line and "start it without torchrun" in line
+
+
+@pytest.mark.parametrize("world_size", ["", "1", "many"])
+def test_one_process_that_a_launcher_started_trains(
+    world_size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    trained = []
+    monkeypatch.setattr("app.start.run", lambda *_: trained.append(True))
+    assert (cli.main(["train"]), trained) == (0, [True])
+
+
+def test_other_commands_are_not_refused_beside_several_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    store = open_store(f"file://{tmp_path}", "tiny")
+    create_record(store, "tiny", IDENTITY, 20)
+    assert cli.main(["checkpoints", "list", "--checkpoint_uri", f"file://{tmp_path}"]) == 0
+    assert cli.main(["config"]) == 0
+    assert "WORLD_SIZE" not in capsys.readouterr().err
+
+
 def test_the_version_is_that_of_the_project() -> None:
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
     assert project["project"]["version"] == app.__version__

@@ -1,5 +1,6 @@
 """What the data commands print is what training sees."""
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -15,10 +16,18 @@ from tokenizers import Tokenizer
 
 from app import cli, inspection
 from app import prepare as prepare_module
-from app.inspection import find_tokens, samples_of_step, sequence_length, statistics
+from app.errors import ConfigError
+from app.inspection import (
+    Place,
+    Sample,
+    find_tokens,
+    samples_of_step,
+    sequence_length,
+    statistics,
+)
 from app.loader import BatchGeometry, training_loader
 from app.preparation import Preparation
-from app.sampler import corpus_order
+from app.sampler import WINDOW_SEQUENCES, corpus_order
 from app.sections import DataSettings, variables
 from app.settings import load_settings
 from app.shards import Tokens
@@ -124,6 +133,47 @@ def test_a_step_that_is_not_prepared_says_so_and_what_to_do(
     code, out, log = data("show", "--step", "900", data_dir=str(tmp_path))
     assert (code, out) == (78, "")
     assert "step 900 is not prepared yet" in log and "prepare --total_steps 900" in log
+
+
+def test_what_is_shown_of_an_unfinished_corpus_is_what_the_whole_one_shows(
+    flags: dict[str, str], tmp_path: Path
+) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": f"<{i}> " * 40}) + "\n" for i in range(450)))
+    some = {**flags, "dataset": str(corpus), "data_dir": str(tmp_path), "global_batch_size": "2"}
+    settings = load_settings(some)
+    window, window_steps = WINDOW_SEQUENCES * SEQ_LEN + 1, WINDOW_SEQUENCES // 2
+
+    def shown() -> dict[int, list[Sample]]:
+        tokens, found = find_tokens(settings), {}
+        for step in range(1, int(1.5 * window_steps), 16):
+            with contextlib.suppress(ConfigError):
+                place = Place(step, rank=0, world_size=1, micro_step=None)
+                found[step] = samples_of_step(settings, tokens, place)
+        return found
+
+    assert not prepared(some, needed=100).index.complete
+    assert shown() == {}
+    within_the_last_window = prepared(some, needed=window + window // 2)
+    assert not within_the_last_window.index.complete
+    before = shown()
+    assert list(before) == list(range(1, window_steps + 1, 16))
+    assert 1.5 * window < prepared(some).train.n_tokens < 2 * window, "it ends within a window"
+    after = shown()
+    assert len(after) > len(before)
+    assert {step: after[step] for step in before} == before
+
+
+def test_a_dataset_of_less_than_a_sequence_is_said_to_be_too_small(
+    data: Data, flags: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("few")
+    here = {"dataset": str(path), "data_dir": str(tmp_path)}
+    prepared({**flags, **here})
+    code, _, log = data("show", "--step", "1", **here)
+    assert code == 78
+    assert "tokens to train on, and one sequence takes SEQ_LEN + 1 = 33" in log
 
 
 @pytest.mark.parametrize(

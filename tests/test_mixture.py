@@ -2,15 +2,39 @@
 
 import json
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from app.dataset_spec import WeightedPart
 from app.errors import ConfigError
+from app.mixture import Mixture
+from app.pieces import Pieces, Position
 from app.sources import pin_source
 from tests.hubserver import REVISION, hub
 from tests.prepared import documents
 from tests.test_sources import check_every_position, jsonl, source, texts
+
+
+@dataclass(frozen=True)
+class Named:
+    """A source of which only the identity is asked."""
+
+    content: Mapping[str, str]
+    pinned: str = "named"
+    revision: str | None = None
+
+    def origins(self) -> Mapping[str, str]:
+        return {}
+
+    def identity(self) -> Mapping[str, str]:
+        return self.content
+
+    def pieces(self, after: Position | None) -> Pieces:
+        raise NotImplementedError
 
 
 @pytest.fixture
@@ -116,9 +140,9 @@ def test_a_file_in_two_parts_is_refused(folder: Path) -> None:
 
 
 def test_a_dataset_or_an_object_in_two_parts_is_refused(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, bucket: str, s3_client: object
+    folder: Path, monkeypatch: pytest.MonkeyPatch, bucket: str, s3_client: Any
 ) -> None:
-    s3_client.put_object(Bucket=bucket, Key="in/a.jsonl", Body=jsonl(["x"]))  # type: ignore[attr-defined]
+    s3_client.put_object(Bucket=bucket, Key="in/a.jsonl", Body=jsonl(["x"]))
     with pytest.raises(ConfigError, match="hold the same text"):
         documents(source(f"s3://{bucket}/in/a.jsonl:1,s3://{bucket}/in:1"))
     with (
@@ -128,8 +152,63 @@ def test_a_dataset_or_an_object_in_two_parts_is_refused(
         documents(source(f"o/good:1,o/good@{REVISION}:2"))
 
 
-def test_a_copy_of_a_part_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize("config", ["#default", "#default/train", "#/train"])
+def test_the_default_configuration_by_its_name_is_the_same_dataset(
+    config: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        hub(monkeypatch, folder, {"train.jsonl": b'{"text": "a"}\n'}),
+        pytest.raises(ConfigError, match=r"hold the same text \(o/good\)"),
+    ):
+        pin_source(source(f"o/good:1,o/good{config}:2"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "other.jsonl"])
+def test_a_copy_of_a_part_is_refused_by_whatever_name(name: str, folder: Path) -> None:
     (folder / "copy").mkdir()
-    (folder / "copy" / "a.jsonl").write_bytes((folder / "a.jsonl").read_bytes())
-    with pytest.raises(ConfigError, match=r"\./a\.jsonl and \./copy hold the same text"):
+    (folder / "copy" / name).write_bytes((folder / "a.jsonl").read_bytes())
+    with pytest.raises(ConfigError, match=rf"\./a\.jsonl and \./copy hold the same .* \({name}\)"):
         pin_source(source("./a.jsonl:1,./copy:1"))
+    (folder / "copy" / "more.jsonl").write_bytes(jsonl(["more"]))
+    for parts in ("./copy:1,./a.jsonl:1", "./a.jsonl:1,./copy:1"):
+        with pytest.raises(ConfigError, match="hold the same text"):
+            pin_source(source(parts))
+
+
+def test_parts_that_share_some_files_are_read_with_a_warning(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        (folder / name / f"{name}.jsonl").write_bytes(jsonl([name]))
+        (folder / name / f"license-{name}.txt").write_text("free")
+        (folder / name / "empty.txt").touch()
+    assert sorted(texts("./one:1,./two:1")) == ["free", "free", "one", "two"]
+    (line,) = [message for message in caplog.messages if "common" in message]
+    assert line == (
+        "DATASET: ./one and ./two have 1 file in common, such as license-two.txt: read twice"
+    )
+
+
+def test_files_without_content_are_no_copies(folder: Path) -> None:
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        (folder / name / "empty.txt").touch()
+    assert len(texts("./one:1,./two:1,./a.jsonl:1")) == 10
+
+
+def test_a_copy_in_another_bucket_is_refused_and_other_objects_of_its_size_are_not(
+    bucket: str, s3_client: Any
+) -> None:
+    for key, text in (("one/a.jsonl", "x"), ("two/b.jsonl", "x"), ("three/c.jsonl", "y")):
+        s3_client.put_object(Bucket=bucket, Key=key, Body=jsonl([text]))
+    with pytest.raises(ConfigError, match=r"hold the same text \(b\.jsonl\)"):
+        pin_source(source(f"s3://{bucket}/one:1,s3://{bucket}/two:1"))
+    pin_source(source(f"s3://{bucket}/one:1,s3://{bucket}/three:1"))
+
+
+@pytest.mark.parametrize("version", ["", "5f3e1c2a-3e8", "Tue, 01 Dec 2026 10:00:00 GMT"])
+def test_what_is_no_digest_says_nothing_about_the_content(version: str) -> None:
+    one, two = (Named({name: f"1000 {version}"}) for name in ("a.jsonl", "b.jsonl"))
+    parts = (WeightedPart("one", "1"), WeightedPart("two", "1"))
+    assert len(Mixture(parts, (one, two)).identity()) == 4

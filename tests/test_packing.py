@@ -158,3 +158,30 @@ def test_the_compiled_model_takes_the_compiled_block_mask() -> None:
     with torch.no_grad():
         compiled = torch.compile(of)(tokens, positions, block_mask(documents, compiled=True))
         assert (compiled - of(tokens, positions, boolean_mask(documents))).abs().max() < 1e-4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.timeout(900)  # it compiles
+@pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-3), (True, 0.1)])
+def test_on_a_gpu_the_gradients_through_the_block_mask_are_those_of_the_boolean_mask(
+    autocast: bool, tolerance: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = dataclasses.replace(SMALL, hidden_size=576, num_hidden_layers=2)  # heads of 64
+    tokens = packed(2, 257).cuda()
+
+    def computed(*, compiled: bool, end: int | None = END) -> dict[str, Tensor]:
+        of = SmolLM2(config)
+        of.initialize(5)
+        of.cuda()
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            loss = LossFunction(of, compile_model=compiled, end_token=end)(tokens)
+        return gradients(of, loss)
+
+    blocks, boolean = computed(compiled=True), computed(compiled=False)
+    assert "torch.compile failed" not in caplog.text
+    unmasked = computed(compiled=False, end=None)
+    assert blocks.keys() == boolean.keys()
+    for name, gradient in boolean.items():
+        difference = (blocks[name] - gradient).norm() / gradient.norm()
+        without = (unmasked[name] - gradient).norm() / gradient.norm()
+        assert difference < tolerance < without, name

@@ -24,6 +24,7 @@ from app.shards import (
     decode_index,
     encode_index,
     is_missing,
+    mended_index,
     read_index,
     verify,
 )
@@ -95,7 +96,7 @@ def test_the_index_can_be_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format_version": 1, "train": 3}'])
 def test_an_index_that_cannot_be_read_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / INDEX).write_text(content)
-    with pytest.raises(Damaged, match=f"{tmp_path / INDEX} is not readable: delete {tmp_path}"):
+    with pytest.raises(Damaged, match=rf"{tmp_path / INDEX} is not readable: the next"):
         read_index(tmp_path, "s", "t")
 
 
@@ -108,8 +109,15 @@ def test_an_index_of_another_corpus_or_version_is_refused(
     write(tmp_path)
     path = tmp_path / INDEX
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(Damaged, match=f"delete {tmp_path}"):
+    with pytest.raises(Damaged, match="another dataset or version: the next"):
         read_index(tmp_path, "s", "t")
+
+
+def test_what_is_known_takes_the_place_of_a_damaged_index_and_only_of_that(tmp_path: Path) -> None:
+    written = write(tmp_path)
+    assert mended_index(tmp_path, EMPTY) == written
+    (tmp_path / INDEX).write_text("{")
+    assert mended_index(tmp_path, written) == read_index(tmp_path, "s", "t") == written
 
 
 def test_an_index_of_a_newer_version_is_not_called_damaged(tmp_path: Path) -> None:

@@ -92,6 +92,21 @@ def test_a_bar_draws_no_share_of_what_nobody_knows(monkeypatch: pytest.MonkeyPat
     progress.arrived()
 
 
+def test_a_bar_says_how_long_it_takes_at_most_within_80_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.token_progress.on_terminal", lambda: True)
+    progress = TokenProgress()
+    some = PrepareProgress(tokens=1, tokens_total=2 * 10**9, tokens_made=150_000_000, seconds=700)
+    progress.waiting(replace(some, tokens_made=0))
+    progress.waiting(replace(some, tokens=150_000_001))
+    bar = progress._bar
+    assert bar is not None and bar.postfix == "at most 2:23:53 at this speed"
+    shown = bar.format_meter(**{**bar.format_dict, "elapsed": 700.0, "rate": 214_286.0})
+    assert len(shown) <= 80, shown
+    progress.arrived()
+
+
 def test_hashing_a_large_file_gives_signs_of_life_on_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
