@@ -21,6 +21,8 @@ _EXIT_CODES = """\
 exit codes: 0 done; 64 bad command line; 75 store or data unreachable, try again;
 77 access denied; 78 configuration or input; 79 another writer holds the run;
 143 stopped by a signal, checkpoint committed; 1 a bug"""
+# All their ids are kept. More is a slip of the finger.
+_MOST_TOKENS = 1_000_000
 
 
 class _Parser(argparse.ArgumentParser):
@@ -175,7 +177,10 @@ def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
         "--repetition_penalty", type=_number(0.01, 100), default=1.0, help="1: none"
     )
     parser.add_argument(
-        "--max_tokens", type=_count(1), default=100, help="length of the continuation"
+        "--max_tokens",
+        type=_count(1, _MOST_TOKENS),
+        default=100,
+        help=f"length of the continuation, at most {_MOST_TOKENS:,}",
     )
 
 
@@ -189,11 +194,13 @@ def _number(low: float, high: float) -> Callable[[str], float]:
     return number
 
 
-def _count(low: int) -> Callable[[str], int]:
+def _count(low: int, high: int | None = None) -> Callable[[str], int]:
     def count(text: str) -> int:
         value = int(text)
         if value < low:
             raise argparse.ArgumentTypeError(f"{text} is below {low}")
+        if high is not None and value > high:
+            raise argparse.ArgumentTypeError(f"{text} is above {high:,}")
         return value
 
     return count

@@ -115,9 +115,10 @@ def generate(settings: Settings, arguments: argparse.Namespace, _: StopRequest) 
     print(arguments.prompt, end="", flush=True)
     for piece in stream_text(loaded, arguments.prompt, sampling):
         print(piece, end="", flush=True)
-        pieces += bool(piece)
+        pieces += 1
     print()
-    log.info("%.1f tokens/s", pieces / max(1e-9, time.monotonic() - started))
+    tokens = pieces - 1  # the last piece is what was left
+    log.info("%.1f tokens/s", tokens / max(1e-9, time.monotonic() - started))
 
 
 def list_checkpoints(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:

@@ -72,10 +72,10 @@ def load_model(spec: str, device: str) -> LoadedModel:
 
 
 def stream_text(loaded: LoadedModel, prompt: str, sampling: Sampling) -> Iterator[str]:
-    """Pieces of the continuation of `prompt`, each as soon as it is whole text.
+    """Pieces of the continuation of `prompt`: one for each token, and what is left in the end.
 
-    A character may be spread over several tokens: a piece is held back while it ends in
-    the middle of one.
+    A character may be spread over several tokens: a piece is empty while it would end in the
+    middle of one.
     """
     ids = loaded.tokenizer.encode(prompt).ids
     if not ids:

@@ -49,7 +49,7 @@ class Job:
             seq_len=self.geometry.seq_len,
             global_batch_size=self.geometry.global_batch_size,
             seed=self.settings.run.seed,
-            init_from=model.init_from,
+            init_from=_one_name(model.init_from),
             init=model.init,
             optimizer=self.settings.optimizer.optimizer,
         )
@@ -93,6 +93,11 @@ def _resolve_model(
     directory = model_directory(settings.init_from, "INIT_FROM")
     assert settings.init_name is not None
     return settings.init_name, read_config(directory), directory
+
+
+def _one_name(spec: str | None) -> str | None:
+    """A folder's own path, whichever way it was typed; a hub id as it is."""
+    return str(Path(spec).resolve()) if spec and Path(spec).is_dir() else spec
 
 
 def open_preparation(

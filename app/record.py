@@ -7,6 +7,7 @@ change is a conditional write: two processes cannot both make one.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -132,7 +133,7 @@ def check_identity(
     differences = [
         f"{name.upper()} was {getattr(recorded, name)!r}, is {getattr(ours, name)!r}"
         for name in _SETTINGS
-        if getattr(recorded, name) != getattr(ours, name)
+        if _differs(name, getattr(recorded, name), getattr(ours, name))
     ]
     if recorded.model == ours.model and recorded.shape != ours.shape:
         differences.append("the shape of the model is another one")
@@ -150,6 +151,12 @@ def check_identity(
             f"{where} holds a run that was made with other settings: {'; '.join(differences)}. "
             "Set them back, or choose another RUN_NAME"
         )
+
+
+def _differs(name: str, before: Any, now: Any) -> bool:
+    if name == "init_from" and before and now:  # records used to hold a folder as it was typed
+        return Path(before).resolve() != Path(now).resolve()
+    return bool(before != now)
 
 
 @dataclass(frozen=True)

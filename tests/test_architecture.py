@@ -1,4 +1,4 @@
-"""Rules that hold for the whole of app/: import direction, sizes, no pickle."""
+"""Rules that hold for the whole of app/: import direction, sizes, who reads the environment."""
 
 import ast
 from collections.abc import Iterator
@@ -133,27 +133,6 @@ def test_files_and_functions_stay_readable(path: Path) -> None:
     for node in ast.walk(parsed(path)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert (node.end_lineno or 0) - node.lineno <= 62, node.name
-
-
-@pytest.mark.parametrize("path", MODULES, ids=str)
-def test_nothing_can_unpickle(path: Path) -> None:
-    tree = parsed(path)
-    forbidden = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-    assert not forbidden & {name.split(".")[0] for name in imported(tree)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module in ("torch", "numpy"):
-            assert not {"load", "save"} & {alias.name for alias in node.names}
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "pl.Trainer":
-            switches = {word.arg: ast.unparse(word.value) for word in node.keywords}
-            assert switches["enable_checkpointing"] == switches["logger"] == "False"
-        if isinstance(node, ast.Attribute):
-            dotted = ast.unparse(node)
-            assert dotted not in {"torch.load", "torch.save", "np.load", "numpy.load"}, dotted
-            assert node.attr not in {"save_checkpoint", "load_from_checkpoint"}, dotted
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id not in {"eval", "exec"}
-        if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
-            assert isinstance(node.value, ast.Constant) and node.value.value is False
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)

@@ -42,6 +42,7 @@ def errors(capsys: pytest.CaptureFixture[str]) -> list[str]:
         (["checkpoints"], "VERB"),
         (["generate", "--top_p", "2"], "2 is not between 0 and 1"),
         (["generate", "--max_tokens", "0"], "0 is below 1"),
+        (["generate", "--max_tokens", "99999999999"], "99999999999 is above 1,000,000"),
     ],
 )
 def test_a_bad_command_line_exits_64_with_one_line(

@@ -4,11 +4,13 @@ import dataclasses
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from tokenizers import Tokenizer
 
+from app import cli
 from app.decoding import Sampling
 from app.errors import ConfigError
 from app.generate import LoadedModel, TextPieces, stream_text
@@ -53,6 +55,21 @@ def test_an_empty_prompt_starts_from_the_end_of_text(loaded: LoadedModel) -> Non
     without = dataclasses.replace(loaded, end_token=None)
     with pytest.raises(ConfigError, match="--prompt is empty"):
         list(stream_text(without, "", Sampling(max_tokens=3)))
+
+
+def test_the_rate_counts_every_token_whether_it_shows_or_not(
+    loaded: LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("app.generate.load_model", lambda *_: loaded)
+    monkeypatch.setattr("app.generate.generate_tokens", lambda *_: iter([0] * 5))
+    clock = SimpleNamespace(monotonic=iter([10.0, 12.0]).__next__)
+    monkeypatch.setattr("app.commands.time", clock)
+    assert cli.main(["generate", "--model_dir", "any", "--prompt", "a"]) == 0
+    assert "2.5 tokens/s" in capsys.readouterr().err
 
 
 def test_any_tokens_in_pieces_are_the_text_of_all(loaded: LoadedModel) -> None:

@@ -116,6 +116,23 @@ def test_the_same_data_under_another_path_is_the_same_run(folder: Store) -> None
     check_identity(record, IDENTITY.model_copy(update={"dataset": "/elsewhere"}), folder.uri)
 
 
+@pytest.mark.parametrize("other", ["../{name}", "{path}", "{path}/", "."])
+def test_a_folder_recorded_as_it_was_typed_is_the_same_under_its_own_path(
+    other: str, folder: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed = other.format(name=tmp_path.name, path=tmp_path)
+    record = create_record(folder, "run", _begun_from(typed), 100).record
+    check_identity(record, _begun_from(str(tmp_path)), folder.uri)
+    for elsewhere in (f"{tmp_path}/other", "owner/name", None):
+        with pytest.raises(IncompatibleRun, match="INIT_FROM was"):
+            check_identity(record, _begun_from(elsewhere), folder.uri)
+
+
+def _begun_from(spec: str | None) -> Identity:
+    return IDENTITY.model_copy(update={"init_from": spec})
+
+
 def test_a_finished_run_is_extended_once_for_an_id(folder: Store) -> None:
     stored = create_record(folder, "run", IDENTITY, 100)
     for step in (100, 105, 150, 150):

@@ -49,6 +49,8 @@ def test_a_run_killed_in_the_middle_ends_with_the_same_bits(
     second = JobRunner(begun.environment).run("train")
     assert second.code == 0, second.log
     assert "resumed from step 6" in second.log
+    # The data turn over on the way, inside a step: the order goes on from the step's number.
+    assert "epoch 2 begins at step 7\n" in second.log
     run = tmp_path / "tiny"
     assert_same_checkpoint(newest_checkpoint(straight[trainer]), newest_checkpoint(run))
     assert losses(run) == losses(straight[trainer])

@@ -1,16 +1,12 @@
-"""The files that users start from, checked against the settings and the Kubernetes schemas.
+"""The files that users start from: compose, the example environment, the image, requirements."""
 
-`kubernetes-validate --strict` knows field names and types. It does not know enumerations,
-quantities, references between fields, or what this job promises; `manifest_problems` does.
-"""
-
-import copy
+import json
 import re
-from collections.abc import Callable, Iterator
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
 
@@ -19,24 +15,12 @@ from app.settings import Settings, load_settings
 
 ROOT = Path(__file__).parent.parent
 COMPOSE_FILES = sorted(ROOT.glob("docker-compose*.yml"))
-MANIFESTS = sorted((ROOT / "k8s").glob("*.yaml"))
 
 KNOWN = {variable.name for variable in variables()}
 # boto3's and the hub client's own names.
 FOREIGN = re.compile(r"(AWS|HF)_[A-Z0-9_]+")
 # Between the moment when the job wants to be done and SIGKILL.
 GRACE_MARGIN_SECONDS = 5
-
-# https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
-QUANTITY = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([numkMGTPE]|[KMGTPE]i|[eE][+-]?\d+)?")
-ENUMS = {
-    "action": {"FailJob", "FailIndex", "Ignore", "Count"},
-    "operator": {"In", "NotIn", "Exists", "Equal"},
-    "effect": {"NoSchedule", "PreferNoSchedule", "NoExecute"},
-    "podReplacementPolicy": {"Failed", "TerminatingOrFailed"},
-    "medium": {"", "Memory"},
-    "fsGroupChangePolicy": {"OnRootMismatch", "Always"},
-}
 
 
 def unknown_variables(names: Iterator[str] | set[str]) -> list[str]:
@@ -74,97 +58,6 @@ def seconds(duration: str) -> float:
     return 60 * int(match[1] or 0) + int(match[2] or 0)
 
 
-def documents() -> list[dict[str, Any]]:
-    return [doc for path in MANIFESTS for doc in yaml.safe_load_all(path.read_text()) if doc]
-
-
-def of_kind(docs: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    (only,) = [doc for doc in docs if doc["kind"] == kind]
-    return only
-
-
-def items(node: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Every (path, key, value) below `node`."""
-    children = node.items() if isinstance(node, dict) else enumerate(node)
-    for key, value in children:
-        here = f"{path}.{key}"
-        yield here, str(key), value
-        if isinstance(value, dict | list):
-            yield from items(value, here)
-
-
-def quantities(docs: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
-    for path, key, value in items(docs):
-        if key == "sizeLimit":
-            yield path, value
-        elif key in ("requests", "limits"):
-            yield from ((f"{path}.{name}", amount) for name, amount in value.items())
-
-
-def reference_problems(docs: list[dict[str, Any]]) -> Iterator[str]:
-    """Names that point at nothing in the same file."""
-    pod = of_kind(docs, "Job")["spec"]["template"]["spec"]
-    volumes = {volume["name"] for volume in pod["volumes"]}
-    containers = {container["name"] for container in pod["containers"]}
-    named = {(doc["kind"], doc["metadata"]["name"]) for doc in docs}
-    for path, key, value in items(docs):
-        if key == "volumeMounts":
-            for mount in value:
-                if mount["name"] not in volumes:
-                    yield f"{path}: no volume is named {mount['name']}"
-        elif key == "containerName" and value not in containers:
-            yield f"{path}: no container is named {value}"
-        elif key == "configMapRef" and ("ConfigMap", value["name"]) not in named:
-            yield f"{path}: no ConfigMap is named {value['name']}"
-        elif key == "claimName" and ("PersistentVolumeClaim", value) not in named:
-            yield f"{path}: no PersistentVolumeClaim is named {value}"
-
-
-def job_problems(docs: list[dict[str, Any]]) -> Iterator[str]:
-    """What the exit codes and the preemption of this job ask of its Job."""
-    job, config = of_kind(docs, "Job")["spec"], of_kind(docs, "ConfigMap")["data"]
-    pod = job["template"]["spec"]
-    if pod.get("restartPolicy") != "Never":
-        yield "restartPolicy: podFailurePolicy works with Never only"
-    if job.get("podReplacementPolicy") != "Failed":
-        yield "podReplacementPolicy: with anything but Failed, two pods write at once"
-    promised = float(config["GRACE_SECONDS"]) + GRACE_MARGIN_SECONDS
-    if pod["terminationGracePeriodSeconds"] < promised:
-        yield f"terminationGracePeriodSeconds: GRACE_SECONDS needs {promised:g}"
-    rules = job["podFailurePolicy"]["rules"]
-    actions: dict[int, str] = {}
-    for rule in rules:
-        for code in rule.get("onExitCodes", {}).get("values", []):
-            actions.setdefault(code, rule["action"])
-    wanted = {143: "Ignore", 64: "FailJob", 77: "FailJob", 78: "FailJob", 79: "FailJob"}
-    if actions != wanted:
-        yield f"podFailurePolicy: exit codes are treated as {actions}, not as {wanted}"
-    first = rules[0].get("onPodConditions", [{}])[0]
-    if rules[0]["action"] != "Ignore" or first.get("type") != "DisruptionTarget":
-        yield "podFailurePolicy: a disruption must be ignored before exit codes are looked at"
-
-
-def manifest_problems(docs: list[dict[str, Any]]) -> list[str]:
-    """Everything wrong with the manifests, as one line each."""
-    problems = []
-    for doc in docs:
-        try:
-            kubernetes_validate.validate(doc, kubernetes_validate.latest_version(), strict=True)
-        except kubernetes_validate.ValidationError as error:
-            problems.append(f"{doc['kind']}: {error}")
-    problems += [
-        f"{path}: {value} is none of {sorted(ENUMS[key])}"
-        for path, key, value in items(docs)
-        if key in ENUMS and value not in ENUMS[key]
-    ]
-    problems += [
-        f"{path}: {value} is not a quantity"
-        for path, value in quantities(docs)
-        if not QUANTITY.fullmatch(str(value))
-    ]
-    return [*problems, *reference_problems(docs), *job_problems(docs)]
-
-
 def test_compose_names_only_variables_that_exist() -> None:
     assert len(COMPOSE_FILES) >= 2
     assert {str(path): unknown_variables(set(job_environment(path))) for path in COMPOSE_FILES} == {
@@ -196,6 +89,10 @@ def test_compose_waits_longer_for_the_job_than_the_job_needs() -> None:
     assert seconds(train["stop_grace_period"]) >= grace + GRACE_MARGIN_SECONDS
 
 
+def test_compose_starts_a_failed_job_again_a_few_times() -> None:
+    assert services(ROOT / "docker-compose.yml")["train"]["restart"] == "on-failure:5"
+
+
 def test_no_port_is_open_to_the_network() -> None:
     ports = [
         port for s in services(ROOT / "docker-compose.yml").values() for port in s.get("ports", [])
@@ -216,117 +113,50 @@ def test_the_example_environment_file_names_only_variables_that_exist(
     assert parsed({k: v for k, v in values.items() if k in KNOWN}, monkeypatch, tmp_path)
 
 
-def test_the_manifests_are_right() -> None:
-    assert manifest_problems(documents()) == []
+def instructions(stage: str) -> list[tuple[str, str]]:
+    """The (word, rest) of each line of that stage of the Dockerfile, continued lines as one."""
+    text = re.sub(r"^ *#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.M)
+    lines = [line.strip() for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+    words = [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines]
+    names = [rest.split(" AS ")[-1] if word == "FROM" else "" for word, rest in words]
+    following = words[names.index(stage) + 1 :]
+    ends = [i for i, (word, _) in enumerate(following) if word == "FROM"]
+    return following[: ends[0] if ends else None]
 
 
-def test_the_manifest_names_only_variables_that_exist() -> None:
-    config = of_kind(documents(), "ConfigMap")["data"]
-    pod = of_kind(documents(), "Job")["spec"]["template"]["spec"]
-    env = {entry["name"] for container in pod["containers"] for entry in container["env"]}
-    text = "".join(path.read_text() for path in MANIFESTS)
-    choices = set(re.findall(r"^  # ([A-Z][A-Z0-9_]*): ", text, re.M))
-    assert "ADDITIONAL_STEPS" in choices
-    assert unknown_variables(set(config) | env | choices) == []
+def test_compose_builds_the_stage_that_is_built_without_a_name() -> None:
+    stages = re.findall(r"^FROM .* AS (\S+)$", (ROOT / "Dockerfile").read_text(), re.M)
+    assert services(ROOT / "docker-compose.yml")["train"]["build"]["target"] == stages[-1]
 
 
-def test_the_values_in_the_manifest_can_be_used(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    settings = parsed(of_kind(documents(), "ConfigMap")["data"], monkeypatch, tmp_path)
-    assert settings.model.model == "smollm2-135m"
-    assert settings.compute.device == "cuda"
+def test_the_image_runs_under_tini_with_nothing_but_python_below() -> None:
+    runtime = dict(instructions("runtime"))
+    # The exec form: a shell as process 1 would keep the signals to itself.
+    assert json.loads(runtime["ENTRYPOINT"]) == ["/usr/bin/tini", "--", "/app/entrypoint.sh"]
+    assert runtime["STOPSIGNAL"] == "SIGTERM"
+    installed = [rest for word, rest in instructions("environment") if "apt-get install" in rest]
+    assert len(installed) == 1 and " tini " in installed[0]
 
 
-def test_the_manifest_runs_as_the_user_of_the_image() -> None:
-    pod = of_kind(documents(), "Job")["spec"]["template"]["spec"]
-    user = re.findall(r"^USER (\d+):(\d+)$", (ROOT / "Dockerfile").read_text(), re.M)[-1]
-    context = pod["securityContext"]
-    assert user == (str(context["runAsUser"]), str(context["fsGroup"]))
+@pytest.mark.parametrize("stage", ["runtime", "test"])
+def test_the_image_does_not_run_as_root(stage: str) -> None:
+    users = [rest for word, rest in instructions(stage) if word == "USER"]
+    assert users and re.fullmatch(r"[1-9]\d*:[1-9]\d*", users[-1])
 
 
-def break_type(docs: list[dict[str, Any]]) -> None:
-    of_kind(docs, "Job")["spec"]["backoffLimit"] = "six"
+def test_the_image_says_whether_the_job_moves() -> None:
+    options, command = dict(instructions("runtime"))["HEALTHCHECK"].split(" CMD ")
+    assert json.loads(command) == ["python", "-m", "app", "health"]
+    assert {"--interval=30s", "--start-period=120s", "--retries=3"} <= set(options.split())
 
 
-def break_field(docs: list[dict[str, Any]]) -> None:
-    of_kind(docs, "Job")["spec"]["backofLimit"] = 6
-
-
-def break_action(docs: list[dict[str, Any]]) -> None:
-    of_kind(docs, "Job")["spec"]["podFailurePolicy"]["rules"][1]["action"] = "Ignoore"
-
-
-def break_operator(docs: list[dict[str, Any]]) -> None:
-    rules = of_kind(docs, "Job")["spec"]["podFailurePolicy"]["rules"]
-    rules[2]["onExitCodes"]["operator"] = "Inn"
-
-
-def break_restart_policy(docs: list[dict[str, Any]]) -> None:
-    of_kind(docs, "Job")["spec"]["template"]["spec"]["restartPolicy"] = "Always"
-
-
-def break_claim_size(docs: list[dict[str, Any]]) -> None:
-    claim = of_kind(docs, "PersistentVolumeClaim")
-    claim["spec"]["resources"]["requests"]["storage"] = "1Gib"
-
-
-def break_memory(docs: list[dict[str, Any]]) -> None:
-    container = of_kind(docs, "Job")["spec"]["template"]["spec"]["containers"][0]
-    container["resources"]["limits"]["memory"] = "16 GB"
-
-
-def break_mount(docs: list[dict[str, Any]]) -> None:
-    container = of_kind(docs, "Job")["spec"]["template"]["spec"]["containers"][0]
-    container["volumeMounts"][0]["name"] = "dta"
-
-
-def break_container_name(docs: list[dict[str, Any]]) -> None:
-    rules = of_kind(docs, "Job")["spec"]["podFailurePolicy"]["rules"]
-    rules[1]["onExitCodes"]["containerName"] = "trainer"
-
-
-def break_grace(docs: list[dict[str, Any]]) -> None:
-    of_kind(docs, "ConfigMap")["data"]["GRACE_SECONDS"] = "30"
-
-
-def break_order(docs: list[dict[str, Any]]) -> None:
-    of_kind(docs, "Job")["spec"]["podFailurePolicy"]["rules"].reverse()
-
-
-def break_exit_codes(docs: list[dict[str, Any]]) -> None:
-    rules = of_kind(docs, "Job")["spec"]["podFailurePolicy"]["rules"]
-    rules[2]["onExitCodes"]["values"] = [64, 77, 79]
-
-
-def break_config_reference(docs: list[dict[str, Any]]) -> None:
-    of_kind(docs, "ConfigMap")["metadata"]["name"] = "other"
-
-
-@pytest.mark.parametrize(
-    ("breaks", "named"),
-    [
-        (break_type, "backoffLimit"),
-        (break_field, "backofLimit"),
-        (break_action, "Ignoore"),
-        (break_operator, "Inn"),
-        (break_restart_policy, "restartPolicy"),
-        (break_claim_size, "1Gib"),
-        (break_memory, "16 GB"),
-        (break_mount, "dta"),
-        (break_container_name, "trainer"),
-        (break_grace, "terminationGracePeriodSeconds"),
-        (break_order, "disruption"),
-        (break_exit_codes, "78"),
-        (break_config_reference, "no ConfigMap is named smollm2-train"),
-    ],
-)
-def test_a_broken_manifest_is_found(
-    breaks: Callable[[list[dict[str, Any]]], None], named: str
-) -> None:
-    docs = copy.deepcopy(documents())
-    breaks(docs)
-    assert any(named in problem for problem in manifest_problems(docs))
+def test_the_image_says_what_it_is() -> None:
+    labels = dict(instructions("runtime"))["LABEL"]
+    named = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]+)"', labels))
+    assert named.keys() == {"title", "description", "licenses", "version", "revision"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (named["title"], named["licenses"]) == (project["name"], project["license"])
+    assert (named["version"], named["revision"]) == ("$VERSION", "$REVISION")
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-test.txt"])

@@ -154,6 +154,23 @@ def test_a_run_of_other_settings(
     assert files_below(tmp_path / "store") == before
 
 
+def test_a_run_begun_from_a_folder_goes_on_however_the_folder_is_typed(
+    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert train()[0] == 0
+    shutil.copytree(newest_checkpoint(tmp_path / "store" / "tiny"), tmp_path / "begin")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    code, log = train(MODEL="", INIT_FROM="../begin")
+    assert code == 0 and "weights from ../begin" in log, log
+    monkeypatch.chdir(tmp_path)
+    code, log = train(MODEL="", INIT_FROM=f"{tmp_path}/begin")
+    assert code == 0 and "nothing to do: begin is finished" in log, log
+    shutil.copytree(tmp_path / "begin", tmp_path / "other" / "begin")
+    again = train(MODEL="", INIT_FROM="other/begin")
+    assert_refused(again, 78, f"INIT_FROM was '{tmp_path}/begin', is '{tmp_path}/other/begin'")
+
+
 def test_a_damaged_newest_checkpoint_is_set_aside_with_one_loud_line(
     train: Train, tmp_path: Path
 ) -> None:
