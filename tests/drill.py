@@ -4,8 +4,8 @@
     python3 tests/drill.py --stack-store    # object store: the stack's own image
 
 Needs Docker with compose v2, and nothing of Python but its standard library. It uses
-a compose project of its own, and removes it in the end. It follows the log instead of
-sleeping. Exit code 0 if every check passed.
+a compose project of its own, and removes it in the end. It follows the log and asks the
+engine. Exit code 0 if every check passed.
 """
 
 import argparse
