@@ -284,11 +284,14 @@ def compare(names: list[str], folder: Path, case: str, repeats: int, walks: int)
                 for key, value in found.items():
                     runs[name].setdefault(key, []).append(value)
                 print(name, {key: round(value, 3) for key, value in found.items()}, flush=True)
-    medians = {
-        name: {what: statistics.median(values) for what, values in measured.items()}
-        for name, measured in runs.items()
-    }
+    medians = {name: summary(measured) for name, measured in runs.items()}
     return {**asdict(CASES[case]), "load": load, "runs": runs, "medians": medians}
+
+
+def summary(measured: dict[str, list[float]]) -> dict[str, float]:
+    """Medians; of the peaks of memory the highest, since a resume takes more than a start."""
+    medians = {what: statistics.median(values) for what, values in measured.items()}
+    return {**medians, "peak_mib": max(measured["peak_mib"])}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -300,11 +303,17 @@ def table(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     ours = result["medians"]["ours"]
-    units = {"speed": ",.0f", "cpu_speed": ",.0f", "start": ".2f", "resume": ".2f"}
+    columns = [
+        ("speed", ",.0f", ""),
+        ("cpu_speed", ",.0f", ""),
+        ("start", ",.2f", " s"),
+        ("resume", ",.2f", " s"),
+        ("peak_mib", ",.0f", " MiB"),
+    ]
     for name, row in result["medians"].items():
         cells = [
-            f"{row[key]:{unit}} (× {row[key] / ours[key]:.2g})" if key in row else "not measured"
-            for key, unit in {**units, "peak_mib": ",.0f"}.items()
+            f"{row[key]:{form}}{unit} (× {row[key] / ours[key]:,.3g})" if key in row else "–"
+            for key, form, unit in columns
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
