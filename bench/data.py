@@ -3,32 +3,50 @@
     python -m bench.data --folder /tmp/bench-data --json docs/benchmarks/data.json
 
 Every number is taken in a process of its own: tokens per second over the first steps of a
-run, seconds from opening the data to the first batch of a late step, and the process's peak
-memory. The contenders take turns, so that what else the machine does meets all of them.
-Needs requirements.txt and `litdata`; without litdata that row is left out. Imports are not
-counted, and making the shards is not either: `datasets` tokenizes and packs on the fly.
+run, seconds from opening the data to the first batch of step 0 and of a late step, and the
+process's peak memory. The contenders take turns, so that what else the machine does meets all
+of them. Needs Linux, requirements.txt and `litdata`; without litdata that row is left out.
+Imports are not counted, and making the shards is not either: `datasets` tokenizes and packs on
+the fly.
 """
 
 import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bench.text import write_text
+
 ROOT = Path(__file__).parent.parent
-SEQ_LEN = 256
-BATCH_SIZE = 8
-STEPS = 100  # of which the speed is measured
-RESUME_STEP = 500
+TEXT_BYTES = 250_000_000  # some 54 million tokens: step 100,000 of the small batches is in them
+
+
+@dataclass(frozen=True)
+class Case:
+    """Micro-batches of `batch_size` sequences of `seq_len` tokens, each a step; the speed is
+    measured over `steps`."""
+
+    batch_size: int
+    seq_len: int
+    steps: int
+    resume_step: int
+
+    @property
+    def tokens(self) -> int:
+        return self.batch_size * self.seq_len
+
+
+CASES = {"small": Case(2, 256, 2_000, 100_000), "large": Case(16, 2_048, 100, 500)}
 
 
 def builtin_tokenizer(folder: Path) -> Any:
@@ -38,19 +56,19 @@ def builtin_tokenizer(folder: Path) -> Any:
     return build_builtin_tokenizer(folder / "tokenizer")
 
 
-def ours_prepare(folder: Path) -> None:
+def ours_prepare(folder: Path, case: Case) -> None:
     prepared(folder)
 
 
-def ours_open(folder: Path, step: int) -> Iterator[Any]:
+def ours_open(folder: Path, case: Case, step: int) -> Iterator[Any]:
     """As a start of the job: a shard is compared with its SHA-256 when it is first read."""
     from app.corpus import Corpus
     from app.loader import BatchGeometry, training_loader
     from app.preemption import StopRequest
     from app.token_progress import TokenProgress
 
-    corpus = Corpus(prepared(folder), TokenProgress(), StopRequest(), seed=1, seq_len=SEQ_LEN)
-    geometry = BatchGeometry(BATCH_SIZE, BATCH_SIZE, SEQ_LEN)
+    corpus = Corpus(prepared(folder), TokenProgress(), StopRequest(), seed=1, seq_len=case.seq_len)
+    geometry = BatchGeometry(case.batch_size, case.batch_size, case.seq_len)
     return iter(
         training_loader(
             corpus.train,
@@ -77,7 +95,7 @@ def prepared(folder: Path) -> Any:
     return made
 
 
-def datasets_loader(folder: Path) -> Any:
+def datasets_loader(folder: Path, case: Case) -> Any:
     """Read, shuffle in a buffer, tokenize and pack while training, as the documentation shows."""
     import numpy as np
     import torch
@@ -95,9 +113,10 @@ def datasets_loader(folder: Path) -> Any:
         end = np.array([files.eos_token_id])
         encoded = encoder.encode_batch(rows["text"])
         rest = np.concatenate([rest, *(part for ids in encoded for part in (ids, end))])
-        blocks = (len(rest) - 1) // SEQ_LEN
-        cut = [rest[i * SEQ_LEN : (i + 1) * SEQ_LEN + 1] for i in range(blocks)]
-        rest = rest[blocks * SEQ_LEN :]
+        size = case.seq_len
+        blocks = (len(rest) - 1) // size
+        cut = [rest[i * size : (i + 1) * size + 1] for i in range(blocks)]
+        rest = rest[blocks * size :]
         return {"tokens": cut}
 
     stream = load_dataset(
@@ -108,32 +127,42 @@ def datasets_loader(folder: Path) -> Any:
     )
     return DataLoader(
         packed.with_format("numpy"),
-        batch_size=BATCH_SIZE,
+        batch_size=case.batch_size,
         collate_fn=lambda rows: torch.stack([torch.as_tensor(row["tokens"]) for row in rows]),
     )
 
 
-def datasets_open(folder: Path, step: int) -> Iterator[Any]:
+def datasets_open(folder: Path, case: Case, step: int) -> Iterator[Any]:
     """Resumes by going through what was shown: the rest of a packed document is in no state."""
-    batches = iter(datasets_loader(folder))
+    batches = iter(datasets_loader(folder, case))
     for _ in range(step):
         next(batches)
     return batches
 
 
-def litdata_prepare(folder: Path) -> None:
-    """The same tokens as ours, in litdata's chunks."""
+def litdata_prepare(folder: Path, case: Case) -> None:
+    """The same tokens as ours, in litdata's chunks; found where they are there."""
     from litdata import TokensLoader, optimize
 
+    if litdata_chunks(folder, case).exists():
+        return
     (tokens,) = (folder / "tokens").iterdir()
     optimize(
         fn=litdata_tokens,
         inputs=[str(path) for path in sorted(tokens.glob("train-*.bin"))],
-        output_dir=str(folder / "litdata"),
+        output_dir=str(litdata_chunks(folder, case)),
         num_workers=1,
-        chunk_size=(SEQ_LEN + 1) * 8192,
-        item_loader=TokensLoader(block_size=SEQ_LEN + 1),
+        chunk_size=(case.seq_len + 1) * (2**21 // case.seq_len),
+        item_loader=TokensLoader(block_size=case.seq_len + 1),
     )
+
+
+def litdata_chunks(folder: Path, case: Case) -> Path:
+    return folder / f"litdata-{case.seq_len}"
+
+
+def litdata_state(folder: Path, case: Case) -> Path:
+    return folder / f"litdata-{case.seq_len}-step-{case.resume_step}.json"
 
 
 def litdata_tokens(path: str) -> Iterator[Any]:
@@ -143,46 +172,41 @@ def litdata_tokens(path: str) -> Iterator[Any]:
     yield torch.from_numpy(np.fromfile(path, dtype="<u2").astype("int64"))
 
 
-def litdata_open(folder: Path, step: int) -> Iterator[Any]:
-    """Resumes from the state that its own loader gave at that step."""
+def litdata_loader(folder: Path, case: Case) -> Any:
     from litdata import StreamingDataLoader, StreamingDataset, TokensLoader
 
     dataset = StreamingDataset(
-        str(folder / "litdata"),
-        item_loader=TokensLoader(block_size=SEQ_LEN + 1),
+        str(litdata_chunks(folder, case)),
+        item_loader=TokensLoader(block_size=case.seq_len + 1),
         shuffle=True,
         drop_last=True,
         seed=1,
     )
-    loader = StreamingDataLoader(dataset, batch_size=BATCH_SIZE, num_workers=0)
+    return StreamingDataLoader(dataset, batch_size=case.batch_size, num_workers=0)
+
+
+def litdata_open(folder: Path, case: Case, step: int) -> Iterator[Any]:
+    """Resumes from the state that its own loader gave at that step."""
+    loader = litdata_loader(folder, case)
     if step:
-        loader.load_state_dict(json.loads((folder / "litdata-state.json").read_text()))
+        loader.load_state_dict(json.loads(litdata_state(folder, case).read_text()))
     return iter(loader)
 
 
-def litdata_save_state(folder: Path) -> None:
-    from litdata import StreamingDataLoader, StreamingDataset, TokensLoader
-
-    dataset = StreamingDataset(
-        str(folder / "litdata"),
-        item_loader=TokensLoader(block_size=SEQ_LEN + 1),
-        shuffle=True,
-        drop_last=True,
-        seed=1,
-    )
-    loader = StreamingDataLoader(dataset, batch_size=BATCH_SIZE, num_workers=0)
+def litdata_save_state(folder: Path, case: Case) -> None:
+    loader = litdata_loader(folder, case)
     for number, _ in enumerate(loader, start=1):
-        if number == RESUME_STEP:
-            (folder / "litdata-state.json").write_text(json.dumps(loader.state_dict()))
+        if number == case.resume_step:
+            litdata_state(folder, case).write_text(json.dumps(loader.state_dict()))
             return
 
 
-OPEN: dict[str, Callable[[Path, int], Iterator[Any]]] = {
+OPEN: dict[str, Callable[[Path, Case, int], Iterator[Any]]] = {
     "ours": ours_open,
     "datasets": datasets_open,
     "litdata": litdata_open,
 }
-PREPARE: dict[str, list[Callable[[Path], None]]] = {
+PREPARE: dict[str, list[Callable[[Path, Case], None]]] = {
     "ours": [ours_prepare],
     "datasets": [],
     "litdata": [litdata_prepare, litdata_save_state],
@@ -190,37 +214,41 @@ PREPARE: dict[str, list[Callable[[Path], None]]] = {
 IMPORTS = {"ours": "app.loader", "datasets": "datasets", "litdata": "litdata"}
 
 
-def write_corpus(folder: Path) -> None:
-    from app.builtin import builtin_documents
-
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "corpus.jsonl"
-    if not path.exists():
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in builtin_documents()))
-
-
-def measure(name: str, what: str, folder: Path) -> dict[str, float]:
-    """In this process: `speed` in tokens per second or `resume` in seconds, and peak memory."""
+def measure(name: str, what: str, folder: Path, case: Case) -> dict[str, float]:
+    """In this process: seconds to the first batch of step 0 (`start`) and tokens per second
+    after it (`speed`; `cpu_speed` per second of CPU time), or seconds to the first batch of the
+    late step (`resume`); and the peak memory."""
     __import__("torch")
     __import__(IMPORTS[name])
     started = time.perf_counter()
-    if what == "speed":
-        batches = OPEN[name](folder, 0)
-        next(batches)  # what is opened lazily is no part of the speed
-        started = time.perf_counter()
-        for _ in range(STEPS):
-            assert next(batches).shape == (BATCH_SIZE, SEQ_LEN + 1)
-        value = STEPS * BATCH_SIZE * SEQ_LEN / (time.perf_counter() - started)
-    else:
-        next(OPEN[name](folder, RESUME_STEP))
-        value = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"value": value, "peak_mib": peak}
+    batches = OPEN[name](folder, case, 0 if what == "speed" else case.resume_step)
+    next(batches)  # what is opened lazily is no part of the speed
+    seconds = time.perf_counter() - started
+    if what == "resume":
+        return {"resume": seconds, "peak_mib": peak_mib()}
+    started, cpu_started = time.perf_counter(), time.process_time()
+    for _ in range(case.steps):
+        assert next(batches).shape == (case.batch_size, case.seq_len + 1)
+    tokens = case.steps * case.tokens
+    return {
+        "start": seconds,
+        "speed": tokens / (time.perf_counter() - started),
+        "cpu_speed": tokens / (time.process_time() - cpu_started),
+        "peak_mib": peak_mib(),
+    }
 
 
-def in_its_own_process(arguments: list[str]) -> dict[str, float]:
+def peak_mib() -> float:
+    """Not ru_maxrss: that counts from the size of the process that began this one."""
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
+
+
+def in_its_own_process(name: str, what: str, folder: Path, case: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "bench.data", "--folder", str(folder)]
     result = subprocess.run(
-        [sys.executable, "-m", "bench.data", *arguments],
+        [*command, "--cases", case, "--measure", name, what],
         cwd=ROOT,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.PIPE,
@@ -241,50 +269,51 @@ def versions() -> dict[str, str]:
     return found
 
 
-def compare(names: list[str], folder: Path, repeats: int) -> dict[str, Any]:
-    runs: dict[str, dict[str, list[float]]] = {
-        name: {"speed": [], "resume": [], "peak_mib": []} for name in names
-    }
+def compare(names: list[str], folder: Path, case: str, repeats: int, walks: int) -> dict[str, Any]:
+    """`walks`: how often `datasets` goes through the text to the late step."""
+    runs: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    load = []
     for repeat in range(repeats):
         turn = names if repeat % 2 == 0 else names[::-1]
         for what in ("speed", "resume"):
             for name in turn:
-                found = in_its_own_process(["--measure", name, what, "--folder", str(folder)])
-                runs[name][what].append(found["value"])
-                runs[name]["peak_mib"].append(found["peak_mib"])
-                print(f"{name} {what}: {found['value']:,.2f}, {found['peak_mib']:.0f} MiB")
-    medians = {
-        name: {what: statistics.median(values) for what, values in measured.items()}
-        for name, measured in runs.items()
-    }
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "load": os.getloadavg()[0],
-        "versions": versions(),
-        "seq_len": SEQ_LEN,
-        "batch_size": BATCH_SIZE,
-        "steps": STEPS,
-        "resume_step": RESUME_STEP,
-        "corpus_bytes": (folder / "corpus.jsonl").stat().st_size,
-        "repeats": repeats,
-        "runs": runs,
-        "medians": medians,
-    }
+                if (name, what) == ("datasets", "resume") and repeat >= walks:
+                    continue
+                load.append(os.getloadavg()[0])
+                found = in_its_own_process(name, what, folder, case)
+                for key, value in found.items():
+                    runs[name].setdefault(key, []).append(value)
+                print(name, {key: round(value, 3) for key, value in found.items()}, flush=True)
+    medians = {name: summary(measured) for name, measured in runs.items()}
+    return {**asdict(CASES[case]), "load": load, "runs": runs, "medians": medians}
+
+
+def summary(measured: dict[str, list[float]]) -> dict[str, float]:
+    """Medians; of the peaks of memory the highest, since a resume takes more than a start."""
+    medians = {what: statistics.median(values) for what, values in measured.items()}
+    return {**medians, "peak_mib": max(measured["peak_mib"])}
 
 
 def table(result: dict[str, Any]) -> str:
     """Medians, and in brackets how many times ours."""
-    ours = result["medians"]["ours"]
+    steps = f"first batch of step 0 | of step {result['resume_step']:,}"
     lines = [
-        f"| | tokens/s | first batch of step {result['resume_step']} | peak memory |",
-        "|---|---|---|---|",
+        f"| {result['batch_size']} × {result['seq_len']:,} | tokens/s | per second of CPU time "
+        f"| {steps} | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    ours = result["medians"]["ours"]
+    columns = [
+        ("speed", ",.0f", ""),
+        ("cpu_speed", ",.0f", ""),
+        ("start", ",.2f", " s"),
+        ("resume", ",.2f", " s"),
+        ("peak_mib", ",.0f", " MiB"),
     ]
     for name, row in result["medians"].items():
         cells = [
-            f"{row['speed']:,.0f} (× {row['speed'] / ours['speed']:.2g})",
-            f"{row['resume']:.2f} s (× {row['resume'] / ours['resume']:.2g})",
-            f"{row['peak_mib']:,.0f} MiB (× {row['peak_mib'] / ours['peak_mib']:.2g})",
+            f"{row[key]:{form}}{unit} (× {row[key] / ours[key]:,.3g})" if key in row else "–"
+            for key, form, unit in columns
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -293,22 +322,34 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--walks", type=int, default=1, help="resumes of `datasets`, minutes each")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", nargs=2, metavar=("NAME", "WHAT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    folder = arguments.folder
     if arguments.measure:
         name, what = arguments.measure
-        print(json.dumps(measure(name, what, arguments.folder)))
+        print(json.dumps(measure(name, what, folder, CASES[arguments.cases[0]])))
         return
     names = [name for name in OPEN if versions().get(name) != "not installed"]
-    write_corpus(arguments.folder)
-    for name in names:
-        for step in PREPARE[name]:
-            if step is not litdata_prepare or not (arguments.folder / "litdata").exists():
-                step(arguments.folder)
-    result = compare(names, arguments.folder, arguments.repeats)
-    print(table(result))
+    corpus = folder / "corpus.jsonl"
+    write_text(corpus, TEXT_BYTES)
+    result = {
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": versions(),
+        "corpus_bytes": corpus.stat().st_size,
+        "cases": {},
+    }
+    for case in arguments.cases:
+        for name in names:
+            for step in PREPARE[name]:
+                step(folder, CASES[case])
+        found = compare(names, folder, case, arguments.repeats, arguments.walks)
+        print(table(found), flush=True)
+        result["cases"][case] = found
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
