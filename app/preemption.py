@@ -7,6 +7,7 @@ on the signal only sets a flag, which the loop reads at its next boundary; a sec
 changes nothing.
 """
 
+import logging
 import signal
 import threading
 import time
@@ -15,7 +16,11 @@ from types import FrameType
 
 from app.errors import Preempted
 
+log = logging.getLogger(__name__)
+
 _POLL_SECONDS = 0.05
+_PATIENCE_SECONDS = 60.0  # for work that is bounded, while nobody asks to stop
+_LEAST_SECONDS = 1.0
 _AGAIN_SECONDS = 4.0  # twice within Docker's usual grace of 10 s
 
 NOTHING_TO_SAVE = (
@@ -90,17 +95,32 @@ class StopRequest:
             raise Interrupted
 
 
-def done_in_time(work: Callable[[], None], late: Callable[[float], bool]) -> bool:
-    """Do `work`; False if it was not over when `late` said so, of the seconds taken so far.
+class GracePeriod:
+    """What can still be done before SIGKILL, which follows `seconds` after a request to stop.
 
-    It then goes on behind the caller, and ends with the process: a store that went silent
-    answers nothing for minutes, and who waits for it is killed.
+    Before anybody asks to stop, everything fits.
     """
-    started = time.monotonic()
-    thread = threading.Thread(target=work, name="in-time", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(timeout=_POLL_SECONDS)
-        if thread.is_alive() and late(time.monotonic() - started):
-            return False
-    return True
+
+    def __init__(self, stop: StopRequest, seconds: float) -> None:
+        self.seconds = seconds
+        self._stop = stop
+
+    def fits(self, seconds: float) -> bool:
+        return not self._stop.requested or seconds < self.seconds - self._stop.seconds_since()
+
+    def bound(self, what: str, work: Callable[[], None], spare: float) -> None:
+        """Do `work`, in what is left of the period less `spare` seconds.
+
+        What is not over by then goes on behind the caller, and ends with the process: a store
+        that went silent answers nothing for minutes, and who waits for it is killed.
+        """
+        started = time.monotonic()
+        thread = threading.Thread(target=work, name="bounded", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(timeout=_POLL_SECONDS)
+            taken = time.monotonic() - started
+            over = not self.fits(spare) if self._stop.requested else taken > _PATIENCE_SECONDS
+            if over and taken > _LEAST_SECONDS and thread.is_alive():
+                log.warning("the %s did not reach the store in time", what)
+                return

@@ -257,7 +257,7 @@ def test_the_end_of_an_attempt_puts_the_report_into_the_store(
 def test_a_report_that_does_not_fit_into_the_grace_is_left_out(
     opened: Opener, stop: QuietStop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.attempt._LEAST_SECONDS", 60.0)  # a busy machine writes slowly
+    monkeypatch.setattr("app.preemption._LEAST_SECONDS", 60.0)  # a busy machine writes slowly
     attempt = opened()
     stop.request(seconds_ago=21.0)
     attempt.close("stopped")
