@@ -40,8 +40,8 @@ from app.tokenizer import open_tokenizer
 log = logging.getLogger(__name__)
 
 _SAMPLE = Sampling(max_tokens=40)
-_POLL_SECONDS = 0.5
-_SPARE_SECONDS = 5.0  # of a grace period, to give the lease back and to end
+_POLL_SECONDS = 0.1
+_REPORT_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -240,12 +240,12 @@ class Attempt:
         self._saver.close()
         self._metrics.close()
         if not self._lease.lost:
-            self._grace.bound("record of the end", lambda: self._last_words(why), _SPARE_SECONDS)
-        self._grace.bound("end of the lease", self._lease.release, 0.0)
+            self._grace.record_end(lambda: self._last_words(why))
+        self._grace.give_lease_back(self._lease.release)
 
     def _last_words(self, why: str) -> None:
         recorded = self._journal.end(why)
-        if recorded and self._grace.fits(_SPARE_SECONDS):
+        if recorded and self._grace.fits(_REPORT_SECONDS):
             self._publish_report()
 
     def _every(self, interval: int) -> bool:

@@ -34,7 +34,7 @@ from app.metrics import MetricsLog, Row, local_rows, stored_rows
 from app.model import SmolLM2
 from app.objective import Schedule
 from app.optimizers import build_optimizer
-from app.preemption import NOTHING_TO_SAVE, Interrupted, StopRequest
+from app.preemption import NOTHING_TO_SAVE, GracePeriod, Interrupted, StopRequest
 from app.pretrained import load_pretrained
 from app.record import (
     StoredRecord,
@@ -152,7 +152,7 @@ def _open_with_lease(
         return _open_under_lease(HeldRun(job, store, lease, corpus), source, stop)
     except BaseException:
         stop.taken()
-        lease.release()
+        GracePeriod(stop, settings.checkpoints.grace_seconds).give_lease_back(lease.release)
         raise
 
 

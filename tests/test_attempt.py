@@ -257,9 +257,9 @@ def test_the_end_of_an_attempt_puts_the_report_into_the_store(
 def test_a_report_that_does_not_fit_into_the_grace_is_left_out(
     opened: Opener, stop: QuietStop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.preemption._LEAST_SECONDS", 60.0)  # a busy machine writes slowly
-    attempt = opened()
-    stop.request(seconds_ago=21.0)
+    monkeypatch.setattr("app.attempt._REPORT_SECONDS", 200.0)
+    attempt = opened(grace_seconds="100")
+    stop.request()
     attempt.close("stopped")
     store = open_store(f"file://{tmp_path}", "tiny")
     assert [read.ended for read in read_attempts(store, newest=1)] == ["stopped"]
