@@ -219,7 +219,6 @@ class Attempt:
             self._bar.close()
         self._save_last()
         committed = self._wait_for_commits()
-        log.info(summary(self._journal.record))
         if failure is not None:
             log.error(
                 "ended at step %d: newest checkpoint: %d", self.step, self._newest_committed()
@@ -233,12 +232,14 @@ class Attempt:
         log.info("target reached: step %d of %d", self.step, self.target)
 
     def close(self, why: str) -> None:
-        """Leave nothing running, and say why the attempt ended."""
+        """Leave nothing running, and say what the attempt did and why it ended."""
         if self._bar is not None:
             self._bar.close()
         self._corpus.close()
         self._saver.close()
         self._metrics.close()
+        if self.step > self.start_step:
+            log.info(summary(self._journal.record))
         if not self._lease.lost:
             self._grace.record_end(lambda: self._last_words(why))
         self._grace.give_lease_back(self._lease.release)

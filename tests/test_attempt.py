@@ -219,6 +219,24 @@ def test_an_attempt_says_why_it_ended(opened: Opener, tmp_path: Path) -> None:
     assert record.seconds_to_first_step is not None and record.seconds_to_first_step > 0
 
 
+def test_an_attempt_that_trained_says_what_it_did_however_it_ends(
+    opened: Opener, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    attempt = opened(give_up_seconds="0.01")
+
+    def unreachable(*_: object) -> None:
+        raise Unavailable("503")
+
+    monkeypatch.setattr(attempt._saver._store, "put", unreachable)
+    train(attempt)
+    with pytest.raises(Unavailable):
+        attempt.finish()
+    attempt.close("exit 75")
+    assert caplog.text.count("6 steps in") == 1
+    assert "1 save held training up for" in caplog.text
+
+
 def test_a_row_says_how_saving_goes(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     attempt = opened(checkpoint_every_steps="2")
     attempt.begin()
