@@ -240,13 +240,12 @@ class Attempt:
         self._metrics.close()
         if self.step > self.start_step:
             log.info(summary(self._journal.record))
-        if not self._lease.lost:
-            self._grace.record_end(lambda: self._last_words(why))
+        self._grace.record_end(lambda: self._last_words(why))
         self._grace.give_lease_back(self._lease.release)
 
     def _last_words(self, why: str) -> None:
         recorded = self._journal.end(why)
-        if recorded and self._grace.fits(_REPORT_SECONDS):
+        if recorded and not self._lease.lost and self._grace.fits(_REPORT_SECONDS):
             self._publish_report()
 
     def _every(self, interval: int) -> bool:

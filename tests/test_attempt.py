@@ -11,7 +11,8 @@ import torch
 from app.attempt import Attempt
 from app.attempts import read_attempts
 from app.checkpoints import read_manifest, stored_checkpoints
-from app.errors import ConfigError, Preempted, Unavailable
+from app.errors import ConfigError, Fenced, Preempted, Unavailable
+from app.lease import LEASE
 from app.metrics import Row
 from app.preemption import StopRequest
 from app.report import REPORT_KEY
@@ -217,6 +218,21 @@ def test_an_attempt_says_why_it_ended(opened: Opener, tmp_path: Path) -> None:
     (record,) = read_attempts(open_store(f"file://{tmp_path}", "tiny"), newest=9)
     assert (record.steps, record.saves, record.ended) == (2, 1, "target reached")
     assert record.seconds_to_first_step is not None and record.seconds_to_first_step > 0
+
+
+def test_an_attempt_that_lost_the_run_says_so_and_writes_nothing_else(
+    opened: Opener, tmp_path: Path
+) -> None:
+    attempt = opened()
+    store = open_store(f"file://{tmp_path}", "tiny")
+    before = {info.key for info in store.list("")}
+    store.put(LEASE, [store.get(LEASE)[0].replace(attempt._lease.holder.encode(), b"other:1:x")])
+    with pytest.raises(Fenced) as lost:
+        attempt._lease.check()
+    attempt.close(f"exit 79: {lost.value}")
+    (record,) = read_attempts(store, newest=9)
+    assert record.ended is not None and "was taken over by other:1:x" in record.ended
+    assert {info.key for info in store.list("")} == before
 
 
 def test_an_attempt_that_trained_says_what_it_did_however_it_ends(
