@@ -13,7 +13,7 @@ from app.attempts import read_attempts
 from app.checkpoints import read_manifest, stored_checkpoints
 from app.errors import ConfigError, Fenced, Preempted, Unavailable
 from app.lease import LEASE
-from app.metrics import Row
+from app.metrics import Beginning, Row
 from app.preemption import StopRequest
 from app.report import REPORT_KEY
 from app.settings import load_settings
@@ -275,6 +275,22 @@ def test_a_row_says_how_saving_goes(opened: Opener, monkeypatch: pytest.MonkeyPa
     ]
     assert [row.checkpoint_age_seconds is None for row in rows] == [True, True, False, False]
     assert 0 <= (rows[2].checkpoint_age_seconds or -1) < 60
+
+
+def test_the_rows_of_a_save_are_put_together_by_the_saver_and_not_by_the_loop(
+    opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, content = set(), Beginning.content
+
+    def joined(rows: Beginning) -> bytes:
+        threads.add(threading.current_thread().name)
+        return content(rows)
+
+    monkeypatch.setattr(Beginning, "content", joined)
+    attempt = opened(total_steps="1")
+    train(attempt)
+    attempt.finish()
+    assert threads == {"checkpoint-saver"}
 
 
 def test_the_end_of_an_attempt_puts_the_report_into_the_store(
