@@ -60,6 +60,10 @@ def opened(job_environment: dict[str, str], tmp_path: Path, stop: QuietStop) -> 
         attempt.close("the test is over")
 
 
+def unreachable(*_: object) -> None:
+    raise Unavailable("503")
+
+
 def committed(folder: Path) -> list[int]:
     store = open_store(f"file://{folder}", "tiny")
     return [stored.name.step for stored in stored_checkpoints(store) if stored.committed]
@@ -198,10 +202,6 @@ def test_the_last_save_is_waited_for_no_longer_than_the_grace(
     opened: Opener, stop: QuietStop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = opened(total_steps="1", grace_seconds="1")
-
-    def unreachable(*_: object) -> None:
-        raise Unavailable("503")
-
     monkeypatch.setattr(attempt._saver._store, "put", unreachable)
     train(attempt)
     stop.request()
@@ -240,10 +240,6 @@ def test_an_attempt_that_trained_says_what_it_did_however_it_ends(
 ) -> None:
     caplog.set_level("INFO")
     attempt = opened(give_up_seconds="0.01")
-
-    def unreachable(*_: object) -> None:
-        raise Unavailable("503")
-
     monkeypatch.setattr(attempt._saver._store, "put", unreachable)
     train(attempt)
     with pytest.raises(Unavailable):
