@@ -1,13 +1,11 @@
 """What is refused, or found to be finished, before anything is written to the store."""
 
-from app.attempts import ATTEMPTS, fences
-from app.checkpoints import LATEST, check_sizes, read_latest, read_manifest, stored_checkpoints
+from app.checkpoints import check_sizes, read_manifest, stored_checkpoints
 from app.console import size
 from app.errors import ConfigError, Damaged, Unavailable
 from app.job import Job
 from app.lease import LEASE
 from app.record import (
-    RECORD,
     RunRecord,
     StoredRecord,
     check_identity,
@@ -19,6 +17,7 @@ from app.retention import unfinished
 from app.sources import PinnedSource
 from app.state import checkpoint_bytes
 from app.stores import Store
+from app.verification import proof_of_checkpoints
 
 
 def check_space(job: Job, store: Store) -> None:
@@ -54,7 +53,7 @@ def check_against_record(
                 "choose another RUN_NAME to start again"
             )
         return
-    if not committed and (proof := _proof_of_checkpoints(stored.record, store)):
+    if not committed and (proof := proof_of_checkpoints(stored.record, store)):
         raise Damaged(
             f"{store.uri}/{proof}, but no checkpoint is left: restore one from a backup, or "
             "choose another RUN_NAME to start again"
@@ -73,19 +72,6 @@ def check_against_record(
             f"TOTAL_STEPS={stored.record.total_steps}, which its learning rates follow: set "
             "it back, extend a finished run with ADDITIONAL_STEPS, or choose another RUN_NAME"
         )
-
-
-def _proof_of_checkpoints(record: RunRecord, store: Store) -> str | None:
-    """What in the store says that there was a checkpoint once."""
-    late = [str(stored.name) for stored in stored_checkpoints(store) if stored.late]
-    latest = read_latest(store)
-    if latest is not None and latest not in late:
-        return f"{LATEST} names {latest}"
-    if record.extensions:
-        return f"{RECORD} has an extension from step {record.extensions[0].base}"
-    if (begun := max((step for _, step in fences(store).starts), default=0)) > 0:
-        return f"{ATTEMPTS} has one that went on from step {begun}"
-    return None
 
 
 def is_finished(job: Job, record: RunRecord, store: Store) -> bool:

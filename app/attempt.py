@@ -30,7 +30,7 @@ from app.loader import BatchGeometry, training_loader
 from app.metrics import MetricsLog, Row, perplexity, step_line
 from app.model import SmolLM2, flops_per_token
 from app.objective import LossFunction, Schedule
-from app.preemption import StopRequest, done_in_time
+from app.preemption import GracePeriod, StopRequest
 from app.saver import CheckpointSaver, SaveRequest
 from app.sections import CheckpointSettings, DataSettings, LogSettings, OptimizerSettings
 from app.state import Progress, RandomState, capture, library_versions
@@ -40,11 +40,8 @@ from app.tokenizer import open_tokenizer
 log = logging.getLogger(__name__)
 
 _SAMPLE = Sampling(max_tokens=40)
-_POLL_SECONDS = 0.5
-# After the last commit: for what is worth saying, but not worth being killed for.
-_PATIENCE_SECONDS = 60.0  # while nobody asks to stop
-_SPARE_SECONDS = 5.0  # of a grace period, to give the lease back and to end
-_LEAST_SECONDS = 1.0
+_POLL_SECONDS = 0.1
+_REPORT_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -93,6 +90,7 @@ class Attempt:
         self.target = schedule.horizons[-1]
         self._corpus, self._saver, self._lease = corpus, saver, lease
         self._metrics, self._journal, self._stop = metrics, journal, stop
+        self._grace = GracePeriod(stop, sections.checkpoints.grace_seconds)
         self._publish_report, self._saved_step = publish_report, start_step
         self._resumed_from_save_at = resumed.saved_at if resumed else None
         self._loss: Tensor | None = None  # of the last finished step
@@ -135,10 +133,8 @@ class Attempt:
         so the half-made gradients can be dropped and that step committed.
         """
         beat()
-        if not self._stop.requested:
-            return False
         finish = self._clock.step_seconds or math.inf
-        return not self._fits(finish + self._saver.last_commit_seconds)
+        return not self._grace.fits(finish + self._saver.last_commit_seconds)
 
     def step_done(self, loss: Tensor, grad_norm: Tensor) -> bool:
         """Account for a finished optimizer step. True when the trainer has to stop.
@@ -203,8 +199,7 @@ class Attempt:
             return None
 
         def goes_on(seconds_left: float) -> bool:
-            needed = seconds_left + self._saver.last_commit_seconds
-            return not self._stop.requested or self._fits(needed)
+            return self._grace.fits(seconds_left + self._saver.last_commit_seconds)
 
         loss = evaluate(self.model, self.loss_function, batches, self.compute, goes_on)
         if loss is None:
@@ -224,7 +219,6 @@ class Attempt:
             self._bar.close()
         self._save_last()
         committed = self._wait_for_commits()
-        log.info(summary(self._journal.record))
         if failure is not None:
             log.error(
                 "ended at step %d: newest checkpoint: %d", self.step, self._newest_committed()
@@ -238,30 +232,21 @@ class Attempt:
         log.info("target reached: step %d of %d", self.step, self.target)
 
     def close(self, why: str) -> None:
-        """Leave nothing running, and say why the attempt ended."""
+        """Leave nothing running, and say what the attempt did and why it ended."""
         if self._bar is not None:
             self._bar.close()
         self._corpus.close()
         self._saver.close()
         self._metrics.close()
-        if not self._lease.lost:
-            self._in_time("record of the end", lambda: self._last_words(why), _SPARE_SECONDS)
-        self._in_time("end of the lease", self._lease.release, 0.0)
+        if self.step > self.start_step:
+            log.info(summary(self._journal.record))
+        self._grace.record_end(lambda: self._last_words(why))
+        self._grace.give_lease_back(self._lease.release)
 
     def _last_words(self, why: str) -> None:
         recorded = self._journal.end(why)
-        if recorded and (self._fits(_SPARE_SECONDS) or not self._stop.requested):
+        if recorded and not self._lease.lost and self._grace.fits(_REPORT_SECONDS):
             self._publish_report()
-
-    def _in_time(self, what: str, work: Callable[[], None], spare: float) -> None:
-        """Do `work`, in what is left of a grace period less `spare` seconds."""
-
-        def late(taken: float) -> bool:
-            over = not self._fits(spare) if self._stop.requested else taken > _PATIENCE_SECONDS
-            return over and taken > _LEAST_SECONDS
-
-        if not done_in_time(work, late):
-            log.warning("the %s did not reach the store in time", what)
 
     def _every(self, interval: int) -> bool:
         return interval > 0 and self.step % interval == 0
@@ -305,21 +290,16 @@ class Attempt:
         self._saved_step = self.step
         self._journal.saved(time.monotonic() - started)
 
-    def _fits(self, seconds: float) -> bool:
-        return seconds < self._grace_left()
-
-    def _grace_left(self) -> float:
-        return self.sections.checkpoints.grace_seconds - self._stop.seconds_since()
-
     def _save_last(self) -> None:
         """SIGKILL follows GRACE_SECONDS after SIGTERM: do what saves the most until then."""
-        grace = self.sections.checkpoints.grace_seconds
         stop, needed = self._stop.requested, self._saver.last_commit_seconds
         if stop and self.step == self.target:
             log.info("asked to stop: step %d is the last one, its commit ends the run", self.step)
         elif stop:
-            log.warning("asked to stop: committing step %d within %g s", self.step, grace)
-        if stop and self._saved_step != self.step and not self._fits(needed):
+            log.warning(
+                "asked to stop: committing step %d within %g s", self.step, self._grace.seconds
+            )
+        if self._saved_step != self.step and not self._grace.fits(needed):
             log.warning("a save of %.1f s does not fit: only the one in flight is finished", needed)
         else:
             self._save()
@@ -328,11 +308,11 @@ class Attempt:
         """False if asked to stop, and GRACE_SECONDS were not enough."""
         while not self._saver.wait(timeout=_POLL_SECONDS):
             beat()
-            if self._stop.requested and not self._fits(0):
+            if not self._grace.fits(0):
                 log.warning(
                     "step %d was not committed in time (GRACE_SECONDS=%g)",
                     self.step,
-                    self.sections.checkpoints.grace_seconds,
+                    self._grace.seconds,
                 )
                 return False
         return self._newest_committed() == self.step

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.console import counted, duration
 from app.errors import AppError, Damaged, NotFound
+from app.failures import first_line
 from app.stores import Data, Store
 
 ATTEMPTS = "attempts"
@@ -147,16 +148,28 @@ class AttemptJournal:
         return {self._record.key: self._content()}
 
     def end(self, why: str) -> bool:
-        """The last words. A store that does not take them is no reason to fail: then False."""
-        self.note(ended=why)
-        try:
-            self._store.put(self._record.key, self._content())
-        except AppError as error:
-            log.warning("the end of this attempt was not recorded: %s", error)
-            return False
-        return True
+        """The last words. A store that does not take them is no reason to fail: then False.
 
-    def _content(self) -> Data:
+        Also of a process that has lost the run: its file is its own, by the epoch in the name,
+        and nobody decides anything by what it says. But who lost the run may find it removed, or
+        begun anew with the same epoch, so only a file of this holder is replaced.
+        """
+        self.note(ended=why)
+        record, (content,) = self.record, self._content()
+        try:
+            while True:
+                stored, etag = self._store.get(record.key)
+                if AttemptRecord.model_validate_json(stored).holder != record.holder:
+                    reason = f"{record.key} is another process's"
+                    break
+                if self._store.put_if_match(record.key, content, etag) is not None:
+                    return True
+        except (AppError, ValidationError) as error:
+            reason = first_line(error)
+        log.warning("the end of this attempt was not recorded: %s", reason)
+        return False
+
+    def _content(self) -> list[bytes]:
         return [(self.record.model_dump_json(indent=1) + "\n").encode()]
 
 

@@ -116,17 +116,21 @@ def _parser() -> _Parser:
         "list", commands.list_checkpoints, "show the checkpoints and the attempts of a run", verbs
     )
     listing.add_argument("--json", action="store_true", help="as JSON")
-    listing.add_argument(
-        "--attempts", type=_count(0), default=10, help="how many attempts to show; default: 10"
-    )
     pull = add("pull", commands.pull_checkpoint, "copy a verified checkpoint here", verbs)
     pull.add_argument("checkpoint", nargs="?", help="step or name; default: the newest")
     pull.add_argument("--to", metavar="DIR", help="folder to create; default: RUN-step-N")
     pull.add_argument("--weights_only", action="store_true", help="leave the optimizer out")
     verify = add(
-        "verify", commands.verify_checkpoints, "check every byte of every checkpoint", verbs
+        "verify",
+        commands.verify_checkpoints,
+        "check every byte of every checkpoint, and that none is missing",
+        verbs,
     )
     verify.add_argument("checkpoint", nargs="?", help="step or name; default: all")
+    for verb in (listing, verify):
+        verb.add_argument(
+            "--attempts", type=_count(0), default=10, help="how many attempts to show; default: 10"
+        )
     report = add("report", commands.report, "write a page with the curves and attempts of a run")
     report.add_argument("--to", metavar="FILE", help="page to write; default: RUN-report.html")
     data = subparsers.add_parser("data", help="look at the prepared tokens")

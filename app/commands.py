@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from app.checkpoints import (
     StoredCheckpoint,
     fetch,
     find_checkpoint,
+    read_latest,
     read_manifest,
     stored_checkpoints,
 )
@@ -123,7 +125,8 @@ def generate(settings: Settings, arguments: argparse.Namespace, _: StopRequest) 
 
 def list_checkpoints(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
     store = _existing_run(settings)
-    rows = [_checkpoint_row(store, stored) for stored in stored_checkpoints(store)]
+    latest = read_latest(store)
+    rows = [_checkpoint_row(store, stored, latest) for stored in stored_checkpoints(store)]
     attempts = read_attempts(store, newest=arguments.attempts)
     if arguments.json:
         shown = [{**attempt.model_dump(), "steps": attempt.steps} for attempt in attempts]
@@ -159,14 +162,15 @@ def report(settings: Settings, arguments: argparse.Namespace, _: StopRequest) ->
     print(target)
 
 
-def _checkpoint_row(store: Store, stored: StoredCheckpoint) -> dict[str, Any]:
+def _checkpoint_row(store: Store, stored: StoredCheckpoint, latest: str | None) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": str(stored.name),
         "step": stored.name.step,
         "bytes": sum(stored.sizes.values()),
     }
     if not stored.finished:
-        return row | {"state": "unfinished upload"}
+        lost = str(stored.name) == latest  # it was whole once
+        return row | {"state": "damaged: its manifest is missing" if lost else "unfinished upload"}
     try:
         manifest = read_manifest(store, stored.name)
     except NotFound:
@@ -180,22 +184,23 @@ def _checkpoint_row(store: Store, stored: StoredCheckpoint) -> dict[str, Any]:
 
 
 def verify_checkpoints(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
-    """Every byte of every checkpoint against its manifest. Raises Damaged if one differs."""
-    store = _existing_run(settings)
-    damaged = 0
-    committed = [stored.name for stored in stored_checkpoints(store) if stored.committed]
-    names = [find_checkpoint(store, arguments.checkpoint)] if arguments.checkpoint else committed
-    for name in names:
-        with scratch_folder(settings) as scratch:
-            try:
-                fetch(store, name, scratch)
-                print(f"{name}  ok")
-            except Damaged as error:
-                damaged += 1
-                print(f"{name}  DAMAGED: {error}")
+    """Every byte of every checkpoint, and whether all are there. Raises Damaged if not."""
+    from app.state import STATE_FILES
+    from app.verification import Verification
+
+    store, found = _existing_run(settings), []
+    only = find_checkpoint(store, arguments.checkpoint) if arguments.checkpoint else None
+    verification = Verification(store, partial(scratch_folder, settings), STATE_FILES)
+    for finding in [verification.one(only)] if only else verification.whole_run():
+        print(f"{finding.name}  {finding.text}")
+        found.append(finding)
+    damaged = [finding.name for finding in found if finding.damaged]
+    if not damaged:
+        print(f"{counted(sum(finding.whole for finding in found), 'checkpoint')} verified")
+    if attempts := read_attempts(store, newest=arguments.attempts):
+        print("\n" + "\n".join(attempt_table(attempts)))
     if damaged:
-        raise Damaged(f"{damaged} of {len(names)} checkpoints in {store.uri} are damaged")
-    print(f"{counted(len(names), 'checkpoint')} verified")
+        raise Damaged(f"{store.uri} is damaged: {', '.join(damaged)}")
 
 
 def pull_checkpoint(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:

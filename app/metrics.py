@@ -11,9 +11,11 @@ import io
 import json
 import logging
 import math
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol, overload
+from typing import TYPE_CHECKING, Protocol, overload
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -22,6 +24,9 @@ from app.errors import ConfigError, NotFound
 from app.failures import disk_failures
 from app.sections import LogSettings
 from app.stores import Store
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +65,20 @@ class Row:
 _ROW = TypeAdapter(Row)
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """The first `count` of `parts`, a list that only grows: taken at once, whatever its length.
+
+    `content` joins them, which any thread may do while the list grows.
+    """
+
+    parts: Sequence[bytes]
+    count: int
+
+    def content(self) -> bytes:
+        return b"".join(self.parts[: self.count])
+
+
 class Writer(Protocol):
     """A further form of the rows."""
 
@@ -84,7 +103,7 @@ class CsvWriter:
 
 
 class TensorBoardWriter:
-    """One event file, named so that every attempt replaces it."""
+    """One event file, which every attempt replaces. `records` are what was written to it."""
 
     NAMES = tuple(
         field.name
@@ -93,13 +112,14 @@ class TensorBoardWriter:
     )
 
     def __init__(self, directory: Path) -> None:
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.compat.proto.event_pb2 import Event
 
         directory.mkdir(parents=True, exist_ok=True)
         for stale in directory.glob("*tfevents*"):
             stale.unlink()
-        self._writer = EventFileWriter(str(directory))
-        self._directory = directory
+        self.records: list[bytes] = []
+        self._file = (directory / Path(TENSORBOARD_KEY).name).open("wb")
+        self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def write(self, row: Row) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -113,14 +133,19 @@ class TensorBoardWriter:
                 if value is not None
             ]
         )
-        self._writer.add_event(Event(wall_time=row.time, step=row.step, summary=summary))
+        self._add(Event(wall_time=row.time, step=row.step, summary=summary))
 
-    def content(self) -> bytes:
-        self._writer.flush()
-        return b"".join(path.read_bytes() for path in sorted(self._directory.glob("*tfevents*")))
+    def _add(self, event: "Event") -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        self.records.append(record.getvalue())
+        self._file.write(self.records[-1])
+        self._file.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
 
 
 class PrometheusWriter:
@@ -202,12 +227,12 @@ class MetricsLog:
             self._close_files()
             self._open(_rows(b"".join(self._lines))[0])
 
-    def objects(self) -> dict[str, bytes]:
-        """What a checkpoint takes along into the store: key to content."""
-        objects = {METRICS_KEY: b"".join(self._lines)}
+    def objects(self) -> dict[str, Beginning]:
+        """What a checkpoint takes along into the store, by key: the rows until now."""
+        objects = {METRICS_KEY: Beginning(self._lines, len(self._lines))}
         if self._tensorboard:
-            with disk_failures(self._place):
-                objects[TENSORBOARD_KEY] = self._tensorboard.content()
+            records = self._tensorboard.records
+            objects[TENSORBOARD_KEY] = Beginning(records, len(records))
         return objects
 
     def close(self) -> None:

@@ -7,6 +7,8 @@ on the signal only sets a flag, which the loop reads at its next boundary; a sec
 changes nothing.
 """
 
+import logging
+import math
 import signal
 import threading
 import time
@@ -15,7 +17,11 @@ from types import FrameType
 
 from app.errors import Preempted
 
+log = logging.getLogger(__name__)
+
 _POLL_SECONDS = 0.05
+_PATIENCE_SECONDS = 60.0  # for each part of closing, while nobody asks to stop
+_CLOSING_SECONDS = 3.0  # of a grace period, and at most a quarter of it
 _AGAIN_SECONDS = 4.0  # twice within Docker's usual grace of 10 s
 
 NOTHING_TO_SAVE = (
@@ -90,17 +96,47 @@ class StopRequest:
             raise Interrupted
 
 
-def done_in_time(work: Callable[[], None], late: Callable[[float], bool]) -> bool:
-    """Do `work`; False if it was not over when `late` said so, of the seconds taken so far.
+class GracePeriod:
+    """What can still be done before SIGKILL, which follows `seconds` after a request to stop.
 
-    It then goes on behind the caller, and ends with the process: a store that went silent
-    answers nothing for minutes, and who waits for it is killed.
+    Saving has all of it but the last 3 s, or the last quarter of a short one: a third of those
+    is for the record of the end, one for giving the lease back, and one for the process to go.
+    Before anybody asks to stop, everything fits.
     """
-    started = time.monotonic()
-    thread = threading.Thread(target=work, name="in-time", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(timeout=_POLL_SECONDS)
-        if thread.is_alive() and late(time.monotonic() - started):
-            return False
-    return True
+
+    def __init__(self, stop: StopRequest, seconds: float) -> None:
+        self.seconds = seconds
+        self._stop, self._third = stop, min(_CLOSING_SECONDS, seconds / 4) / 3
+
+    def fits(self, seconds: float) -> bool:
+        """Whether work of so many seconds is over when it is time to close."""
+        return not self._stop.requested or seconds < self._left(thirds=3)
+
+    def record_end(self, work: Callable[[], None]) -> None:
+        self._bound("record of the end", work, thirds=2)
+
+    def give_lease_back(self, work: Callable[[], None]) -> None:
+        self._bound("end of the lease", work, thirds=1)
+
+    def _left(self, thirds: int) -> float:
+        """Seconds, less so many thirds of what is kept for closing."""
+        if not self._stop.requested:
+            return math.inf
+        return self.seconds - thirds * self._third - self._stop.seconds_since()
+
+    def _bound(self, what: str, work: Callable[[], None], thirds: int) -> None:
+        """Do `work` as long as so many thirds are left, and for one third at least.
+
+        What is not over by then goes on behind the caller, and ends with the process: a store
+        that went silent answers nothing for minutes, and who waits for it is killed.
+        """
+        started = time.monotonic()
+        thread = threading.Thread(target=work, name="closing", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(timeout=_POLL_SECONDS)
+            taken = time.monotonic() - started
+            late = taken > _PATIENCE_SECONDS or self._left(thirds) <= 0
+            if late and taken >= self._third and thread.is_alive():
+                log.warning("the %s did not reach the store in time", what)
+                return

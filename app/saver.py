@@ -16,6 +16,7 @@ from app.checkpoints import CheckpointName, commit
 from app.console import duration, size
 from app.errors import AccessDenied, Unavailable
 from app.lease import Lease
+from app.metrics import Beginning
 from app.retention import prune
 from app.sections import CheckpointSettings
 from app.state import Snapshot
@@ -28,13 +29,13 @@ _LONGEST_PAUSE = 30.0
 
 @dataclass(frozen=True)
 class SaveRequest:
-    """A snapshot, and the log objects (key to content) that go into the store before it.
+    """A snapshot, and the logs until then (by key) that go into the store before it.
 
     `taken_at` is the monotonic time of the snapshot.
     """
 
     snapshot: Snapshot
-    logs: Mapping[str, bytes]
+    logs: Mapping[str, Beginning]
     taken_at: float = field(default_factory=time.monotonic)
 
 
@@ -155,8 +156,8 @@ class CheckpointSaver:
         snapshot = request.snapshot
         snapshot.bring_to_host()
         self._lease.check()
-        for key, content in request.logs.items():
-            self._lease.put(key, content)
+        for key, rows in request.logs.items():
+            self._lease.put(key, rows.content())
         for key, buffers in self._journal.objects().items():
             self._store.put(key, buffers)
         manifest = commit(

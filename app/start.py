@@ -34,7 +34,7 @@ from app.metrics import MetricsLog, Row, local_rows, stored_rows
 from app.model import SmolLM2
 from app.objective import Schedule
 from app.optimizers import build_optimizer
-from app.preemption import NOTHING_TO_SAVE, Interrupted, StopRequest
+from app.preemption import NOTHING_TO_SAVE, GracePeriod, Interrupted, StopRequest
 from app.pretrained import load_pretrained
 from app.record import (
     StoredRecord,
@@ -157,7 +157,7 @@ def _open_with_lease(
         return _open_under_lease(HeldRun(job, store, lease, corpus), source, stop)
     except BaseException:
         stop.taken()
-        lease.release()
+        GracePeriod(stop, settings.checkpoints.grace_seconds).give_lease_back(lease.release)
         raise
 
 
@@ -362,12 +362,13 @@ def _attempt(
 def _journal(run: HeldRun, resumed: Resumed | None, rows: Sequence[Row]) -> AttemptJournal:
     """What this attempt starts from, and what it cost. `rows` are all that anybody wrote down."""
     step = resumed.progress.step if resumed else 0
-    before = read_attempts(run.store, newest=1)
-    known = [row.step for row in rows] + [record.step for record in before]
-    lost = max(0, max(known) - step) if before else 0
-    if lost:
-        steps = counted(lost, "step")
-        log.info("attempt %d lost %s after step %d", before[-1].epoch, steps, step)
+    lost = 0
+    for before in read_attempts(run.store, newest=1):
+        # Rows of attempts before that one were counted by it.
+        made = [row.step for row in rows if row.attempt == before.epoch]
+        if lost := max(0, max([*made, before.step]) - step):
+            steps = counted(lost, "step")
+            log.info("attempt %d lost %s after step %d", before.epoch, steps, step)
     record = AttemptRecord(
         epoch=run.lease.epoch,
         holder=run.lease.holder,

@@ -60,6 +60,7 @@ ORDER = [
     "attempts",
     "checkpoints",
     "retention",
+    "verification",
     "pretrained",
     "inference",
     "decoding",

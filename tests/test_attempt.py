@@ -11,8 +11,9 @@ import torch
 from app.attempt import Attempt
 from app.attempts import read_attempts
 from app.checkpoints import read_manifest, stored_checkpoints
-from app.errors import ConfigError, Preempted, Unavailable
-from app.metrics import Row
+from app.errors import ConfigError, Fenced, Preempted, Unavailable
+from app.lease import LEASE
+from app.metrics import Beginning, Row
 from app.preemption import StopRequest
 from app.report import REPORT_KEY
 from app.settings import load_settings
@@ -57,6 +58,10 @@ def opened(job_environment: dict[str, str], tmp_path: Path, stop: QuietStop) -> 
     yield open_one
     for attempt in attempts:
         attempt.close("the test is over")
+
+
+def unreachable(*_: object) -> None:
+    raise Unavailable("503")
 
 
 def committed(folder: Path) -> list[int]:
@@ -197,10 +202,6 @@ def test_the_last_save_is_waited_for_no_longer_than_the_grace(
     opened: Opener, stop: QuietStop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = opened(total_steps="1", grace_seconds="1")
-
-    def unreachable(*_: object) -> None:
-        raise Unavailable("503")
-
     monkeypatch.setattr(attempt._saver._store, "put", unreachable)
     train(attempt)
     stop.request()
@@ -217,6 +218,35 @@ def test_an_attempt_says_why_it_ended(opened: Opener, tmp_path: Path) -> None:
     (record,) = read_attempts(open_store(f"file://{tmp_path}", "tiny"), newest=9)
     assert (record.steps, record.saves, record.ended) == (2, 1, "target reached")
     assert record.seconds_to_first_step is not None and record.seconds_to_first_step > 0
+
+
+def test_an_attempt_that_lost_the_run_says_so_and_writes_nothing_else(
+    opened: Opener, tmp_path: Path
+) -> None:
+    attempt = opened()
+    store = open_store(f"file://{tmp_path}", "tiny")
+    before = {info.key for info in store.list("")}
+    store.put(LEASE, [store.get(LEASE)[0].replace(attempt._lease.holder.encode(), b"other:1:x")])
+    with pytest.raises(Fenced) as lost:
+        attempt._lease.check()
+    attempt.close(f"exit 79: {lost.value}")
+    (record,) = read_attempts(store, newest=9)
+    assert record.ended is not None and "was taken over by other:1:x" in record.ended
+    assert {info.key for info in store.list("")} == before
+
+
+def test_an_attempt_that_trained_says_what_it_did_however_it_ends(
+    opened: Opener, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    attempt = opened(give_up_seconds="0.01")
+    monkeypatch.setattr(attempt._saver._store, "put", unreachable)
+    train(attempt)
+    with pytest.raises(Unavailable):
+        attempt.finish()
+    attempt.close("exit 75")
+    assert caplog.text.count("6 steps in") == 1
+    assert "1 save held training up for" in caplog.text
 
 
 def test_a_row_says_how_saving_goes(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,6 +273,22 @@ def test_a_row_says_how_saving_goes(opened: Opener, monkeypatch: pytest.MonkeyPa
     assert 0 <= (rows[2].checkpoint_age_seconds or -1) < 60
 
 
+def test_the_rows_of_a_save_are_put_together_by_the_saver_and_not_by_the_loop(
+    opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, content = set(), Beginning.content
+
+    def joined(rows: Beginning) -> bytes:
+        threads.add(threading.current_thread().name)
+        return content(rows)
+
+    monkeypatch.setattr(Beginning, "content", joined)
+    attempt = opened(total_steps="1")
+    train(attempt)
+    attempt.finish()
+    assert threads == {"checkpoint-saver"}
+
+
 def test_the_end_of_an_attempt_puts_the_report_into_the_store(
     opened: Opener, tmp_path: Path
 ) -> None:
@@ -257,9 +303,9 @@ def test_the_end_of_an_attempt_puts_the_report_into_the_store(
 def test_a_report_that_does_not_fit_into_the_grace_is_left_out(
     opened: Opener, stop: QuietStop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.attempt._LEAST_SECONDS", 60.0)  # a busy machine writes slowly
-    attempt = opened()
-    stop.request(seconds_ago=21.0)
+    monkeypatch.setattr("app.attempt._REPORT_SECONDS", 200.0)
+    attempt = opened(grace_seconds="100")
+    stop.request()
     attempt.close("stopped")
     store = open_store(f"file://{tmp_path}", "tiny")
     assert [read.ended for read in read_attempts(store, newest=1)] == ["stopped"]

@@ -15,7 +15,7 @@ from app.attempts import (
     summary,
 )
 from app.errors import Unavailable
-from app.stores import Data, Store, open_store
+from app.stores import Store, open_store
 
 
 def record(epoch: int = 1, start_step: int = 0) -> AttemptRecord:
@@ -84,6 +84,7 @@ def test_tries_to_save_that_failed_are_in_the_record_the_summary_and_the_table(
     folder: Store,
 ) -> None:
     journal = AttemptJournal(folder, record())
+    journal.begin()
     journal.save_failed()
     journal.save_failed()
     journal.end("exit 75")
@@ -127,13 +128,43 @@ def test_a_store_that_does_not_take_the_last_words_is_no_failure(
     folder: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = AttemptJournal(folder, record())
+    journal.begin()
 
-    def refuse(key: str, data: Data) -> None:
+    def refuse(*_: object) -> None:
         raise Unavailable("the disk is full")
 
-    monkeypatch.setattr(folder, "put", refuse)
-    journal.end("exit 75")
+    monkeypatch.setattr(folder, "put_if_match", refuse)
+    assert not journal.end("exit 75")
     assert "the disk is full" in caplog.text
+
+
+def test_a_process_that_lost_the_run_writes_its_end_over_its_own_words_only(folder: Store) -> None:
+    journal = AttemptJournal(folder, record())
+    assert not journal.end("exit 79"), "the run was removed, and no trace of it comes back"
+    assert list(folder.list("")) == []
+    begun_anew = record().model_copy(update={"holder": "host:2:def"})
+    AttemptJournal(folder, begun_anew).begin()
+    assert not journal.end("exit 79")
+    assert read_attempts(folder, newest=9) == [begun_anew]
+
+
+def test_words_that_are_being_written_with_a_checkpoint_do_not_keep_the_last_ones_out(
+    folder: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = AttemptJournal(folder, record())
+    journal.begin()
+    get = folder.get
+
+    def overtaken(key: str) -> tuple[bytes, str]:
+        found = get(key)
+        journal.note(step=9)
+        folder.put(key, journal.objects()[key])
+        monkeypatch.setattr(folder, "get", get)
+        return found
+
+    monkeypatch.setattr(folder, "get", overtaken)
+    assert journal.end("exit 143")
+    assert [read.ended for read in read_attempts(folder, newest=9)] == ["exit 143"]
 
 
 def test_the_age_of_this_process_is_known() -> None:

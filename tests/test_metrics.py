@@ -37,8 +37,8 @@ def folder(tmp_path: Path) -> Store:
 
 
 def upload(log: MetricsLog, store: Store) -> None:
-    for key, content in log.objects().items():
-        store.put(key, [content])
+    for key, rows in log.objects().items():
+        store.put(key, [rows.content()])
 
 
 def scalars(directory: Path, name: str = "loss") -> list[tuple[int, float]]:
@@ -92,6 +92,24 @@ def test_the_local_folder_of_a_dead_attempt_is_taken_over(tmp_path: Path) -> Non
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 
 
+def test_rows_that_come_after_a_snapshot_are_not_in_it(
+    folder: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.metrics.MOST_ROWS", 10)
+    log = MetricsLog(tmp_path, LogSettings(), "run", [])
+    for step in range(1, 6):
+        log.add(row(step))
+    objects = log.objects()
+    for step in range(6, 30):  # the files begin again in between
+        log.add(row(step))
+    log.close()
+    for key, rows in objects.items():
+        folder.put(key, [rows.content()])
+    assert [r.step for r in stored_rows(folder)] == [1, 2, 3, 4, 5]
+    logs = tmp_path / "store/run/logs"
+    assert [step for step, _ in scalars(logs)] == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize("evaluated", [10, 1])
 def test_beyond_a_number_of_rows_the_curve_gets_thinner_and_not_longer(
     evaluated: int, folder: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -136,7 +154,7 @@ def test_an_unreadable_line_costs_only_itself(
 ) -> None:
     log = MetricsLog(Path(folder.uri.removeprefix("file://")), LogSettings(), "run", [])
     log.add(row(1))
-    content = log.objects()[METRICS_KEY]
+    content = log.objects()[METRICS_KEY].content()
     log.close()
     folder.put(METRICS_KEY, [content, b'{"step": 2, "lo', b"\n", b"[]\n"])
     assert [r.step for r in stored_rows(folder)] == [1]

@@ -1,14 +1,17 @@
 """Signals: raised before training, remembered during it."""
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
+import threading
+from types import SimpleNamespace
 
 import pytest
 
 from app.errors import Preempted
-from app.preemption import Interrupted, StopRequest
+from app.preemption import GracePeriod, Interrupted, StopRequest
 
 pytestmark = pytest.mark.usefixtures("own_handlers")
 
@@ -94,3 +97,41 @@ def test_deferring_takes_the_signals_back_from_a_library() -> None:
     stop.defer()
     send(signal.SIGTERM)
     assert stop.requested
+
+
+class TickingTime:
+    """A clock that goes on by `tick` seconds at each look, however busy the machine is."""
+
+    def __init__(self, tick: float) -> None:
+        self.now, self._tick = 0.0, tick
+
+    def monotonic(self) -> float:
+        self.now += self._tick
+        return self.now
+
+
+@pytest.mark.parametrize("seconds", [0.01, 2, 8, 25, 3600])
+def test_a_silent_store_does_not_keep_closing_from_ending_within_the_grace(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, silent = TickingTime(tick=min(seconds, 25) / 1000), threading.Event()
+    monkeypatch.setattr("app.preemption.time", SimpleNamespace(monotonic=clock.monotonic))
+    monkeypatch.setattr("app.preemption._POLL_SECONDS", 0.001)
+    stop = StopRequest()
+    period = GracePeriod(stop, seconds)
+    stop.requested_at = clock.now
+
+    def wait_in_vain() -> None:
+        silent.wait()
+
+    while period.fits(0):  # saving is waited for, in vain
+        pass
+    assert clock.now >= 3 / 4 * seconds
+    period.record_end(wait_in_vain)
+    period.give_lease_back(wait_in_vain)
+    silent.set()
+    assert clock.now < seconds
+
+
+def test_before_anybody_asks_to_stop_everything_fits() -> None:
+    assert GracePeriod(StopRequest(), 1.0).fits(math.inf)

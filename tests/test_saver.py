@@ -11,6 +11,7 @@ import torch
 from app.attempts import AttemptJournal, AttemptRecord
 from app.checkpoints import stored_checkpoints
 from app.errors import AccessDenied, AppError, Fenced, Unavailable
+from app.metrics import Beginning
 from app.saver import CheckpointSaver, SaveRequest
 from app.sections import CheckpointSettings
 from app.state import Snapshot
@@ -68,7 +69,7 @@ class FlakyStore:
 
 def request(step: int) -> SaveRequest:
     snapshot = Snapshot(progress(step), {"w": torch.ones(3)}, {"exp_avg.w": torch.ones(3)})
-    return SaveRequest(snapshot, {"logs/metrics.jsonl": b"{}\n"})
+    return SaveRequest(snapshot, {"logs/metrics.jsonl": Beginning([b"{}\n"], 1)})
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from tests.test_attempt import LONG_TEXT
 __all__ = ["undisturbed"]
 
 pytestmark = pytest.mark.slow
-SLACK = 45.0  # seconds beside GRACE_SECONDS, for a busy machine; a request is held for 60
+SLACK = 15.0  # seconds, for a busy machine; a request is held for 60
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +81,13 @@ def watch() -> Stopwatch:
 def hold(s3_answers: Interposed) -> Iterator[Callable[..., Held]]:
     held: list[Held] = []
 
-    def begin(method: str, end: str, then: Callable[[], None]) -> Held:
-        held.append(Held(method, lambda path: path.endswith(end), then))
-        s3_answers.answering = held[-1]
-        return held[-1]
+    def begin(method: str, end: str, then: Callable[[], None], *, and_later: bool = False) -> Held:
+        def matches(path: str) -> bool:
+            return path.endswith(end) or (and_later and one.came)
+
+        held.append(one := Held(method, matches, then))
+        s3_answers.answering = one
+        return one
 
     yield begin
     for one in held:
@@ -267,14 +270,18 @@ def test_a_second_one_does_not_break_the_last_save(
     assert_resumes(job, 3, undisturbed)
 
 
-def test_an_upload_that_stalls_is_given_up_at_the_end_of_the_grace(
+def test_a_store_that_goes_silent_is_given_up_within_the_grace(
     job: ForkedJobRunner, hold: Callable[..., Held], watch: Stopwatch, undisturbed: Outcome
 ) -> None:
     assert stopped_at_step_3(job).run("train").code == 143
-    hurried, upload = job.with_(GRACE_SECONDS="2"), "/step-0000000004-e000002/config.json"
-    stopped = stopped_in_a_request(hurried, hold, watch, "PUT", upload)
-    watch.assert_in_time(stopped, grace=2)
-    assert "was not committed in time (GRACE_SECONDS=2)" in stopped.log
+    hurried = job.with_(GRACE_SECONDS="8", LEASE_TTL="2")
+    stopped = stopped_in_a_request(
+        hurried, hold, watch, "PUT", "/step-0000000004-e000002/config.json", and_later=True
+    )
+    watch.assert_in_time(stopped, grace=8)
+    assert "was not committed in time (GRACE_SECONDS=8)" in stopped.log
+    assert "the record of the end did not reach the store in time" in stopped.log
+    assert "the end of the lease did not reach the store in time" in stopped.log
     assert_resumes(job, 3, undisturbed)
 
 
@@ -291,11 +298,11 @@ def test_an_upload_that_trickles_is_given_up_at_the_end_of_the_grace(
             link.fault = "slow"
             watch.stop(process)
 
-        trickling, actions = job.with_(AWS_ENDPOINT_URL_S3=link.url, GRACE_SECONDS="2").halting(
+        trickling, actions = job.with_(AWS_ENDPOINT_URL_S3=link.url, GRACE_SECONDS="4").halting(
             "app.saver.prune", tmp_path, trickle_and_stop
         )
         stopped = trickling.run("train", when=actions)
-    watch.assert_in_time(stopped, grace=2)
+    watch.assert_in_time(stopped, grace=4)
     assert_resumes(job, 2, undisturbed)
 
 
@@ -316,7 +323,7 @@ def test_in_the_last_commit_of_a_run(
 
     # With its manifest on the way it would be the server's to say whether it is committed.
     last = "manifest.json" if in_time else "config.json"
-    ended = job.with_(GRACE_SECONDS="100" if in_time else "2").run(
+    ended = job.with_(GRACE_SECONDS="100" if in_time else "4").run(
         "train",
         begin=lambda process: held.append(
             hold("PUT", f"/step-0000000006-e000001/{last}", lambda: stop(process))
@@ -326,11 +333,12 @@ def test_in_the_last_commit_of_a_run(
     if in_time:
         assert ended.code == 0, ended.log
         assert "target reached: step 6 of 6" in ended.log
-        assert "WARNING" not in ended.log
+        warnings = [line for line in ended.log.splitlines() if "WARNING" in line]
+        assert [line for line in warnings if "skipped" not in line] == []  # by a slow machine
         assert outcome(store_of(job)).differences(undisturbed) == []
         assert job.run("train").log.count("nothing to do") == 1
     else:
-        watch.assert_in_time(ended, grace=2)
+        watch.assert_in_time(ended, grace=4)
         assert "stopped at step 6 of 6; newest checkpoint: step" in ended.log
         assert_resumes(job, 4 if "checkpoint step 4 saved" in ended.log else 2, undisturbed)
 
@@ -347,13 +355,18 @@ def test_a_save_that_does_not_fit_is_not_begun_and_the_log_says_so(
 
 
 def stopped_in_a_request(
-    job: ForkedJobRunner, hold: Callable[..., Held], watch: Stopwatch, method: str, end: str
+    job: ForkedJobRunner,
+    hold: Callable[..., Held],
+    watch: Stopwatch,
+    method: str,
+    end: str,
+    **more: bool,
 ) -> Finished:
     """The job, which gets SIGTERM while the server keeps its answer back to its end."""
     held: list[Held] = []
     stopped = job.run(
         "train",
-        begin=lambda process: held.append(hold(method, end, lambda: watch.stop(process))),
+        begin=lambda process: held.append(hold(method, end, lambda: watch.stop(process), **more)),
     )
     held[0].release()
     return stopped

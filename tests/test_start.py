@@ -6,15 +6,19 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from app import cli
+from app.attempt import Attempt
+from app.attempts import read_attempts
 from app.lease import LEASE, Lease, LeaseRecord
 from app.locks import own_folder
+from app.preemption import Interrupted
 from app.record import StoredRecord, load_record
 from app.sections import variables
-from app.stores import Store
+from app.stores import Store, open_store
 from tests.job import newest_checkpoint
 from tests.test_lease import FakeTime
 
@@ -225,6 +229,22 @@ def test_a_checkpoint_that_lists_too_little_is_damaged(
     code, log = train(ADDITIONAL_STEPS="2", TOTAL_STEPS="4")
     assert code == 0, log
     assert f"does not list {file}" in log and "resumed from step 2" in log
+
+
+def test_lost_steps_are_counted_once_however_many_starts_end_before_their_first_step(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train()[0] == 0
+    run = tmp_path / "store" / "tiny"
+    shutil.rmtree(newest_checkpoint(run))  # its rows stay, as those of a save cut short
+    (run / "LATEST").write_text(newest_checkpoint(run).name)
+    with monkeypatch.context() as patch:
+        patch.setattr(Attempt, "begin", Mock(side_effect=Interrupted))
+        logs = [train()[1] for _ in range(2)]
+    assert ["attempt 1 lost 2 steps after step 2" in log for log in logs] == [True, False]
+    assert train()[0] == 0
+    store = open_store(f"file://{tmp_path}/store", "tiny")
+    assert [read.steps_lost for read in read_attempts(store, newest=9)] == [0, 2, 0, 0]
 
 
 def test_a_late_checkpoint_is_set_aside_with_one_loud_line(train: Train, tmp_path: Path) -> None:
