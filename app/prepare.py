@@ -174,7 +174,10 @@ def _encoded(batches: Iterator[_Batch[Piece]], encoder: TextEncoder) -> Iterator
     """The batches in order, encoded on other threads while the next ones are read here."""
 
     def encode(batch: _Batch[Piece]) -> _Batch[_Encoded]:
-        tokens = encoder.encode_batch([piece.text for piece in batch.texts])
+        tokens = encoder.encode_batch(
+            [piece.text for piece in batch.texts],
+            [not piece.starts_document for piece in batch.texts],
+        )
         texts = [_as_encoded(piece, ids) for piece, ids in zip(batch.texts, tokens, strict=True)]
         return _Batch(texts, batch.position)
 
