@@ -1,5 +1,10 @@
-"""A source of text as a sequence of pieces, and the place in it after which to go on."""
+"""A source of text as a sequence of pieces, and the place in it after which to go on.
 
+One text in 100 is held out for validation, chosen by its hash. Where a document is at hand it
+is decided about as a whole, in whatever file it comes.
+"""
+
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -7,7 +12,11 @@ from typing import Any, AnyStr, Protocol
 
 PIECE_SIZE = 4_096  # characters of a row, bytes of a .txt file
 LONG_ROW = 1 << 20  # characters
+DOCUMENT_BYTES = 64 * 2**10  # a .txt file of up to so many is a document, a longer one a stream
 MAX_ROW_BYTES = 64 * 2**20
+HELD_OUT_ONE_IN = 100
+
+_HASHED_CHARACTERS = 1 << 20  # at once: a long row is not encoded as a whole
 
 Position = Mapping[str, Any]
 """Where to go on: a small value for JSON. Each kind of source has its own keys; {} is the start."""
@@ -15,11 +24,15 @@ Position = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A document, or a part of a long one. Parts are joined without a separator."""
+    """A document, or a part of a long one. Parts are joined without a separator.
+
+    `held_out` is what was decided for the whole document; None: the piece decides for itself.
+    """
 
     text: str
     starts_document: bool = True
     ends_document: bool = True
+    held_out: bool | None = None
 
 
 Placed = tuple[Piece, Position]
@@ -84,6 +97,14 @@ class Source(Protocol):
     def pieces(self, after: Position | None) -> Pieces: ...
 
 
+def held_out(text: str) -> bool:
+    """Whether `text` is for validation: one in 100, by its SHA-256."""
+    digest = hashlib.sha256()
+    for start in range(0, len(text), _HASHED_CHARACTERS):
+        digest.update(text[start : start + _HASHED_CHARACTERS].encode())
+    return int.from_bytes(digest.digest()[:8], "little") % HELD_OUT_ONE_IN == 0
+
+
 def row_pieces(text: str, given: int = 0) -> Iterator[tuple[Piece, int | None]]:
     """The pieces of one row from number `given` on, each with its number; None marks the last.
 
@@ -94,12 +115,12 @@ def row_pieces(text: str, given: int = 0) -> Iterator[tuple[Piece, int | None]]:
         if not given:
             yield Piece(text), None
         return
-    start = number = 0
+    held, start, number = held_out(text), 0, 0
     while start < len(text):
         end = piece_end(text, "\n", start)
         if number >= given:
             last = end == len(text)
-            yield Piece(text[start:end], start == 0, last), None if last else number
+            yield Piece(text[start:end], start == 0, last, held), None if last else number
         start = end
         number += 1
 

@@ -21,7 +21,8 @@ from app.errors import AppError, Damaged
 from app.failures import disk_failures
 from app.locks import locked_folder
 from app.missing_shards import MissingShards
-from app.prepare import HELD_OUT_ONE_IN, CorpusTokenizer, Tally, tokens_fingerprint
+from app.pieces import HELD_OUT_ONE_IN
+from app.prepare import CorpusTokenizer, Tally, tokens_fingerprint
 from app.shards import (
     SHARD_TOKENS,
     NamedShard,

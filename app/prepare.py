@@ -1,8 +1,8 @@
 """Text to tokens: which text goes into which split, and where a shard ends.
 
-One text in 100 is held out for validation, chosen by its hash, whether or not the run
-validates: so the training data depend on nothing but the source and the tokenizer. The
-first text never is, so that a dataset of one text can be trained on.
+What `pieces` holds out for validation is held out whether or not the run validates: so the
+training data depend on nothing but the source and the tokenizer. Where all the text would be
+held out, as that of a dataset of one text can be, all of it is trained on.
 """
 
 import hashlib
@@ -16,20 +16,19 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from app.errors import ConfigError, Damaged
+from app.pieces import MAX_ROW_BYTES, held_out
 from app.sections import MAX_VALIDATION_TOKENS
 from app.shard_writer import ShardWriter
 from app.shards import SHARD_TOKENS, ShardIndex, Split, Tokens
 from app.sources import Piece, Pieces, PinnedSource, Position
 from app.tokenizer import TextEncoder, TokenizerFiles
 
-HELD_OUT_ONE_IN = 100
-
 _Text = TypeVar("_Text")
 
 _BATCH_CHARACTERS = 1 << 21  # enough for all cores, a second or two of work
 _BATCH_PIECES = 1 << 16  # of less than 32 characters each; empty rows too take memory
 _IN_FLIGHT = 2  # batches: while one is encoded, another becomes arrays and a third is read
-_VERSION = 3  # of the way that pieces become shards
+_VERSION = 4  # of the way that pieces become shards
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,6 @@ def tokens_fingerprint(source: str, tokenizer: TokenizerFiles) -> str:
     """SHA-256 (hex) of what decides about every byte of the shards."""
     identity = f"{_VERSION} {source} {tokenizer.fingerprint} {tokenizer.eos_token_id}"
     return hashlib.sha256(identity.encode()).hexdigest()
-
-
-def held_out(text: str) -> bool:
-    """Whether `text` is for validation: one in 100, by its SHA-256."""
-    digest = hashlib.sha256(text.encode()).digest()
-    return int.from_bytes(digest[:8], "little") % HELD_OUT_ONE_IN == 0
 
 
 class CorpusTokenizer:
@@ -127,35 +120,44 @@ class CorpusTokenizer:
                     yield tally, False
         finally:
             source.close()
+        if not writer.n_tokens("train"):  # nothing is sealed then, and all the text held out
+            writer.move("validation", "train")
         yield tally, True
 
     def _append(self, writer: ShardWriter, batch: "_Batch[_Encoded]", tally: Tally) -> Tally:
         end = np.array([self._tokenizer.eos_token_id], dtype=np.uint16)
         finished, text_bytes = tally.documents, tally.text_bytes
-        for number, text in enumerate(batch.texts, start=tally.pieces):
+        for text in batch.texts:
             finished += text.ends_document
             if not text.n_bytes:
                 continue
-            if text.held_out and number > 0:
-                if writer.n_tokens("validation") <= MAX_VALIDATION_TOKENS:
-                    _append_all(writer, "validation", text.tokens, end)
-                    text_bytes += text.n_bytes
-                # The text before the gap and the text after it do not belong together.
-                if not text.starts_document:
-                    writer.append("train", end)
-            else:
-                _append_all(writer, "train", text.tokens, *([end] if text.ends_document else []))
-                text_bytes += text.n_bytes
+            trains = writer.n_tokens("train") > 0
+            # The text before the gap and the text after it do not belong together.
+            if trains and text.held_out and text.alone and not text.starts_document:
+                writer.append("train", end)
+            # Until there is text to train on, a held-out row may be all there is.
+            room = MAX_VALIDATION_TOKENS if trains else MAX_ROW_BYTES
+            if text.held_out and writer.n_tokens("validation") > room:
+                continue
+            split: Split = "validation" if text.held_out else "train"
+            writer.append(split, text.tokens)
+            if text.ends_document or (text.held_out and text.alone):
+                writer.append(split, end)
+            text_bytes += text.n_bytes
         return Tally(batch.position, tally.pieces + len(batch.texts), finished, text_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
-    """A piece as tokens. `n_bytes` is the size of its text in UTF-8."""
+    """A piece as tokens. `n_bytes` is the size of its text in UTF-8.
+
+    `alone`: it is held out or not whatever the rest of its document is.
+    """
 
     tokens: Tokens
     n_bytes: int
     held_out: bool
+    alone: bool
     starts_document: bool
     ends_document: bool
 
@@ -172,7 +174,10 @@ def _encoded(batches: Iterator[_Batch[Piece]], encoder: TextEncoder) -> Iterator
     """The batches in order, encoded on other threads while the next ones are read here."""
 
     def encode(batch: _Batch[Piece]) -> _Batch[_Encoded]:
-        tokens = encoder.encode_batch([piece.text for piece in batch.texts])
+        tokens = encoder.encode_batch(
+            [piece.text for piece in batch.texts],
+            [not piece.starts_document for piece in batch.texts],
+        )
         texts = [_as_encoded(piece, ids) for piece, ids in zip(batch.texts, tokens, strict=True)]
         return _Batch(texts, batch.position)
 
@@ -193,15 +198,11 @@ def _as_encoded(piece: Piece, tokens: Tokens) -> _Encoded:
     return _Encoded(
         tokens=tokens,
         n_bytes=len(piece.text.encode()),
-        held_out=held_out(piece.text),
+        held_out=held_out(piece.text) if piece.held_out is None else piece.held_out,
+        alone=piece.held_out is None,
         starts_document=piece.starts_document,
         ends_document=piece.ends_document,
     )
-
-
-def _append_all(writer: ShardWriter, split: Split, *parts: Tokens) -> None:
-    for part in parts:
-        writer.append(split, part)
 
 
 def _batches(source: Pieces) -> Iterator[_Batch[Piece]]:

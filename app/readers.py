@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, cast
 from app.errors import ConfigError, Damaged
 from app.failures import first_line, from_os_error
 from app.pieces import (
+    DOCUMENT_BYTES,
     MAX_ROW_BYTES,
     PIECE_SIZE,
     Piece,
@@ -102,19 +103,24 @@ def _go_to(file: BinaryIO, offset: int) -> None:
 
 
 def _txt_pieces(file: BinaryIO, after: Position) -> Iterator[Placed]:
-    """A .txt file is one document, in pieces that end where a line does."""
+    """One piece of up to DOCUMENT_BYTES; of a longer file, pieces that end where a line does."""
     offset = int(after.get("offset", 0))  # of buffer[0]
     first = offset == 0
     _go_to(file, offset)
     buffer, start, at_end = b"", 0, False
+    if first:
+        buffer = file.read(DOCUMENT_BYTES + 1)
+        start = len(_BYTE_ORDER_MARK) if buffer.startswith(_BYTE_ORDER_MARK) else 0
+        if len(buffer) <= DOCUMENT_BYTES:
+            if start < len(buffer):
+                yield Piece(buffer[start:].decode()), {"offset": len(buffer)}
+            return
     while True:
         # One byte more than a piece can have: whether it is the last one is known.
         if not at_end and len(buffer) - start <= 2 * PIECE_SIZE:
             more = file.read(_BLOCK)
             at_end = not more
             buffer, offset, start = buffer[start:] + more, offset + start, 0
-            if first and offset == 0 and buffer.startswith(_BYTE_ORDER_MARK):
-                start = len(_BYTE_ORDER_MARK)
             continue
         if start >= len(buffer):
             return

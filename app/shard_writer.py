@@ -34,6 +34,12 @@ class ShardWriter:
         self._pending[split].append(tokens)
         self._n_pending[split] += len(tokens)
 
+    def move(self, source: Split, target: Split) -> None:
+        """What was appended to one split since the last seal is the other's."""
+        for tokens in self._pending[source]:
+            self.append(target, tokens)
+        self._pending[source], self._n_pending[source] = [], 0
+
     def n_pending(self, split: Split) -> int:
         return self._n_pending[split]
 

@@ -24,7 +24,7 @@ from app.sections import DataSettings
 
 __all__ = ["Piece", "Pieces", "PinnedSource", "Position", "pin_source"]
 
-_VERSION = 2  # of the way that a source becomes pieces
+_VERSION = 3  # of the way that a source becomes pieces
 _DIGEST_LENGTH = 16
 
 
@@ -46,9 +46,9 @@ class PinnedSource:
     def pieces(self, after: Position | None = None) -> Pieces:
         """The pieces of DATASET after the position `after`, always in the same order.
 
-        A .txt file is one document, in pieces of about 4 KiB cut at line ends; a row of a
-        million characters or more is cut in the same way. Rows without text are empty pieces.
-        Remote files are fetched when their turn comes.
+        A .txt file is one document, above 64 KiB in pieces of about 4 KiB cut at line ends; a
+        row of a million characters or more is cut in the same way. Rows without text are empty
+        pieces. Remote files are fetched when their turn comes.
 
         Raises NotFound, AccessDenied, Unavailable, ConfigError (no such column, a remote file
         that was replaced) or Damaged (names the file), some of them on the way.

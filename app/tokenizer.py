@@ -146,18 +146,34 @@ class TextEncoder:
     """Text to token ids, without special tokens, on all cores."""
 
     def __init__(self, files: TokenizerFiles) -> None:
-        self._tokenizer = open_tokenizer(files.directory / "tokenizer.json")
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        # "<|endoftext|>" inside a document is text: only we end documents.
-        self._tokenizer.encode_special_tokens = True
+        self._beginning = open_tokenizer(files.directory / "tokenizer.json")
+        self._going_on = _without_prefix(self._beginning)
+        for tokenizer in (self._beginning, self._going_on):
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            # "<|endoftext|>" inside a document is text: only we end documents.
+            tokenizer.encode_special_tokens = True
 
-    def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint16]]:
-        """One array of ids for each text."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        lists = (encoding.ids for encoding in encodings)
-        # Half the time of np.array, which looks at the list twice.
-        return [np.fromiter(ids, dtype=np.uint16, count=len(ids)) for ids in lists]
+    def encode_batch(
+        self, texts: Sequence[str], going_on: Sequence[bool] | None = None
+    ) -> list[npt.NDArray[np.uint16]]:
+        """One array of ids for each text.
+
+        What goes on with a document gets no prefix where the tokenizer has one, such as the "▁"
+        of Llama's: it would be decoded as a space.
+        """
+        encoded: dict[int, npt.NDArray[np.uint16]] = {}
+        flags = going_on or [False] * len(texts)
+        for tokenizer, flag in ((self._beginning, False), (self._going_on, True)):
+            numbers = [number for number, is_going_on in enumerate(flags) if is_going_on is flag]
+            encodings = tokenizer.encode_batch_fast(
+                [texts[number] for number in numbers], add_special_tokens=False
+            )
+            for number, encoding in zip(numbers, encodings, strict=True):
+                ids = encoding.ids
+                # Half the time of np.array, which looks at the list twice.
+                encoded[number] = np.fromiter(ids, dtype=np.uint16, count=len(ids))
+        return [encoded[number] for number in range(len(texts))]
 
 
 def _load_foreign(spec: str, cache: Path, place: str) -> TokenizerFiles:
@@ -250,6 +266,30 @@ def open_tokenizer(path: Path) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust side raises nothing more specific
         raise Damaged(f"{path} is not a tokenizer: {error}") from error
+
+
+def _without_prefix(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer, but that it puts nothing before a text; itself if it puts nothing."""
+    content = json.loads(tokenizer.to_str())
+    steps = {name: content[name] for name in ("normalizer", "pre_tokenizer")}
+    plain = {name: _plain_step(step) for name, step in steps.items()}
+    return tokenizer if plain == steps else Tokenizer.from_str(json.dumps(content | plain))
+
+
+def _plain_step(step: Any) -> Any:
+    """A normalizer or pre-tokenizer of tokenizer.json without its prefix; None: nothing is left."""
+    match step:
+        case {"type": "Prepend"}:
+            return None
+        case {"type": "Metaspace"}:
+            return step | {"prepend_scheme": "never"}
+        case {"type": "ByteLevel", "add_prefix_space": _}:
+            return step | {"add_prefix_space": False}
+        case {"type": "Sequence", "normalizers": list(steps)}:
+            return step | {"normalizers": [s for s in map(_plain_step, steps) if s is not None]}
+        case {"type": "Sequence", "pretokenizers": list(steps)}:
+            return step | {"pretokenizers": [_plain_step(s) for s in steps]}
+    return step
 
 
 def _token_id(config: dict[str, Any], role: str, vocabulary: dict[str, int]) -> int | None:

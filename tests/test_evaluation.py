@@ -19,7 +19,7 @@ from app.loader import BatchGeometry, ValidationBatches, training_loader
 from app.metrics import perplexity
 from app.model import SmolLM2
 from app.objective import LossFunction
-from app.prepare import held_out
+from app.pieces import held_out
 from app.presets import PRESETS
 from app.sampler import corpus_order
 from app.sections import ComputeSettings, DataSettings

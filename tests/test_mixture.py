@@ -12,7 +12,7 @@ import pytest
 from app.dataset_spec import WeightedPart
 from app.errors import ConfigError
 from app.mixture import Mixture
-from app.pieces import Pieces, Position
+from app.pieces import Pieces, Position, held_out
 from app.sources import pin_source
 from tests.hubserver import REVISION, hub
 from tests.prepared import documents
@@ -86,6 +86,7 @@ def test_a_mixture_is_gone_on_with_at_any_piece(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.mixture.TURN_CHARACTERS", 9000)
+    monkeypatch.setattr("app.readers.DOCUMENT_BYTES", 9000)
     (folder / "c.txt").write_text(("x" * 99 + "\n") * 400)
     pieces = check_every_position(source(f"{folder}/a.jsonl:1,{folder}/c.txt:3,./b.jsonl:1"))
     assert sum(len(piece.text) for piece in pieces) == 40_060
@@ -96,6 +97,21 @@ def test_a_mixture_is_gone_on_with_at_any_piece(
         inside = not piece.ends_document
     borders = sum(piece.ends_document for piece in pieces if piece.text[0] == "x")
     assert borders == 4
+
+
+def test_a_long_document_is_held_out_or_not_in_all_of_its_turns(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("PIECE_SIZE", 20), ("LONG_ROW", 50)):
+        monkeypatch.setattr(f"app.pieces.{name}", value)
+    monkeypatch.setattr("app.mixture.TURN_CHARACTERS", 60)
+    long = next(t for t in (f"c {n} " * 100 for n in range(1000)) if held_out(t))
+    (folder / "c.jsonl").write_bytes(jsonl([long]))
+    pieces = check_every_position(source("./a.jsonl:1,./c.jsonl:1"))
+    of_it = [piece for piece in pieces if piece.text not in ("aaaa", "bb")]
+    assert "".join(piece.text for piece in of_it) == long
+    assert all(piece.held_out for piece in of_it)
+    assert sum(piece.starts_document for piece in of_it) > 2
 
 
 def test_hub_files_and_the_builtin_corpus_mix(

@@ -18,9 +18,8 @@ from tokenizers import Tokenizer
 from app import preparation
 from app import prepare as module
 from app.errors import AccessDenied, ConfigError, Damaged, Unavailable
-from app.pieces import Piece, PlacedPieces
+from app.pieces import Piece, PlacedPieces, held_out
 from app.preparation import Preparation, PrepareProgress, TokenNeed
-from app.prepare import held_out
 from app.sections import DataSettings
 from app.shards import write_durably
 from app.sources import PinnedSource, pin_source
@@ -94,34 +93,6 @@ def test_the_index_knows_the_bytes_of_the_text(
     assert json.loads(path.read_text())["text_bytes"] == sum(len(row.encode()) for row in ROWS)
 
 
-def test_what_is_held_out_does_not_depend_on_validation_settings(
-    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
-) -> None:
-    run(corpus, tmp_path / "off", tokenizer)
-    run(corpus, tmp_path / "on", tokenizer, validation=1000)
-    assert files(tmp_path / "off") == files(tmp_path / "on")
-
-
-def test_parts_of_a_long_text_are_joined_and_a_held_out_part_leaves_a_border(
-    tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parts = [
-        Piece("one ", ends_document=False),
-        Piece("two ", starts_document=False, ends_document=False),
-        Piece("HELD", starts_document=False, ends_document=False),
-        Piece("three", starts_document=False),
-        Piece(""),
-        Piece("HELD alone"),
-        Piece("four"),
-    ]
-    monkeypatch.setattr(PinnedSource, "pieces", lambda self, after: pieces_of(parts))
-    monkeypatch.setattr(module, "held_out", lambda text: "HELD" in text)
-    (tmp_path / "a.txt").touch()
-    train, validation = decoded(run(tmp_path / "a.txt", tmp_path, tokenizer), tokenizer)
-    assert train == ["one two ", "three", "four"]
-    assert validation == ["HELD", "HELD alone"]
-
-
 def test_a_batch_ends_after_a_number_of_pieces_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BATCH_PIECES", 3)
     batches = module._batches(pieces_of([Piece("")] * 7))
@@ -130,26 +101,6 @@ def test_a_batch_ends_after_a_number_of_pieces_too(monkeypatch: pytest.MonkeyPat
         (3, {"piece": 6}),
         (1, {"piece": 7}),
     ]
-
-
-def test_the_only_text_of_a_dataset_is_not_held_out(
-    tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "held_out", lambda text: True)
-    (tmp_path / "a.txt").write_text("hello")
-    data = run(tmp_path / "a.txt", tmp_path, tokenizer)
-    assert data.train.n_tokens > 0
-    assert data.validation.n_tokens == 0
-
-
-def test_validation_stops_at_its_cap(
-    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = run(corpus, tmp_path / "whole", tokenizer)
-    monkeypatch.setattr(module, "MAX_VALIDATION_TOKENS", 200)
-    capped = run(corpus, tmp_path / "capped", tokenizer)
-    assert 200 < capped.validation.n_tokens < 300 < whole.validation.n_tokens
-    assert capped.train.n_tokens == whole.train.n_tokens
 
 
 def test_a_second_start_reads_and_writes_nothing(

@@ -9,11 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from app.errors import AccessDenied, ConfigError, Damaged, NotFound
-from app.pieces import PIECE_SIZE
 from app.sections import DataSettings
 from app.sources import Piece, is_hub_id, pin_source
 from app.tokenizer import read_tokenizer
@@ -75,65 +72,6 @@ def test_each_row_is_a_document(tmp_path: Path, name: str) -> None:
     assert check_every_position(source(path)) == [Piece(row) for row in ROWS]
 
 
-@given(st.text(st.sampled_from("ab\n\r é日"), max_size=40))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_pieces_of_a_text_file_are_its_content(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
-    for module in ("pieces", "readers"):
-        monkeypatch.setattr(f"app.{module}.PIECE_SIZE", 5)
-    monkeypatch.setattr("app.readers._BLOCK", 7)
-    path = tmp_path / "a.txt"
-    path.write_bytes(text.encode())
-    pieces = check_every_position(source(path))
-    assert "".join(piece.text for piece in pieces) == text
-    assert all(0 < len(piece.text.encode()) <= 10 for piece in pieces)
-    assert [piece.starts_document for piece in pieces] == [True, *[False] * len(pieces)][:-1]
-    assert [piece.ends_document for piece in pieces] == [*[False] * len(pieces), True][1:]
-
-
-def test_a_long_text_file_is_cut_at_line_ends(tmp_path: Path) -> None:
-    line = "x" * 99 + "\n"
-    path = tmp_path / "a.txt"
-    path.write_text(line * 100)
-    pieces = texts(path)
-    assert len(pieces) > 2
-    assert all(len(piece) % 100 == 0 and piece.endswith("\n") for piece in pieces)
-    assert all(PIECE_SIZE <= len(piece) < PIECE_SIZE + 100 for piece in pieces[:-1])
-    check_every_position(source(path))
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
-def test_a_row_of_many_characters_is_cut_like_a_text_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setattr("app.pieces.PIECE_SIZE", 5)
-    monkeypatch.setattr("app.pieces.LONG_ROW", 20)
-    rows = ["short", "line\n" * 7, "日" * 33, "", "last"]
-    pieces = check_every_position(source(write_rows(tmp_path / name, rows)))
-    documents_of_pieces = "".join(p.text + "|" * p.ends_document for p in pieces).split("|")[:-1]
-    assert documents_of_pieces == rows
-    assert [p.text for p in pieces if p.starts_document] == [
-        "short",
-        "line\n",
-        "日" * 10,
-        "",
-        "last",
-    ]
-    assert max(len(piece.text) for piece in pieces) == 10
-
-
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_a_compressed_text_is_gone_on_with_at_any_piece(tmp_path: Path, suffix: str) -> None:
-    text = ("x" * 99 + "\n") * 300
-    path = tmp_path / f"a.txt{suffix}"
-    if suffix == ".gz":
-        path.write_bytes(gzip.compress(text.encode()))
-    else:
-        write_zst(path, text.encode())
-    assert "".join(piece.text for piece in check_every_position(source(path))) == text
-
-
 def test_a_parquet_file_is_gone_on_with_in_any_row_group(tmp_path: Path) -> None:
     rows = [f"row {number}" for number in range(30)]
     pq.write_table(pa.table({"text": rows}), tmp_path / "a.parquet", row_group_size=7)
@@ -183,13 +121,6 @@ def test_a_line_that_decompresses_to_gigabytes_does_not_fill_the_memory(tmp_path
     with pytest.raises(ConfigError, match="line 1 is longer than 64 MiB"):
         texts(path)
     assert peak_memory() - before < 400, "MB"
-
-
-def test_a_compressed_text_file_is_a_document_and_a_byte_order_mark_is_not_text(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfhello"))
-    assert list(documents(source(tmp_path / "a.txt.gz"))) == [Piece("hello")]
 
 
 def test_a_folder_gives_its_files_in_the_order_of_their_names(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from app import tokenizer as module
 from app.errors import AccessDenied, ConfigError, Damaged, NotFound, Unavailable
+from app.sections import DataSettings
 from app.tokenizer import (
     END_OF_TEXT,
     TextEncoder,
@@ -22,6 +23,7 @@ from app.tokenizer import (
     train_tokenizer,
 )
 from tests.hubserver import hub, use_endpoint
+from tests.prepared import prepare
 
 TEXTS = ["the quick brown fox jumps over the lazy dog " * 3, "def f(x):\n    return x + 1\n" * 3]
 NOWHERE = Path("/nonexistent/tokenizer")
@@ -100,6 +102,56 @@ def test_the_end_of_text_token_inside_a_document_is_only_text(small: TokenizerFi
     ids = TextEncoder(small).encode_batch([f"a{END_OF_TEXT}b"])[0].tolist()
     assert small.eos_token_id not in ids
     assert decode(small, ids) == f"a{END_OF_TEXT}b"
+
+
+def prefixing(kind: str) -> Tokenizer:
+    """An untrained BPE that puts a prefix before a text, in the way that `kind` names."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    if kind == "ByteLevel":
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.decoder = decoders.ByteLevel()
+    elif kind == "Prepend":
+        steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        tokenizer.normalizer = normalizers.Sequence(steps)
+        strip = [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        tokenizer.decoder = decoders.Sequence(strip)
+    else:
+        step = pre_tokenizers.Metaspace(prepend_scheme=kind.removesuffix(" in a sequence"))
+        tokenizer.pre_tokenizer = (
+            pre_tokenizers.Sequence([step, pre_tokenizers.Digits()]) if " " in kind else step
+        )
+        tokenizer.decoder = decoders.Metaspace()
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["always", "first", "always in a sequence", "first in a sequence", "Prepend", "ByteLevel"],
+)
+def test_a_prefix_is_put_before_a_document_and_not_before_what_goes_on_with_it(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.readers.DOCUMENT_BYTES", 100)
+    for name in ("pieces", "readers"):
+        monkeypatch.setattr(f"app.{name}.PIECE_SIZE", 30)
+    text = "".join(TEXTS).replace("\n", " \n") * 3
+    tokenizer = prefixing(kind)
+    trainer = trainers.BpeTrainer(
+        vocab_size=290, special_tokens=[END_OF_TEXT, "<unk>"], show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    (tmp_path / "tokenizer").mkdir()
+    save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    files = load_tokenizer(str(tmp_path / "tokenizer"), tmp_path, 300)
+    (tmp_path / "a.txt").write_text(text)
+    monkeypatch.setattr("app.prepare.held_out", lambda text: False)
+    train = prepare(DataSettings(dataset=f"{tmp_path}/a.txt", data_dir=tmp_path), files).train
+    ids = train.read(0, train.n_tokens - 1).tolist()
+    whole = TextEncoder(files).encode_batch([text])[0].tolist()
+    assert decode(files, ids).removeprefix(" ") == text == decode(files, whole).removeprefix(" ")
+    assert (tokenizer.id_to_token(ids[0]) or "")[0] in "▁Ġ"
+    going_on = TextEncoder(files).encode_batch(["the", "the"], [False, True])
+    assert decode(files, [*going_on[1].tolist(), *going_on[0].tolist()]) == "the the"
 
 
 def test_training_twice_gives_the_same_tokenizer() -> None:
