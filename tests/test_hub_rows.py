@@ -213,6 +213,21 @@ def test_a_hub_that_stays_away_is_unavailable_and_the_next_start_goes_on_after_w
         assert tokens("killed") == tokens("straight")
 
 
+def test_a_shard_of_the_hub_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_tokenizer: Path
+) -> None:
+    monkeypatch.setattr("app.prepare._BATCH_CHARACTERS", 20)
+    tokenizer = read_tokenizer(small_tokenizer, "")
+    data = DataSettings(dataset="o/good", data_dir=tmp_path)
+    with hub(monkeypatch, tmp_path, SHARDS):
+        prepare(data, tokenizer, shard_tokens=30)
+        for shard in tmp_path.rglob("train-0000?.bin"):
+            content = shard.read_bytes()
+            shard.unlink()
+            prepare(data, tokenizer, shard_tokens=30)
+            assert shard.read_bytes() == content
+
+
 def test_going_on_does_not_read_what_lies_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
