@@ -34,6 +34,10 @@ class ShardWriter:
         self._pending[split].append(tokens)
         self._n_pending[split] += len(tokens)
 
+    def pending(self) -> dict[Split, tuple[Tokens, ...]]:
+        """What was appended since the last seal, as it is now."""
+        return {split: tuple(parts) for split, parts in self._pending.items()}
+
     def n_pending(self, split: Split) -> int:
         return self._n_pending[split]
 

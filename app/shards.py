@@ -6,8 +6,8 @@
 
 A seal is one step of the preparation: up to one shard of each split, with size and
 SHA-256, and how far the source was read. A shard is written whole, synced, and only then
-named in the index, which is replaced in one step. A kill costs the tokens that were not
-sealed yet; the files that come out are the same, byte for byte.
+named in the index, which is replaced in one step. Whatever a kill costs of the tokens that
+were not sealed yet (see `unsealed`), the files that come out are the same, byte for byte.
 """
 
 import hashlib
