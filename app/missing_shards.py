@@ -102,7 +102,7 @@ class MissingShards:
                 if self._is_whole(named):  # another process made it
                     return
                 try:
-                    self._corpus.restore(index, named.seal, lambda *_: goes_on())
+                    self._corpus.restore(index, named.seal, goes_on)
                 except Damaged as error:
                     origin = self._cache and f" (and {self._cache.uri}, if they come from there)"
                     raise Damaged(f"{error}{origin or ''}") from error

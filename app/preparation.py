@@ -22,7 +22,7 @@ from app.failures import disk_failures
 from app.locks import locked_folder
 from app.missing_shards import MissingShards
 from app.pieces import HELD_OUT_ONE_IN
-from app.prepare import CorpusTokenizer, Tally, tokens_fingerprint
+from app.prepare import CorpusTokenizer, tokens_fingerprint
 from app.shards import (
     SHARD_TOKENS,
     NamedShard,
@@ -164,10 +164,11 @@ class Preparation:
             self._uploader.finish()
 
     def close(self) -> None:
-        """Leave the work where it is; what is sealed stays."""
+        """Leave the work where it is; what is made stays."""
         if self._uploader:  # first: a repair that is broken off here is no damage to tell of
             self._uploader.close()
         self._closed = True
+        self._corpus.close()
 
     def wait_for(self, split: Split, n_tokens: int, waiting: Waiting) -> ShardIndex:
         """The index, as soon as it has so many tokens of `split`, or is complete.
@@ -340,13 +341,13 @@ class Preparation:
             self._publish(mended_index(self.directory, self.index))
             if self._is_met():
                 return
-            began, before = time.monotonic(), self.index.n_tokens("train")
+            began = time.monotonic()
 
-            def count(tally: Tally, tokens: int) -> None:
+            def count(documents: int, tokens: int, made: int) -> None:
                 self._advance(
-                    documents=tally.documents,
+                    documents=documents,
                     tokens=tokens,
-                    tokens_made=tokens - before,
+                    tokens_made=made,
                     seconds=time.monotonic() - began,
                 )
 

@@ -6,6 +6,7 @@ held out, as that of a dataset of one text can be, all of it is trained on.
 """
 
 import hashlib
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,13 +16,14 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from app.errors import ConfigError, Damaged
+from app.errors import AppError, ConfigError, Damaged
 from app.pieces import MAX_ROW_BYTES, held_out
 from app.sections import MAX_VALIDATION_TOKENS
 from app.shard_writer import ShardWriter
 from app.shards import SHARD_TOKENS, ShardIndex, Split, Tokens
 from app.sources import Piece, Pieces, PinnedSource, Position
 from app.tokenizer import TextEncoder, TokenizerFiles
+from app.unsealed import Tally, Unsealed, UnsealedTokens
 
 _Text = TypeVar("_Text")
 
@@ -29,19 +31,7 @@ _BATCH_CHARACTERS = 1 << 21  # enough for all cores, a second or two of work
 _BATCH_PIECES = 1 << 16  # of less than 32 characters each; empty rows too take memory
 _IN_FLIGHT = 2  # batches: while one is encoded, another becomes arrays and a third is read
 _VERSION = 4  # of the way that pieces become shards
-
-
-@dataclass(frozen=True)
-class Tally:
-    """Where the tokenizer stands: counted from the beginning of the source.
-
-    `position` is the source's own.
-    """
-
-    position: Position | None
-    pieces: int
-    documents: int
-    text_bytes: int
+_CLOSE_SECONDS = 2.0  # for a file of some megabytes; what is left of a grace period is short
 
 
 def tokens_fingerprint(source: str, tokenizer: TokenizerFiles) -> str:
@@ -62,32 +52,64 @@ class CorpusTokenizer:
     ) -> None:
         self._source, self._tokenizer, self._directory = source, tokenizer, directory
         self._dataset, self._shard_tokens = source.settings.dataset, shard_tokens
+        self._unsealed = UnsealedTokens(directory)
 
-    def extend(self, index: ShardIndex, done: Callable[[Tally, int], None]) -> Iterator[ShardIndex]:
+    def extend(
+        self, index: ShardIndex, done: Callable[[int, int, int], None]
+    ) -> Iterator[ShardIndex]:
         """Go on after `index`: the new one after each seal, to the end of the source.
 
-        `done` is called after each batch, with the training tokens sealed and pending.
+        `done` is called after each batch, with the documents and the training tokens so far,
+        and how many of these were made now. What is not sealed when the work ends is kept for
+        the next call.
         Raises what `PinnedSource.pieces` raises, ConfigError for a dataset without text, OSError.
         """
         writer = ShardWriter(self._directory, index)
-        for tally, complete in self._fill(writer, done):
-            if complete and not writer.n_tokens("train"):
-                raise ConfigError(
-                    f"DATASET={self._dataset} has no text to train on: name another dataset"
-                )
-            writer.seal(
-                position=tally.position,
-                pieces=tally.pieces,
-                documents=tally.documents,
-                text_bytes=tally.text_bytes,
-                complete=complete,
-            )
-            yield writer.index
+        begin = self._take_up(writer)
+        before = writer.n_tokens("train")
 
-    def restore(self, index: ShardIndex, number: int, done: Callable[[Tally, int], None]) -> None:
-        """Make the files of seal `number` again. Raises as `extend`, and Damaged."""
+        def appended(tally: Tally) -> None:
+            self._unsealed.note(Unsealed(writer.index, tally, writer.pending()))
+            n_tokens = writer.n_tokens("train")
+            done(tally.documents, n_tokens, n_tokens - before)
+
+        try:
+            for tally, complete in self._fill(writer, begin, appended):
+                if complete and not writer.n_tokens("train"):
+                    raise ConfigError(
+                        f"DATASET={self._dataset} has no text to train on: name another dataset"
+                    )
+                writer.seal(
+                    position=tally.position,
+                    pieces=tally.pieces,
+                    documents=tally.documents,
+                    text_bytes=tally.text_bytes,
+                    complete=complete,
+                )
+                self._unsealed.clear()
+                yield writer.index
+        except ConfigError:  # such as a file that was changed: its text may not be the source's
+            self._unsealed.clear()
+            raise
+        finally:
+            self._unsealed.keep()
+
+    def close(self) -> None:
+        """Keep what `extend`, which goes on in another thread, has pending now.
+
+        A disk that hangs is not waited for: the work ends with the process.
+        """
+        keeping = threading.Thread(target=self._unsealed.keep, name="unsealed", daemon=True)
+        keeping.start()
+        keeping.join(_CLOSE_SECONDS)
+
+    def restore(self, index: ShardIndex, number: int, goes_on: Callable[[], None]) -> None:
+        """Make the files of seal `number` again; `goes_on` is called after each batch.
+
+        Raises as `extend`, and Damaged.
+        """
         writer = ShardWriter(self._directory, index.first(number))
-        tally, _ = next(self._fill(writer, done))
+        tally, _ = next(self._fill(writer, _end_of(writer.index), lambda _: goes_on()))
         restored = writer.restore(
             index.seals[number],
             position=tally.position,
@@ -101,22 +123,37 @@ class CorpusTokenizer:
                 f"delete {self._directory} and start again"
             )
 
+    def _take_up(self, writer: ShardWriter) -> Tally:
+        """Append what was kept, if anything was: how far the source is read."""
+        kept = self._unsealed.read(writer.index)
+        if kept is None:
+            return _end_of(writer.index)
+        for split, parts in kept.tokens.items():
+            for tokens in parts:
+                writer.append(split, tokens)
+        return kept.tally
+
     def _fill(
-        self, writer: ShardWriter, done: Callable[[Tally, int], None]
+        self, writer: ShardWriter, tally: Tally, appended: Callable[[Tally], None]
     ) -> Iterator[tuple[Tally, bool]]:
         """Append pieces, and stop where a shard ends: (how far, whether at the end of all).
 
         Shards end only where the text itself decides: after the batch that fills one. So
         their bytes depend neither on kills nor on how much was needed.
         """
-        index = writer.index
-        tally = Tally(index.position, index.pieces, index.documents, index.text_bytes)
-        source = self._source.pieces(index.position)
+
+        def ends_shard(tally: Tally) -> bool:
+            return tally.begun == (0, 0) and writer.n_pending("train") >= self._shard_tokens
+
+        source = self._source.pieces(tally.position)
         try:
-            for batch in _encoded(_batches(source), TextEncoder(self._tokenizer)):
+            if ends_shard(tally):  # it was kept since it could not be sealed
+                yield tally, False
+            batches = _batches(source, tally.begun)
+            for batch in _encoded(batches, TextEncoder(self._tokenizer)):
                 tally = self._append(writer, batch, tally)
-                done(tally, writer.n_tokens("train"))
-                if writer.n_pending("train") >= self._shard_tokens:
+                appended(tally)
+                if ends_shard(tally):
                     yield tally, False
         finally:
             source.close()
@@ -144,7 +181,8 @@ class CorpusTokenizer:
             if text.ends_document or (text.held_out and text.alone):
                 writer.append(split, end)
             text_bytes += text.n_bytes
-        return Tally(batch.position, tally.pieces + len(batch.texts), finished, text_bytes)
+        pieces = tally.pieces + len(batch.texts)
+        return Tally(batch.position, pieces, finished, text_bytes, batch.begun)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,14 +202,21 @@ class _Encoded:
 
 @dataclass(frozen=True)
 class _Batch(Generic[_Text]):
-    """Texts that follow each other, and the source's position after the last of them."""
+    """Texts that follow each other, and the source's position after the last of them.
+
+    `begun` is (0, 0), unless the source failed within the batch: see `Tally`.
+    """
 
     texts: Sequence[_Text]
     position: Position
+    begun: tuple[int, int] = (0, 0)
 
 
 def _encoded(batches: Iterator[_Batch[Piece]], encoder: TextEncoder) -> Iterator[_Batch[_Encoded]]:
-    """The batches in order, encoded on other threads while the next ones are read here."""
+    """The batches in order, encoded on other threads while the next ones are read here.
+
+    Where reading fails, those that were read come first.
+    """
 
     def encode(batch: _Batch[Piece]) -> _Batch[_Encoded]:
         tokens = encoder.encode_batch(
@@ -179,17 +224,21 @@ def _encoded(batches: Iterator[_Batch[Piece]], encoder: TextEncoder) -> Iterator
             [not piece.starts_document for piece in batch.texts],
         )
         texts = [_as_encoded(piece, ids) for piece, ids in zip(batch.texts, tokens, strict=True)]
-        return _Batch(texts, batch.position)
+        return _Batch(texts, batch.position, batch.begun)
 
     pool = ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="tokenizer")
     waiting: deque[Future[_Batch[_Encoded]]] = deque()
     try:
         for batch in batches:
             waiting.append(pool.submit(encode, batch))
-            if len(waiting) > _IN_FLIGHT:
+            while len(waiting) > _IN_FLIGHT or (waiting and waiting[0].done()):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    except AppError:
+        while waiting:
+            yield waiting.popleft().result()
+        raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -205,14 +254,24 @@ def _as_encoded(piece: Piece, tokens: Tokens) -> _Encoded:
     )
 
 
-def _batches(source: Pieces) -> Iterator[_Batch[Piece]]:
+def _batches(source: Pieces, begun: tuple[int, int] = (0, 0)) -> Iterator[_Batch[Piece]]:
+    """The pieces in batches, of which the first one was `begun`: see `Tally`."""
     batch: list[Piece] = []
-    characters = 0
-    for piece in source:
-        batch.append(piece)
-        characters += len(piece.text)
-        if characters >= _BATCH_CHARACTERS or len(batch) >= _BATCH_PIECES:
-            yield _Batch(batch, source.position)
-            batch, characters = [], 0
-    if batch:
+    pieces, characters = begun
+    try:
+        for piece in source:
+            batch.append(piece)
+            pieces, characters = pieces + 1, characters + len(piece.text)
+            if characters >= _BATCH_CHARACTERS or pieces >= _BATCH_PIECES:
+                yield _Batch(batch, source.position)
+                batch, pieces, characters = [], 0, 0
+    except AppError:
+        if batch:
+            yield _Batch(batch, source.position, (pieces, characters))
+        raise
+    if pieces:
         yield _Batch(batch, source.position)
+
+
+def _end_of(index: ShardIndex) -> Tally:
+    return Tally(index.position, index.pieces, index.documents, index.text_bytes)

@@ -40,6 +40,10 @@ class ShardWriter:
             self.append(target, tokens)
         self._pending[source], self._n_pending[source] = [], 0
 
+    def pending(self) -> dict[Split, tuple[Tokens, ...]]:
+        """What was appended since the last seal, as it is now."""
+        return {split: tuple(parts) for split, parts in self._pending.items()}
+
     def n_pending(self, split: Split) -> int:
         return self._n_pending[split]
 

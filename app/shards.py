@@ -6,8 +6,8 @@
 
 A seal is one step of the preparation: up to one shard of each split, with size and
 SHA-256, and how far the source was read. A shard is written whole, synced, and only then
-named in the index, which is replaced in one step. A kill costs the tokens that were not
-sealed yet; the files that come out are the same, byte for byte.
+named in the index, which is replaced in one step. Whatever a kill costs of the tokens that
+were not sealed yet (see `unsealed`), the files that come out are the same, byte for byte.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -63,9 +63,10 @@ class Shard:
 class Seal:
     """What one step of the preparation added, and where the work goes on after it.
 
-    `position` is the source's own: the next step goes on after it. `pieces` and `documents`
-    of the source, and `text_bytes` (UTF-8, both splits), are counted from the beginning, so
-    that any number of first seals is an index of its own.
+    `position` is the source's own: the next step goes on after it. It does not count when seals
+    are compared: the hub's library has several for one place, by where its reading began.
+    `pieces` and `documents` of the source, and `text_bytes` (UTF-8, both splits), are counted
+    from the beginning, so that any number of first seals is an index of its own.
     """
 
     pieces: _Count
@@ -73,7 +74,7 @@ class Seal:
     text_bytes: _Count
     train: Shard | None = None
     validation: Shard | None = None
-    position: dict[str, Any] | None = None
+    position: dict[str, Any] | None = field(default=None, compare=False)
 
     def shard(self, split: Split) -> Shard | None:
         return self.train if split == "train" else self.validation

@@ -43,6 +43,7 @@ ORDER = [
     "sources",
     "shards",
     "shard_writer",
+    "unsealed",
     "sampler",
     "stores",
     "token_cache",

@@ -1,16 +1,19 @@
 """Datasets of the hub: streaming, going on, tokens, outages. A hub on loopback stands in."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app import cli
 from app.dataset_spec import HubName
 from app.errors import AccessDenied, ConfigError, Damaged, NotFound, Unavailable
 from app.retries import PAUSES
 from app.sections import DataSettings
-from app.sources import pin_source
+from app.shards import ShardIndex
+from app.sources import PinnedSource, Position, pin_source
 from app.tokenizer import read_tokenizer
 from tests.hubserver import REVISION, TOKEN, hub, use_endpoint
 from tests.prepared import documents, prepare
@@ -31,6 +34,19 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr("app.retries.sleep", waited.append)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     return waited
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The positions after which pieces were asked for."""
+    positions, pieces = [], PinnedSource.pieces
+
+    def noted(self: PinnedSource, after: Position | None = None) -> Any:
+        positions.append(after)
+        return pieces(self, after)
+
+    monkeypatch.setattr(PinnedSource, "pieces", noted)
+    return positions
 
 
 def test_a_dataset_of_the_hub_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,27 +206,82 @@ def test_a_hub_that_is_down_in_the_middle_is_waited_for_and_says_so(
 
 
 @pytest.mark.usefixtures("waits")
-def test_a_hub_that_stays_away_is_unavailable_and_the_next_start_goes_on_after_what_is_sealed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_tokenizer: Path, waits: list[float]
+def test_a_hub_that_stays_away_is_unavailable_and_the_next_start_goes_on_where_it_was(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    small_tokenizer: Path,
+    waits: list[float],
+    asked: list[Any],
 ) -> None:
     monkeypatch.setattr("app.prepare._BATCH_CHARACTERS", 20)
     tokenizer = read_tokenizer(small_tokenizer, "")
 
-    def tokens(folder: str) -> list[int]:
+    def index(folder: str) -> ShardIndex:
         data = DataSettings(dataset="o/good", data_dir=tmp_path / folder)
-        train = prepare(data, tokenizer, shard_tokens=30).train
-        return train.read(0, train.n_tokens).tolist()
+        return prepare(data, tokenizer, shard_tokens=30).index
 
     with hub(monkeypatch, tmp_path, SHARDS) as requests:
         requests.failing = lambda path: "train-2" in path and "/resolve/" in path
         with pytest.raises(Unavailable, match=r"^DATASET=o/good.*hub answers 502") as caught:
-            tokens("killed")
+            index("killed")
         assert caught.value.exit_code == 75
         assert waits == list(PAUSES)
-        index = json.loads(next(tmp_path.glob("killed/tokens/*/index.json")).read_text())
-        assert 10 < index["seals"][-1]["pieces"] <= 20
+        sealed = json.loads(next(tmp_path.glob("killed/tokens/*/index.json")).read_text())
+        assert 10 < sealed["seals"][-1]["pieces"] < 20
         requests.failing = lambda path: False
-        assert tokens("killed") == tokens("straight")
+        made = index("killed")
+        assert asked[-1]["rows"] == 20
+        assert made == index("straight")
+
+
+def test_a_shard_of_the_hub_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_tokenizer: Path
+) -> None:
+    monkeypatch.setattr("app.prepare._BATCH_CHARACTERS", 20)
+    tokenizer = read_tokenizer(small_tokenizer, "")
+    data = DataSettings(dataset="o/good", data_dir=tmp_path)
+    with hub(monkeypatch, tmp_path, SHARDS):
+        prepare(data, tokenizer, shard_tokens=30)
+        for shard in tmp_path.rglob("train-0000?.bin"):
+            content = shard.read_bytes()
+            shard.unlink()
+            prepare(data, tokenizer, shard_tokens=30)
+            assert shard.read_bytes() == content
+
+
+@pytest.mark.usefixtures("waits", "own_handlers")
+def test_a_job_whose_hub_goes_down_before_the_first_shard_keeps_what_it_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_tokenizer: Path, asked: list[Any]
+) -> None:
+    for name, value in {
+        "DATASET": "o/good",
+        "TOKENIZER": str(small_tokenizer),
+        "MODEL": "tiny",
+        "DEVICE": "cpu",
+        "CHECKPOINT_URI": f"file://{tmp_path}/store",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+    def asks_for(file: str, path: str) -> bool:
+        return file in path and "/resolve/" in path
+
+    def job(folder: str) -> int:
+        monkeypatch.setenv("DATA_DIR", str(tmp_path / folder))
+        return cli.main(["prepare", "--all"])
+
+    def shards(folder: str) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in tmp_path.glob(f"{folder}/tokens/*/*.bin")}
+
+    with hub(monkeypatch, tmp_path, SHARDS) as requests:
+        for n_files in (1, 2):
+            requests.failing = partial(asks_for, f"train-{n_files}")
+            assert job("killed") == 75
+            assert not shards("killed")
+        requests.failing = lambda path: False
+        assert job("killed") == 0
+        assert [position and position["rows"] for position in asked] == [None, 10, 20]
+        assert job("straight") == 0
+    assert shards("killed") == shards("straight") != {}
 
 
 def test_going_on_does_not_read_what_lies_before(

@@ -7,6 +7,7 @@ function of the job that sends the signal to itself. Never by a pause.
 import functools
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Any
 
 import pytest
 
+from app import prepare
 from app.checkpoints import find_checkpoint
 from app.lease import Lease
 from app.stores import Store, open_store
 from tests.conftest import S3Server
 from tests.faulty_link import faulty_link
-from tests.forked_job import ForkedJobRunner, signal_at, signal_in_step, wait_at
+from tests.forked_job import ForkedJobRunner, at, signal_at, signal_in_step, wait_at
 from tests.interposed import Held, Interposed
 from tests.job import Finished, JobProcess, JobRunner, Outcome, outcome
 from tests.six_steps import SIX_STEPS, undisturbed
@@ -142,6 +144,34 @@ def test_while_the_text_is_tokenized(
     assert stopped.code == 143, stopped.log
     assert list(store_of(job).list("")) == []
     assert_resumes(job, None, undisturbed)
+
+
+def test_while_the_source_hangs_what_was_tokenized_is_kept(
+    job: ForkedJobRunner, tmp_path: Path, undisturbed: Outcome
+) -> None:
+    job = job.with_(DATA_DIR=str(tmp_path))
+    stopped = job.preceded_by(stopped_while_the_source_hangs).run("train")
+    assert stopped.code == 143, stopped.log
+    assert list(store_of(job).list("")) == []
+    finished = job.preceded_by(small_batches).run("train")
+    assert finished.code == 0, finished.log
+    assert "tokens of the last start are in no shard yet: it goes on there" in finished.log
+    assert outcome(store_of(job)).differences(undisturbed) == []
+
+
+def small_batches() -> None:
+    prepare._BATCH_CHARACTERS = 600
+
+
+def stopped_while_the_source_hangs() -> None:
+    """SIGTERM after two batches, and no third one."""
+
+    def stop_and_hang() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait()
+
+    small_batches()
+    at("app.unsealed.UnsealedTokens.note", 3, stop_and_hang)
 
 
 def test_while_another_process_holds_the_run(
