@@ -218,8 +218,7 @@ class Preparation:
 
     def _is_coming(self, named: NamedShard) -> bool:
         """Whether the preparation brings it, or was to when it failed."""
-        ended_well = self._done and self._failure is None
-        return not ended_well and named in self._needed()
+        return not (self._done and self._failure is None) and named in self._needed()
 
     def _wait(self, there: Callable[[], bool], waiting: Waiting) -> None:
         """A moment, unless it is `there`, or will not be: what it took may be the last news."""
@@ -234,9 +233,8 @@ class Preparation:
 
     def _run_behind(self) -> None:
         try:
-            self._work()
-        except _Closed:
-            pass
+            with suppress(_Closed):
+                self._work()
         except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
             self._failure = error
             if self.index.seals:  # else somebody waits for the first ones, and raises it now

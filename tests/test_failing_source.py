@@ -36,6 +36,7 @@ SHARD = 400  # tokens, of some batches each
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.prepare._BATCH_CHARACTERS", 300)
     monkeypatch.setattr("app.pieces.PIECE_SIZE", 64)
+    monkeypatch.setattr("app.readers.DOCUMENT_BYTES", 64)
     monkeypatch.setattr("app.prepare.held_out", lambda text: "3" in text[:12])
 
 
