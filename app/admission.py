@@ -1,6 +1,6 @@
 """What is refused, or found to be finished, before anything is written to the store."""
 
-from app.checkpoints import check_sizes, read_manifest, stored_checkpoints
+from app.checkpoints import check_sizes, highest_epoch, read_manifest, stored_checkpoints
 from app.console import size
 from app.errors import ConfigError, Damaged, Unavailable
 from app.job import Job
@@ -13,7 +13,7 @@ from app.record import (
     same_dataset,
 )
 from app.recorded_source import difference
-from app.retention import unfinished
+from app.retention import abandoned_writes, unfinished
 from app.sources import PinnedSource
 from app.state import checkpoint_bytes
 from app.stores import Store
@@ -27,6 +27,7 @@ def check_space(job: Job, store: Store) -> None:
     if free is None:
         return
     free += sum(sum(stored.sizes.values()) for stored in unfinished(store))
+    free += sum(half.size for half in abandoned_writes(store, highest_epoch(store) + 1))
     if free < needed:
         raise Unavailable(
             f"CHECKPOINT_URI: {store.uri} has {size(free)} free, and a checkpoint of "

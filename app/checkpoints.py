@@ -5,7 +5,7 @@
         manifest.json                       sizes and SHA-256 of every file; makes it a checkpoint
     LATEST                                  last; a hint for people: it never decides what is
                                             resumed, only that what it names was whole once
-    quarantine/…                            damaged checkpoints, each with its reason.json
+    quarantine/step-…-e…/                   damaged checkpoints, each with its reason.json
 
 A folder without a manifest is an upload that was cut short. Checkpoints order by
 (step, epoch); the newest whose every byte matches its manifest is the one to resume.
@@ -159,12 +159,12 @@ def read_manifest(store: Store, name: CheckpointName) -> Manifest:
 
 
 def read_latest(store: Store) -> str | None:
-    """What LATEST says; None before the first commit."""
+    """What LATEST says; None before the first commit, and where none is left to name."""
     try:
         content, _ = store.get(LATEST)
     except NotFound:
         return None
-    return content.decode("utf-8", "replace").strip()
+    return content.decode("utf-8", "replace").strip() or None
 
 
 class Held(Protocol):
@@ -183,8 +183,10 @@ def commit(
 ) -> Manifest:
     """Write a checkpoint: data, then manifest, then pointer.
 
-    The lease is asked before the manifest, which is the step that others can see. Raises
-    Fenced, and Unavailable if the store lists other sizes than were written.
+    The lease is asked before the manifest, which is the step that others can see, and again
+    before the pointer: a manifest that LATEST names was there while its writer held the run, so
+    every successor has seen it. Raises Fenced, and Unavailable if the store lists other sizes
+    than were written.
     """
     # One SHA-256 runs on one core, and two files hold nearly all bytes.
     with ThreadPoolExecutor(max_workers=2) as pool:

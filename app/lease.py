@@ -1,8 +1,8 @@
 """One writer per run: lease.json names the process that may commit.
 
 A writer takes the lease by a conditional write that raises the epoch by one, renews it
-three times per LEASE_TTL, and asks for it before every commit and every delete. Who has
-lost it stops; what it was still writing is under its own epoch and harms nobody.
+three times per LEASE_TTL, and asks for it before it commits, moves or deletes anything. Who
+has lost it stops; what it was still writing is under its own epoch and harms nobody.
 
 Whether the holder is alive is observed, not computed: clocks of two machines differ, so
 `expires_at` is for people. A record that has not changed for one time to live, by the
@@ -153,13 +153,13 @@ class Lease:
     def put(self, key: str, content: bytes) -> None:
         """Replace an object that every attempt writes under the same name.
 
-        Raises Fenced where this process has lost the run, also if that happened after its
-        last look: the object is then another one than this process knows.
+        Raises Fenced where this process has lost the run. One that loses it after this look
+        replaces nothing that its successor wrote: the object is then not the one it knows.
         """
         while True:
             if key not in self._etags:
                 self._etags[key] = self._current_etag(key)
-                self.check()
+            self.check()
             known = self._etags[key]
             if known is None:
                 etag = self._store.put_if_absent(key, content)

@@ -45,7 +45,7 @@ from app.record import (
 )
 from app.recorded_source import names_recorded_data, remember_parts, source_of_run
 from app.report import publish
-from app.retention import quarantine, remove_unfinished, set_late_aside
+from app.retention import clean_up, quarantine
 from app.saver import CheckpointSaver
 from app.sections import redacted
 from app.settings import Settings
@@ -201,10 +201,7 @@ def _open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> 
             store, job.run_name, job.identity(source.revision, source.fingerprint), total_steps
         )
     remember_parts(store, source.parts)
-    for name in set_late_aside(store):
-        log.error("LATE CHECKPOINT %s moved aside: another attempt had gone on before it", name)
-    for name in remove_unfinished(store, run.lease.epoch):
-        log.info("removed an upload that was cut short: %s", name)
+    clean_up(store, run.lease.epoch, run.lease)
     model = SmolLM2.empty(
         job.config,
         job.compute.device,
@@ -248,7 +245,7 @@ def _restore(run: HeldRun, model: SmolLM2, optimizer: torch.optim.Optimizer) -> 
         with disk_failures(str(found.directory)):
             progress = restore(found.directory, model, optimizer)
     for name, reason in found.damaged:
-        target = quarantine(run.store, name, reason)
+        target = quarantine(run.store, name, reason, run.lease)
         log.error("DAMAGED CHECKPOINT %s moved to %s: %s", name, target, reason)
     before = progress.optimizer | {"document_mask": progress.document_mask}
     now = settings.optimizer.model_dump() | {"document_mask": settings.data.document_mask}
@@ -320,6 +317,7 @@ def _attempt(
     logs_dir = settings.data.data_dir / "logs" / job.run_name
     rows = stored_rows(run.store)
     journal = _journal(run, resumed, [*rows, *local_rows(logs_dir)])
+    run.lease.check()  # the model may have taken long to restore
     journal.begin()
     metrics = MetricsLog(
         logs_dir, settings.logs, job.run_name, [row for row in rows if row.step <= step]

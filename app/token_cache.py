@@ -82,8 +82,11 @@ class TokenCache:
         whose bytes are not the recorded ones: what is damaged here must not reach other nodes.
         Raises ConfigError, Damaged, AccessDenied or Unavailable, and what `repair` raises.
         """
-        if not self._checked:  # which conditions the server knows; and parts that kills left
-            self._store.check()
+        if not self._checked:
+            self._store.check()  # which conditions the server knows
+            for half in self._store.half_written():  # the parts that kills left
+                if half.stale:
+                    self._store.discard(half)
             self._checked = True
         while goes_on():
             stored, etag = self._read_index(index.source, index.tokenizer)

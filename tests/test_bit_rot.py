@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +18,11 @@ from safetensors.torch import load
 
 from app.attempt import Attempt
 from app.checkpoints import LATEST, MANIFEST, CheckpointName
-from app.errors import Preempted
+from app.errors import Fenced, Preempted
+from app.lease import LEASE
 from app.settings import load_settings
 from app.start import open_attempt
+from app.state import Progress, restore
 from app.stores import Store, open_store
 from app.train_torch import train
 from tests.job import Outcome, outcome
@@ -154,6 +157,26 @@ def test_a_manifest_that_is_gone_beside_others_is_no_upload_cut_short(run: Run) 
     folders = {info.key.split("/")[1] for info in run.store.list("checkpoints/")}
     assert folders == {str(BEFORE)}
     assert len(list(run.store.list("quarantine/"))) == len(FILES)
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_start_that_loses_the_run_while_it_restores_sets_nothing_aside_and_puts_up_no_fence(
+    damaged: bool, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.put_back()
+    if damaged:
+        damage(run, "model.safetensors", _flip)
+    keys = {info.key for info in run.store.list("")}
+
+    def taken_over(*arguments: Any) -> Progress:
+        record = json.loads(run.store.get(LEASE)[0]) | {"holder": "successor", "epoch": 3}
+        run.store.put(LEASE, [json.dumps(record).encode()])
+        return restore(*arguments)
+
+    monkeypatch.setattr("app.start.restore", taken_over)
+    with pytest.raises(Fenced, match="successor"):
+        run.open()
+    assert {info.key for info in run.store.list("")} == keys
 
 
 def damage(run: Run, file: str, harm: Callable[[bytes], bytes] | None) -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from app.checkpoints import (
     fetch,
     find_checkpoint,
     newest_valid,
+    read_latest,
     read_manifest,
     stored_checkpoints,
 )
 from app.errors import Damaged, Fenced, IncompatibleRun, NotFound, Unavailable
-from app.retention import prune, quarantine, remove_unfinished, set_late_aside
+from app.lease import Lease
+from app.retention import prune, remove_unfinished
 from app.stores import Data, Store, open_store
 from tests.interposed import Answer, Interposed
+from tests.test_lease import FakeTime
 from tests.unreadable import make_unreadable
 
 FILES: dict[str, Data] = {
@@ -230,15 +234,6 @@ def test_an_empty_store_has_no_checkpoint(folder: Store, tmp_path: Path) -> None
     assert newest_valid(folder, tmp_path) is None
 
 
-def test_quarantine_keeps_every_byte_and_the_reason(folder: Store, tmp_path: Path) -> None:
-    name = commit_step(folder, 20)
-    target = quarantine(folder, name, "wrong hash")
-    assert stored_checkpoints(folder) == []
-    kept = tmp_path / "run" / target
-    assert {path.name for path in kept.iterdir()} == {*FILES, MANIFEST, "reason.json"}
-    assert json.loads((kept / "reason.json").read_text())["reason"] == "wrong hash"
-
-
 def test_a_volume_that_cannot_be_read_is_named_and_is_not_called_damaged(
     folder: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,40 +241,6 @@ def test_a_volume_that_cannot_be_read_is_named_and_is_not_called_damaged(
     make_unreadable(monkeypatch, path, errno.EIO)
     with pytest.raises(Unavailable, match=rf"{path} does not work now \(Input/output error\)"):
         newest_valid(folder, tmp_path / "scratch")
-
-
-def test_an_upload_that_was_cut_short_is_removed(folder: Store) -> None:
-    keep = commit_step(folder, 20)
-    folder.put(CheckpointName(40, 1).key("model.safetensors"), [b"half"])
-    assert remove_unfinished(folder, epoch=2) == [CheckpointName(40, 1)]
-    assert [stored.name for stored in stored_checkpoints(folder)] == [keep]
-
-
-def test_who_has_lost_the_run_unknowingly_leaves_the_uploads_of_its_successor_alone(
-    folder: Store,
-) -> None:
-    folder.put(CheckpointName(40, 3).key("model.safetensors"), [b"half"])
-    assert remove_unfinished(folder, epoch=2) == []
-    assert [str(stored.name) for stored in stored_checkpoints(folder)] == [
-        str(CheckpointName(40, 3))
-    ]
-
-
-def test_the_best_by_loss_the_newest_and_the_protected_stay(folder: Store) -> None:
-    losses = {20: 5.0, 40: 1.0, 60: 4.0, 80: 2.0, 100: 3.0, 120: 9.0}
-    for step, loss in losses.items():
-        commit_step(folder, step, loss)
-    pruned = prune(folder, 2, [CheckpointName(60, 1)], FreeLease(folder))
-    assert [name.step for name in pruned] == [20, 100]
-    assert committed_steps(folder) == [120, 80, 60, 40]
-
-
-def test_a_loser_prunes_nothing(folder: Store) -> None:
-    for step in (20, 40, 60):
-        commit_step(folder, step)
-    with pytest.raises(Fenced):
-        prune(folder, 0, [], LostLease(folder))
-    assert committed_steps(folder) == [60, 40, 20]
 
 
 def test_a_checkpoint_is_found_by_step_name_or_latest(folder: Store) -> None:
@@ -311,7 +272,7 @@ def test_a_checkpoint_that_lost_its_manifest_is_damaged_not_unfinished(
 ) -> None:
     good, bad = commit_step(folder, 20), commit_step(folder, 40)
     folder.delete([bad.key(MANIFEST)])
-    assert remove_unfinished(folder, epoch=2) == []
+    assert remove_unfinished(folder, 2, FreeLease(folder)) == []
     found = newest_valid(folder, tmp_path / "scratch")
     assert found is not None and found.name == good
     assert [name for name, _ in found.damaged] == [bad]
@@ -335,17 +296,6 @@ def test_a_zombies_late_commit_is_no_checkpoint_of_the_run(folder: Store, tmp_pa
     assert read_manifest(folder, late).step == 30
 
 
-def test_a_late_commit_is_set_aside_and_the_pointer_does_not_name_it(folder: Store) -> None:
-    ours = commit_step(folder, 10)
-    go_on_from(folder, 10, epoch=2)
-    late = commit_step(folder, 30)
-    assert set_late_aside(folder) == [late]
-    assert [stored.name for stored in stored_checkpoints(folder)] == [ours]
-    assert LATEST not in [info.key for info in folder.list("")]
-    assert any(info.key.endswith("reason.json") for info in folder.list("quarantine/"))
-    assert set_late_aside(folder) == []
-
-
 def test_fetching_and_verifying_a_checkpoint_give_signs_of_life(
     store: Store, tmp_path: Path
 ) -> None:
@@ -355,3 +305,69 @@ def test_fetching_and_verifying_a_checkpoint_give_signs_of_life(
     verified = len(FILES)
     fetched = 0 if store.uri.startswith("file:") else len(FILES)
     assert len(seen) == verified + fetched
+
+
+class Paused:
+    """A store whose user is paused before operation number `at`, while `meanwhile` happens."""
+
+    def __init__(self, store: Store, meanwhile: Callable[[], None]) -> None:
+        self._store, self._meanwhile = store, meanwhile
+        self.at, self.operations = 0, 0
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+
+        def operation(*arguments: Any, **named: Any) -> Any:
+            self.operations += 1
+            if self.operations == self.at:
+                self._meanwhile()
+            return method(*arguments, **named)
+
+        return operation if callable(method) else method
+
+
+@pytest.mark.parametrize("commits", [False, True], ids=["starts", "starts and commits"])
+def test_wherever_a_commit_is_paused_the_pointer_names_nothing_that_a_successor_has_not_seen(
+    commits: bool, store: Store, tmp_path: Path
+) -> None:
+    """The successor comes before each operation of a commit in turn, on one and the same run."""
+    if not store.conditional_writes:
+        pytest.skip("this server ignores conditions: nothing keeps two writers apart")
+    time, epochs = FakeTime(), count(1)
+
+    def attempt(view: Store) -> tuple[Lease, CheckpointName]:
+        """Its lease, and what it goes on from."""
+        lease = Lease(view, 10, f"attempt {next(epochs)}", time.clock)
+        lease.acquire(0, lambda line: None, lambda: False)
+        found = newest_valid(store, tmp_path)
+        name = found.name if found else CheckpointName(0, 0)
+        go_on_from(store, name.step, lease.epoch)
+        return lease, name
+
+    def take_over() -> None:
+        lease, name = attempt(store)
+        seen.append(name)
+        if commits:
+            seen.append(CheckpointName(name.step + 1, lease.epoch))
+            commit(store, seen[-1], FILES, 1.0, lease)
+        lease.release()
+
+    for before in count(1):
+        seen: list[CheckpointName] = []
+        paused = Paused(store, take_over)
+        lease, name = attempt(paused)
+        first, second = (CheckpointName(name.step + step, lease.epoch) for step in (2, 4))
+        commit(store, first, FILES, 1.0, lease)
+        paused.at = paused.operations + before
+        try:
+            commit(paused, second, FILES, 1.0, lease)
+        except Fenced:
+            assert seen
+        else:
+            assert seen in ([second], [])  # paused behind the last look, or not at all
+        lease.release()
+        ends = seen[-1] if seen else second
+        assert read_latest(store) in ((str(ends),) if commits else (str(first), str(ends)))
+        if not seen:
+            break
+    assert before > len(FILES) + 5  # sizes, look, manifest, look, pointer

@@ -1,7 +1,7 @@
-"""The commit protocol as a state machine: commits that die anywhere, rot, zombies, restarts.
+"""The commit protocol as a state machine: commits and restarts that die anywhere, rot, zombies.
 
 Hypothesis looks for an order of events after which the newest whole checkpoint is not the
-one that is found, or is not what was written.
+one that is found, or is not what was written; or that costs a file of one that was set aside.
 """
 
 import shutil
@@ -12,9 +12,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from app.checkpoints import CheckpointName, commit, fetch, newest_valid, stored_checkpoints
+from app.checkpoints import (
+    MANIFEST,
+    CheckpointName,
+    commit,
+    fetch,
+    newest_valid,
+    stored_checkpoints,
+)
 from app.errors import Damaged
-from app.retention import prune, quarantine, remove_unfinished, set_late_aside
+from app.retention import clean_up, prune, quarantine
 from app.stores import Data, Store, open_store
 from tests.test_checkpoints import FreeLease
 
@@ -45,6 +52,16 @@ class MortalStore:
             self._write()
             self._store.delete([key])
 
+    def put_if_absent(self, key: str, content: bytes) -> str | None:
+        self._write()
+        return self._store.put_if_absent(key, content)
+
+    def move(self, source_key: str, target_key: str) -> None:
+        self._write()
+        self._store.put(target_key, [self._store.get(source_key)[0]])
+        self._write()  # S3 copies, and then deletes
+        self._store.move(source_key, target_key)
+
     def __getattr__(self, name: str) -> object:
         return getattr(self._store, name)
 
@@ -60,6 +77,7 @@ class CommitMachine(RuleBasedStateMachine):
         self.written: dict[CheckpointName, bytes] = {}
         self.rotten: set[CheckpointName] = set()
         self.late: set[CheckpointName] = set()
+        self.set_aside: set[CheckpointName] = set()
         self.newest: CheckpointName | None = None  # whose commit returned
 
     def teardown(self) -> None:
@@ -76,13 +94,22 @@ class CommitMachine(RuleBasedStateMachine):
             self.step, self.newest = name.step, name
             prune(store, KEEP_TOP, [], FreeLease(store))
         except Died:
-            self.restarts()
+            self._restart()
 
-    @rule()
-    def restarts(self) -> None:
+    @rule(dies_at=st.integers(0, 20))
+    def restarts(self, dies_at: int) -> None:
+        try:
+            self._restart(dies_at)
+        except Died:
+            self._restart()
+
+    def _restart(self, dies_at: int = 0) -> None:
+        store: Store = MortalStore(self.store, dies_at)  # type: ignore[assignment]
+        lease = FreeLease(store)
         self.epoch += 1
-        set_late_aside(self.store)
-        remove_unfinished(self.store, self.epoch)
+        stored = stored_checkpoints(self.store)
+        self.set_aside |= {late.name for late in stored if late.late and late.finished}
+        clean_up(store, self.epoch, lease)
         whole = [name for name in self._committed() if name not in self.rotten | self.late]
         try:
             found = newest_valid(self.store, self.folder / "scratch")
@@ -96,14 +123,18 @@ class CommitMachine(RuleBasedStateMachine):
         else:
             assert found.name == max(whole)
             assert (found.directory / "model.safetensors").read_bytes() == self.written[found.name]
+            self.set_aside |= {name for name, _ in found.damaged}
             for name, reason in found.damaged:
                 assert name in self.rotten
-                quarantine(self.store, name, reason)
+                quarantine(store, name, reason, lease)
             if self.newest is not None and self.newest not in self.rotten:
                 assert found.name >= self.newest, "a committed step is lost"
             self.newest, step = found.name, found.name.step
         self.step = self.begun = step
         self.store.put(f"attempts/e{self.epoch:06d}-from-{step:010d}.json", [b"{}"])
+        for name in self.set_aside:
+            kept = [info.key.rsplit("/", 1)[1] for info in self.store.list(f"quarantine/{name}")]
+            assert set(kept) == {*self._files(name), MANIFEST, "reason.json"}
 
     @precondition(lambda self: self._committed())
     @rule(data=st.data())
@@ -140,7 +171,7 @@ class CommitMachine(RuleBasedStateMachine):
     def _begin_anew(self) -> None:
         """As a person would: with another RUN_NAME."""
         shutil.rmtree(self.folder / "run")
-        self.rotten, self.late, self.newest = set(), set(), None
+        self.rotten, self.late, self.set_aside, self.newest = set(), set(), set(), None
         self.epoch, self.step, self.begun = 1, 0, 0
         self.written = {}
 

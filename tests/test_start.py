@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -13,6 +14,7 @@ import pytest
 from app import cli
 from app.attempt import Attempt
 from app.attempts import read_attempts
+from app.checkpoints import CheckpointName
 from app.lease import LEASE, Lease, LeaseRecord
 from app.locks import own_folder
 from app.preemption import Interrupted
@@ -21,6 +23,7 @@ from app.sections import variables
 from app.stores import Store, open_store
 from tests.job import newest_checkpoint
 from tests.test_lease import FakeTime
+from tests.test_stores import leave_half_written
 
 Train = Callable[..., tuple[int, str]]
 
@@ -333,11 +336,27 @@ def test_an_upload_that_was_cut_short_does_not_take_the_room_of_the_next(
     assert train()[0] == 0
     half = tmp_path / "store/tiny/checkpoints/step-0000000006-e000001/model.safetensors"
     half.parent.mkdir()
-    half.write_bytes(bytes(30_000_000))
+    half.write_bytes(bytes(15_000_000))
+    partial = half.with_name(".store-partial-0-0")
+    partial.write_bytes(bytes(15_000_000))
     monkeypatch.setattr("app.stores.local.LocalStore.free_bytes", lambda self: 20_000_000)
     code, log = train(ADDITIONAL_STEPS="2")
     assert code == 0, log
-    assert not half.exists()
+    assert not half.parent.exists()
+
+
+@pytest.mark.parametrize("place", ["volume", "s3"])
+def test_what_a_killed_attempt_left_half_written_is_gone_after_the_next_start(
+    place: str, train: Train, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.stores.s3._STALE", timedelta(days=36_500))  # moto: all of 2010
+    uri = f"s3://{bucket}/x" if place == "s3" else f"file://{tmp_path}/store"
+    assert train(CHECKPOINT_URI=uri)[0] == 0
+    store = open_store(uri, "tiny")
+    leave_half_written(store, CheckpointName(6, 1).key("model.safetensors"))
+    assert len(store.half_written()) == 1
+    assert train(CHECKPOINT_URI=uri, ADDITIONAL_STEPS="2")[0] == 0
+    assert store.half_written() == []
 
 
 def test_a_damaged_checkpoint_is_kept_and_so_gives_no_room(

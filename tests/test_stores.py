@@ -2,10 +2,14 @@
 
 import os
 import random
+import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
+import boto3
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -153,8 +157,34 @@ class TestEveryStore:
         assert keys(store) == []
         assert not list(tmp_path.rglob("*"))
 
+    def test_tells_of_what_is_half_written_and_discards_it(self, store: Store) -> None:
+        beside = open_store(store.uri.removesuffix("/run"), "run-2")
+        for place, key in ((store, "half"), (store, "a/b/c"), (store, "a/b/d"), (beside, "a/b/c")):
+            leave_half_written(place, key)
+        found = store.half_written()
+        assert sorted(half.folder for half in found) == ["", "a/b", "a/b"]
+        assert keys(store) == []
+        for half in found:
+            if half.folder == "a/b":
+                store.discard(half)
+                store.discard(half)  # somebody was faster: no error
+        assert [half.folder for half in store.half_written()] == [""]
+        assert len(beside.half_written()) == 1
+
     def test_names_its_root(self, store: Store) -> None:
         assert store.uri.endswith("/run")
+
+
+def leave_half_written(store: Store, key: str) -> None:
+    """As a writer that is killed while it writes `key`."""
+    uri = urlsplit(store.uri)
+    if uri.scheme == "file":
+        partial = (Path(uri.path) / key).with_name(f".store-partial-0-{secrets.token_hex(8)}")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(b"half")
+        return
+    client: Any = boto3.session.Session().client("s3")
+    client.create_multipart_upload(Bucket=uri.netloc, Key=f"{uri.path[1:]}/{key}")
 
 
 def needs_conditions(store: Store) -> None:

@@ -4,7 +4,7 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,24 +133,39 @@ class TestLocalStore:
         assert folder.put_if_absent("a", b"2") is None
         assert folder.put_if_match("a", b"2", etag)
 
-    def test_half_written_files_are_neither_listed_nor_kept(
+    def test_half_written_files_are_not_listed_and_stale_once_nobody_can_be_at_them(
         self, folder: Store, tmp_path: Path
     ) -> None:
         folder.put("a/b", [b"x"])
         place = tmp_path / "store/run/a"
         kernel = local_store.kernel_id()[:8]
-        dead = partial_file(place, kernel, "dead", age=120)
-        young = partial_file(place, kernel, "young", age=0)
-        elsewhere = partial_file(place, "another", "kernel", age=3600)
+        partial_file(place, kernel, "dead", age=120)
+        partial_file(place, kernel, "young", age=0)
+        partial_file(place, "another", "kernel", age=3600)
+        partial_file(place, "another", "day", age=90_000)
         locked = partial_file(place, kernel, "locked", age=120)
         with locked.open("r+b") as writer:
             fcntl.flock(writer, fcntl.LOCK_EX)
-            folder.check()
+            found = folder.half_written()
         assert keys(folder) == ["a/b"]
-        assert not dead.exists()
-        assert young.exists()
-        assert elsewhere.exists()
-        assert locked.exists()
+        assert len(found) == 5 and {half.size for half in found} == {len(b"half")}
+        stale = {half.key.rpartition("-")[2] for half in found if half.stale}
+        assert stale == {"dead", "day"}
+
+    def test_who_writes_on_what_was_discarded_is_told_and_can_write_again(
+        self, folder: Store
+    ) -> None:
+        def data() -> Iterator[bytes]:
+            yield b"one"
+            for half in folder.half_written():
+                folder.discard(half)
+            yield b"two"
+
+        with pytest.raises(Unavailable, match="removed by someone"):
+            folder.put("a/b", data())  # type: ignore[arg-type]
+        assert keys(folder) == []
+        folder.put("a/b", [b"one", b"two"])
+        assert keys(folder) == ["a/b"]
 
     def test_its_exclusive_lock_has_one_holder(self, folder: Store) -> None:
         lock = folder.exclusive_lock()

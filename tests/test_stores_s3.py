@@ -21,6 +21,7 @@ from app.errors import AccessDenied, AppError, ConfigError, NoBucket, NotFound, 
 from app.stores import MAX_GET_BYTES, Store, open_store
 from app.stores.s3 import BufferReader, S3Store
 from tests.interposed import Answer, Answering, Interposed
+from tests.test_stores import leave_half_written
 
 MIB = 2**20
 
@@ -392,19 +393,45 @@ class TestS3Store:
         assert "Uploads" not in s3_client.list_multipart_uploads(Bucket=bucket)
         assert keys(s3) == []
 
-    def test_parts_of_uploads_that_broke_off_long_ago_are_removed(
-        self, s3: S3Store, bucket: str, s3_client: Any, monkeypatch: pytest.MonkeyPatch
+    def test_an_upload_is_stale_once_it_began_long_ago(
+        self, s3: S3Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for key in ("some/prefix/run/mine", "other/run/theirs"):
-            s3_client.create_multipart_upload(Bucket=bucket, Key=key)
+        leave_half_written(s3, "mine")
         with monkeypatch.context() as patch:
             # moto dates every upload to 2010.
-            patch.setattr("app.stores.s3._ABANDONED_UPLOAD", timedelta(days=36_500))
-            s3.check()
-        assert len(s3_client.list_multipart_uploads(Bucket=bucket)["Uploads"]) == 2
-        s3.check()
-        left = s3_client.list_multipart_uploads(Bucket=bucket)["Uploads"]
-        assert [upload["Key"] for upload in left] == ["other/run/theirs"]
+            patch.setattr("app.stores.s3._STALE", timedelta(days=36_500))
+            assert [half.stale for half in s3.half_written()] == [False]
+        assert [half.stale for half in s3.half_written()] == [True]
+
+    def test_who_uploads_on_what_was_discarded_is_told_and_can_upload_again(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        def discarding(environ: dict[str, Any]) -> Answer | None:
+            if "partNumber=2" not in environ["QUERY_STRING"]:
+                return None
+            for half in s3.half_written():
+                s3.discard(half)
+            return 404, xml("NoSuchUpload")  # as S3 answers; moto breaks down
+
+        s3_answers.answering = discarding
+        with pytest.raises(Unavailable, match="NoSuchUpload"):
+            s3.put("large", [bytes(17 * MIB)])
+        s3_answers.reset()
+        assert keys(s3) == []
+        s3.put("large", [bytes(17 * MIB)])
+        assert keys(s3) == ["large"]
+
+    def test_a_policy_that_hides_uploads_hinders_nothing(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        leave_half_written(s3, "mine")
+        found = s3.half_written()
+        s3_answers.answering = only("GET", (403, xml("AccessDenied")), query="uploads")
+        assert s3.half_written() == []
+        s3_answers.answering = only("DELETE", (403, xml("AccessDenied")), query="uploadId")
+        s3.discard(found[0])
+        s3_answers.reset()
+        assert s3.half_written() == found
 
     def test_a_disk_that_fills_up_under_a_download_is_no_failure_of_the_store(
         self, s3: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

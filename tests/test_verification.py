@@ -147,7 +147,7 @@ def test_a_late_checkpoint_is_said_and_is_no_damage(verify: Verify, run: Store) 
 
 
 def test_damage_that_a_start_has_set_aside_is_none_any_more(verify: Verify, run: Store) -> None:
-    quarantine(run, CheckpointName(6, 1), "damaged")
+    quarantine(run, CheckpointName(6, 1), "damaged", FreeLease(run))
     code, lines, _ = verify()
     assert (code, lines[-1]) == (0, "2 checkpoints verified")
 

@@ -37,6 +37,25 @@ class ObjectInfo:
     etag: str
 
 
+@dataclass(frozen=True)
+class HalfWritten:
+    """What is being written, or was when its writer was killed. No listing shows it.
+
+    `key` lies in the folder of the object that it was to become. `size` is in bytes, 0 where
+    the store does not tell. `stale`: nobody seems to be at it any more, by its age. S3 alone has
+    an `upload_id`.
+    """
+
+    key: str
+    size: int
+    stale: bool
+    upload_id: str = ""
+
+    @property
+    def folder(self) -> str:
+        return self.key.rpartition("/")[0]
+
+
 class ExclusiveLock(Protocol):
     """A lock that the kernel drops when this process ends, however it ends."""
 
@@ -78,8 +97,7 @@ class Store(Protocol):
     def check(self) -> None:
         """Reach, list, write, read back and delete, before hours are spent on training.
 
-        Raises as described above, and leaves nothing behind. Also removes what killed
-        processes left half written, where that is certain.
+        Raises as described above, and leaves nothing behind.
         """
         ...
 
@@ -119,6 +137,17 @@ class Store(Protocol):
 
     def move(self, source_key: str, target_key: str) -> None:
         """Rename, replacing the target. The source goes only when the target is there."""
+        ...
+
+    def half_written(self) -> Sequence[HalfWritten]:
+        """All that is half written below the root, by whomever, as far as the store tells."""
+        ...
+
+    def discard(self, half: HalfWritten) -> None:
+        """Remove it. A writer that is still at it gets Unavailable; one that is done loses nothing.
+
+        Housekeeping: what the store does not let go is said, and is no error.
+        """
         ...
 
     def free_bytes(self) -> int | None:

@@ -3,7 +3,7 @@
 Files are written beside their target as `.store-partial-<kernel>-<random>`, synced,
 renamed, and the folder synced, so that a name never shows half a file, not even after
 a power cut. The writer keeps an flock on the partial file; one that is old and not
-locked was left by a killed process, and `check` removes it.
+locked is stale: a killed process left it.
 
 Conditional writes compare and replace under an flock on `.store-lock`. A file system
 without flock makes `conditional_writes` False.
@@ -23,7 +23,16 @@ from pathlib import Path
 
 from app.errors import ConfigError, Damaged, NotFound, Unavailable
 from app.failures import from_os_error
-from app.stores import MAX_GET_BYTES, RESERVED, Data, ObjectInfo, check_key, folder_of, is_key
+from app.stores import (
+    MAX_GET_BYTES,
+    RESERVED,
+    Data,
+    HalfWritten,
+    ObjectInfo,
+    check_key,
+    folder_of,
+    is_key,
+)
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +45,8 @@ _LOCK_POLL = 0.005  # seconds
 _PROBE_BYTES = 65_536
 # The first covers the moment between creating a partial file and locking it. The second is
 # for files of another kernel, whose locks a network file system may not show.
-_SWEEP_AGE = 60.0  # seconds
-_SWEEP_AGE_ELSEWHERE = 86_400.0  # seconds
+_STALE = 60.0  # seconds
+_STALE_ELSEWHERE = 86_400.0  # seconds
 _NO_FLOCK = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
@@ -63,7 +72,6 @@ class LocalStore:
             with _failures(self._root):
                 _make_folders(self._root, created)
                 self._probe()
-                self._sweep()
         finally:
             for folder in reversed(created):
                 with suppress(OSError):
@@ -138,6 +146,27 @@ class LocalStore:
             _sync_folder(target.parent)
             _sync_folder(source.parent)
             self._remove_empty_folders(source.parent)
+
+    def half_written(self) -> Sequence[HalfWritten]:
+        found = []
+        with _failures(self._root):
+            for path in _files(self._root):
+                status = _regular_file(path) if path.name.startswith(PARTIAL) else None
+                if status:
+                    key = path.relative_to(self._root).as_posix()
+                    found.append(HalfWritten(key, status.st_size, self._stale(path, status)))
+        return found
+
+    def discard(self, half: HalfWritten) -> None:
+        path = self._root / half.key
+        with _failures(path):
+            try:
+                path.unlink()
+            except (FileNotFoundError, PermissionError) as error:
+                log.info("%s is half written, and may stay: %s", path, error.strerror)
+                return
+            log.info("removed %s, which was half written", path)
+            self._remove_empty_folders(path.parent)
 
     def free_bytes(self) -> int | None:
         place = self._root
@@ -220,15 +249,19 @@ class LocalStore:
             os.close(descriptor)
             path.unlink(missing_ok=True)
 
-    def _sweep(self) -> None:
-        for path in _files(self._root):
-            if not path.name.startswith(PARTIAL):
-                continue
-            same_kernel = path.name.startswith(f"{PARTIAL}{self._kernel[:8]}-")
-            age = _SWEEP_AGE if same_kernel else _SWEEP_AGE_ELSEWHERE
-            # Gone meanwhile, or another user's: not ours to remove.
-            with suppress(FileNotFoundError, PermissionError):
-                _remove_abandoned(path, time.time() - age)
+    def _stale(self, path: Path, status: os.stat_result) -> bool:
+        """Whether a partial file is old, and not locked as far as can be seen here."""
+        same_kernel = path.name.startswith(f"{PARTIAL}{self._kernel[:8]}-")
+        if time.time() - status.st_mtime < (_STALE if same_kernel else _STALE_ELSEWHERE):
+            return False
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except (FileNotFoundError, PermissionError):
+            return False  # gone meanwhile, or another user's
+        try:
+            return bool(_try_flock(descriptor))
+        finally:
+            os.close(descriptor)
 
     def _remove_empty_folders(self, folder: Path) -> None:
         while folder != self._root:
@@ -354,19 +387,6 @@ def _regular_file(path: Path) -> os.stat_result | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status if stat.S_ISREG(status.st_mode) else None
-
-
-def _remove_abandoned(path: Path, before: float) -> None:
-    """Remove a partial file that was last written before that Unix time and is not locked."""
-    if path.lstat().st_mtime > before:
-        return
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        if _try_flock(descriptor):
-            path.unlink()
-            log.info("removed %s, which a killed process left half written", path)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(content: bytes) -> str:

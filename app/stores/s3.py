@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from app.stores import (
     RESERVED,
     Data,
     ExclusiveLock,
+    HalfWritten,
     ObjectInfo,
     check_key,
     folder_of,
@@ -53,7 +54,7 @@ _TRANSFER = TransferConfig(
 _COPY = TransferConfig(multipart_threshold=256 * _MIB, multipart_chunksize=256 * _MIB)
 _DELETE_BATCH = 1000  # S3's limit for one DeleteObjects
 _CONFLICT_PAUSES = (0.1, 0.2, 0.4, 0.8)  # seconds
-_ABANDONED_UPLOAD = timedelta(days=1)
+_STALE = timedelta(days=1)
 _UNKNOWN_HEADER = (400, 501)
 
 
@@ -98,7 +99,6 @@ class S3Store:
                 self._delete([key])
             raise
         self._delete([key])
-        self._abort_abandoned_uploads()
 
     def get(self, key: str, max_bytes: int = MAX_GET_BYTES) -> tuple[bytes, str]:
         return self._get(check_key(key), max_bytes)
@@ -168,6 +168,25 @@ class S3Store:
                 explain_head(self._client, error, self._bucket, source["Key"])
                 raise
         self._delete([source_key])
+
+    def half_written(self) -> Sequence[HalfWritten]:
+        before = datetime.now(UTC) - _STALE
+        pages = self._client.get_paginator("list_multipart_uploads")
+        found = []
+        with self._housekeeping():
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
+                for upload in page.get("Uploads", ()):
+                    key = upload["Key"].removeprefix(self._prefix)
+                    stale = upload["Initiated"] < before
+                    found.append(HalfWritten(key, 0, stale, upload["UploadId"]))
+        return found
+
+    def discard(self, half: HalfWritten) -> None:
+        with self._housekeeping():
+            self._client.abort_multipart_upload(
+                Bucket=self._bucket, Key=self._prefix + half.key, UploadId=half.upload_id
+            )
+            log.info("removed an upload of %s that broke off", self._place(half.key))
 
     def free_bytes(self) -> int | None:
         return None
@@ -308,22 +327,13 @@ class S3Store:
                         with self._failures(f"s3://{self._bucket}/{problem.get('Key', '')}"):
                             raise refusal
 
-    def _abort_abandoned_uploads(self) -> None:
-        """Remove the parts that killed processes left: no listing shows them, the bill does."""
-        before = datetime.now(UTC) - _ABANDONED_UPLOAD
-        pages = self._client.get_paginator("list_multipart_uploads")
+    @contextmanager
+    def _housekeeping(self) -> Iterator[None]:
+        """For what some servers and policies do not allow, and training does not need."""
         try:
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
-                for upload in page.get("Uploads", ()):
-                    if upload["Initiated"] < before:
-                        name = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
-                        self._client.abort_multipart_upload(Bucket=self._bucket, **name)
-                        log.info("removed an upload of %s that broke off", upload["Key"])
+            yield
         except (BotoCoreError, ClientError) as error:
-            # Housekeeping that some servers and policies do not allow; training needs none of it.
-            log.info(
-                "%s: unfinished uploads are not looked for: %s", self.uri, redacted(str(error))
-            )
+            log.info("%s: an unfinished upload may stay: %s", self.uri, redacted(str(error)))
 
 
 def _knows(probe: Callable[[], bool]) -> bool:
