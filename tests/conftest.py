@@ -1,6 +1,5 @@
 """Fixtures that several test modules share: an S3 server on loopback, and every store."""
 
-import argparse
 import logging
 import os
 import secrets
@@ -25,6 +24,7 @@ from app.stores import Store, open_store
 from tests.forwarded import Forwarded
 from tests.interposed import Interposed
 from tests.s3server import AtomicConditionalWrites, WsgiApp
+from tests.small_job import make_tokenizer, small_job
 
 _AWS = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -210,24 +210,9 @@ def closed_endpoint() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def small_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a byte-level BPE of 300 tokens, quick to make and to load."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([argparse.__doc__ or ""], trainer)
-    end = "<|endoftext|>"
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end)
+    """A directory with a tokenizer of 300 tokens."""
     directory = tmp_path_factory.mktemp("tokenizer")
-    fast.save_pretrained(directory)
+    make_tokenizer(directory)
     return directory
 
 
@@ -235,18 +220,5 @@ def small_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def job_environment(
     small_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
-    """Variables of a run of seconds: 8 sequences of 32 tokens a step, about 7 steps an epoch."""
-    folder = tmp_path_factory.mktemp("job")
-    (folder / "corpus.txt").write_text((argparse.__doc__ or "")[:4000])
-    return {
-        "MODEL": "tiny",
-        "DEVICE": "cpu",
-        "DATASET": str(folder / "corpus.txt"),
-        "TOKENIZER": str(small_tokenizer),
-        "DATA_DIR": str(folder / "data"),
-        "SEQ_LEN": "32",
-        "BATCH_SIZE": "2",
-        "GLOBAL_BATCH_SIZE": "8",
-        "WARMUP_STEPS": "2",
-        "OMP_NUM_THREADS": "1",
-    }
+    """Variables of a run of seconds."""
+    return small_job(tmp_path_factory.mktemp("job"), small_tokenizer)

@@ -4,11 +4,13 @@
     python -m tests.kill_anywhere --store s3 --kills 2000        # for hours
     python -m tests.kill_anywhere --store s3 --zombies           # paused, not killed
 
-Each attempt is a process that ends itself with SIGKILL at a failpoint: at an operation
-of its store, before it, after it, or between two buffers of an upload; or it is killed
-from outside after a random time. The failpoints are in a wrapper round the store, here,
-and not in the product. Runs that reach their target are compared with the reference
-(every weight, moment and row, bit for bit) and verified, and the next run begins.
+Each attempt is a process that ends itself with SIGKILL at a failpoint (tests/failpoints.py),
+or is killed from outside after a random time. Runs that reach their target are compared with
+the reference (every weight, moment and row, bit for bit) and verified, and the next run
+begins; so is the last one, which is not killed again.
+
+A seed draws the same kinds of kills again, not the same instants: a machine's speed decides
+which checkpoints are saved, when the lease is renewed, and which part of an upload is sent first.
 
 Attempts are forked from a process that has imported torch, so that one takes a second.
 They compute on one thread: a pool of threads does not survive a fork, and several would
@@ -16,7 +18,7 @@ wait for each other on a busy machine.
 """
 
 import argparse
-import json
+import itertools
 import os
 import random
 import signal
@@ -26,8 +28,10 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -39,120 +43,23 @@ import app.commands
 import app.start
 import app.train_torch  # noqa: F401 - imported once here, and not in each attempt
 from app.cli import main as job
-from app.stores import Data, Store, open_store
+from app.stores import Store, open_store
+from tests.failpoints import KINDS, OPERATIONS, ZOMBIES, DeadlyStore, Failpoint
 from tests.job import ROOT, outcome
+from tests.small_job import make_tokenizer, small_job
 
 TOTAL_STEPS, EVERY = 10, 2
-# The kinds of operations, and about how many of each there are in an attempt.
-OPERATIONS = {
-    "data": 80,
-    "manifest": 10,
-    "pointer": 10,
-    "logs": 10,
-    "prune": 8,
-    "lease": 6,
-    "record": 2,
-}
 FINISHED, FENCED, KILLED, HUNG = 0, 79, -signal.SIGKILL, -1000
 HANG_SECONDS = 300  # an attempt takes seconds, and a minute on a busy machine
+_LATEST_INSTANT = 4.0  # seconds after the start of an attempt
+_TRIES = 20
+
+Kill = Failpoint | float
+"""Where an attempt is killed, or after how many seconds."""
 
 
-@dataclass
-class Failpoint:
-    """Die, or be paused, at occurrence number `at` of an operation of `category`.
-
-    `writing` is held during conditional writes. A pause waits for it: one that came while
-    another thread holds the volume's own lock would keep every successor out, with exit 75.
-    Pauses count from the attempt's first write of its own on: who wakes up before it finds
-    the run finished, and has nothing to do.
-    """
-
-    category: str
-    at: int
-    number: signal.Signals = signal.SIGKILL
-    writing: Any = field(default_factory=threading.RLock)
-    begun: bool = False
-
-    def __str__(self) -> str:
-        return f"at operation {self.at} of kind {self.category}"
-
-    def reached(self, category: str) -> None:
-        self.begun |= category == "data"
-        if category == self.category and (self.begun or self.number == signal.SIGKILL):
-            self.at -= 1
-            if self.at == 0 and self.number == signal.SIGSTOP:
-                with self.writing:  # the process stops late if another thread gets the signal
-                    signal.pthread_kill(threading.get_ident(), self.number)
-            elif self.at == 0:
-                os.kill(os.getpid(), self.number)
-
-
-class DeadlyData(Sequence[bytes | memoryview]):
-    """Buffers of an upload; to ask for each of them is an operation."""
-
-    def __init__(self, data: Data, failpoint: Failpoint) -> None:
-        self._data, self._failpoint = data, failpoint
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def __getitem__(self, index: Any) -> Any:
-        self._failpoint.reached("data")
-        return self._data[index]
-
-    def __iter__(self) -> Iterator[bytes | memoryview]:
-        for buffer in self._data:
-            self._failpoint.reached("data")
-            yield buffer
-
-
-class DeadlyStore:
-    """A store in front of another one, in which every write can be the last."""
-
-    def __init__(self, store: Store, failpoint: Failpoint) -> None:
-        self._store, self._failpoint = store, failpoint
-
-    def put(self, key: str, data: Data) -> None:
-        category = category_of(key)
-        self._failpoint.reached(category)
-        self._store.put(key, DeadlyData(data, self._failpoint) if category == "data" else data)
-        self._failpoint.reached(category)
-
-    def put_if_absent(self, key: str, content: bytes) -> str | None:
-        return self._around(key, lambda: self._store.put_if_absent(key, content))
-
-    def put_if_match(self, key: str, content: bytes, etag: str) -> str | None:
-        return self._around(key, lambda: self._store.put_if_match(key, content, etag))
-
-    def delete(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            self._failpoint.reached("prune")
-            self._store.delete([key])
-        self._failpoint.reached("prune")
-
-    def _around(self, key: str, write: Callable[[], str | None]) -> str | None:
-        self._failpoint.reached(category_of(key))
-        with self._failpoint.writing:
-            etag = write()
-        self._failpoint.reached(category_of(key))
-        return etag
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-
-def category_of(key: str) -> str:
-    names = {
-        "LATEST": "pointer",
-        "lease.json": "lease",
-        "run.json": "record",
-        "source.json": "record",
-    }
-    if key in names:
-        return names[key]
-    if key.startswith("logs/"):
-        return "logs"
-    return "manifest" if key.endswith("/manifest.json") else "data"
+class Wrong(Exception):
+    """What must not happen, with the end of the log."""
 
 
 @dataclass(frozen=True)
@@ -163,9 +70,11 @@ class Arena:
     uri: str
     folder: Path
 
-    def attempt(self, run: str, failpoint: Failpoint | None, die_after: float | None) -> int:
+    def attempt(self, run: str, kill: Kill | None = None) -> int:
         """One attempt of `run`: its exit code, or minus the signal that ended it."""
-        return self.in_child(run, self.training(failpoint), die_after)
+        if isinstance(kill, float):
+            return self.in_child(run, self.training(None), kill)
+        return self.in_child(run, self.training(kill))
 
     def training(self, failpoint: Failpoint | None) -> Callable[[], int]:
         """The train command, over a store with a failpoint."""
@@ -217,73 +126,126 @@ class Arena:
                 os._exit(code)
         return child
 
+    def make_reference(self) -> None:
+        code = self.attempt("reference")
+        if code != FINISHED:
+            raise self.wrong("reference", f"ended with {code}")
+
+    def wrong(self, run: str, what: str) -> Wrong:
+        log = (self.folder / f"{run}.log").read_text("utf-8")[-6000:]
+        return Wrong(f"{run} {what}\n{log}")
+
     def store(self, run: str) -> Store:
         os.environ.update(self.environment)
         return open_store(self.uri, run)
 
 
 def compare(arena: Arena, run: str) -> int:
-    """Print what differs between a run and the reference, and return 1; nothing should."""
+    """Print what differs between a run and the reference, and return 1; nothing should.
+
+    A run that is the same is removed.
+    """
     problems = outcome(arena.store(run)).differences(outcome(arena.store("reference")))
     if job(["checkpoints", "verify"]) != FINISHED:
         problems.append("checkpoints verify")
+    if not problems:
+        forget(arena.store(run))
     print("\n".join(f"DIFFERS: {problem}" for problem in problems))
     return 1 if problems else FINISHED
 
 
-def zombies(arena: Arena, seed: int) -> str | None:
+def forget(store: Store) -> None:
+    """The runs of hours, and what their uploads left half, would fill disk and memory."""
+    store.delete([info.key for info in store.list("")])
+    with (
+        mock.patch("app.stores.local._SWEEP_AGE", 0.0),
+        mock.patch("app.stores.s3._ABANDONED_UPLOAD", timedelta(0)),
+    ):
+        store.check()
+
+
+def zombies(arena: Arena, seed: int) -> None:
     """Pause an attempt at each kind of operation, let a successor finish, and wake it up.
 
-    What went wrong, if anything did: the zombie has to end as fenced, and to change nothing.
+    The zombie has to end as fenced, and to change nothing. Raises Wrong.
     """
     draw = random.Random(seed)
-    code = arena.attempt("reference", None, None)
-    if code != FINISHED:
-        return f"the reference ended with {code}"
-    for category in ("data", "manifest", "pointer", "logs", "prune", "lease"):
-        at = draw.randint(1, 2 if category == "lease" else 4)  # a short attempt renews it once
+    arena.make_reference()
+    for category in ZOMBIES:
+        # A short attempt renews once or twice; the small files of the first upload go first.
+        at = draw.randint(1, {"renewal": 2, "upload": 24}.get(category, 4))
         paused = Failpoint(category, at, signal.SIGSTOP)
         run = f"zombie-{category}"
         zombie = arena.fork(run, arena.training(paused))
         _, status = os.waitpid(zombie, os.WUNTRACED)
         if not os.WIFSTOPPED(status):
-            return f"{run} never came to operation {at}"
-        successor = arena.attempt(run, None, None)
+            raise arena.wrong(run, f"never came to operation {at}")
+        successor = arena.attempt(run)
         os.kill(zombie, signal.SIGCONT)
         _, status = os.waitpid(zombie, 0)
         code = os.waitstatus_to_exitcode(status)
         same = arena.in_child(run, lambda run=run: compare(arena, run))  # type: ignore[misc]
         print(f"zombie {paused}: exit {code}, successor {successor}, differs {same}", flush=True)
         if (successor, code, same) != (FINISHED, FENCED, FINISHED):
-            return (arena.folder / f"{run}.log").read_text("utf-8")[-6000:]
-    return None
+            raise arena.wrong(run, "is not as it should be")
 
 
-def kill_anywhere(arena: Arena, kills: int, seed: int) -> str | None:
-    """Kill `kills` attempts; what went wrong, if anything did."""
+@dataclass
+class Hunt:
+    """Attempts of one run after the other."""
+
+    arena: Arena
+    compared: int = 0
+
+    @property
+    def run(self) -> str:
+        return f"run-{self.compared + 1}"
+
+    def killed(self, kill: Kill | None) -> bool:
+        """Whether the next attempt was. A run that finished is compared. Raises Wrong."""
+        run = self.run
+        code = self.arena.attempt(run, kill)
+        if code == KILLED and kill is not None:
+            return True
+        if code == FINISHED:
+            code = self.arena.in_child(run, lambda: compare(self.arena, run))
+        if code != FINISHED:
+            raise self.arena.wrong(run, "hung" if code == HUNG else f"ended with {code}")
+        self.compared += 1
+        return False
+
+    def kill(self, kind: str, draw: random.Random) -> Kill:
+        """Attempt, until one is killed at an operation of that kind: how it was. Raises Wrong."""
+        reach = OPERATIONS.get(kind, 0)
+        for _ in range(_TRIES):
+            kill: Kill = draw.uniform(0.1, _LATEST_INSTANT)
+            if kind in OPERATIONS:
+                kill = Failpoint(kind, draw.randint(1, reach))
+            if self.killed(kill):
+                return kill
+            reach = max(1, reach // 2)  # the attempt finished before
+        raise Wrong(f"{_TRIES} attempts finished before any operation of kind {kind}")
+
+
+def kinds(draw: random.Random) -> Iterator[str]:
+    """In rounds, each in an order of its own, so that no kind is left out."""
+    while True:
+        yield from draw.sample(KINDS, len(KINDS))
+
+
+def kill_anywhere(arena: Arena, kills: int, seed: int) -> None:
+    """Kill `kills` attempts, and let the last run finish. Raises Wrong."""
     draw = random.Random(seed)
-    code = arena.attempt("reference", None, None)
-    done, compared, run = 0, 0, "reference"
-    while code in (FINISHED, KILLED) and done < kills:
-        run, failpoint, die_after = f"run-{compared + 1}", None, None
-        if draw.random() < 0.75:
-            category = draw.choice(list(OPERATIONS))
-            failpoint = Failpoint(category, draw.randint(1, OPERATIONS[category]))
-        else:
-            die_after = draw.uniform(0.1, 4.0)
-        code = arena.attempt(run, failpoint, die_after)
-        if code == KILLED:
-            done += 1
-            where = f"after {die_after:.2f} s" if die_after else failpoint
-            print(f"kill {done}: {run}, {where}", flush=True)
-        elif code == FINISHED:
-            code = arena.in_child(run, lambda run=run: compare(arena, run))  # type: ignore[misc]
-            compared += 1
-    print(f"{done} kills, {compared} finished runs equal the reference", flush=True)
-    if code in (FINISHED, KILLED):
-        return None
-    log = (arena.folder / f"{run}.log").read_text("utf-8")[-3000:]
-    return f"{run} {'hung' if code == HUNG else f'ended with {code}'}\n{log}"
+    arena.make_reference()
+    hunt, fell = Hunt(arena), Counter[str]()
+    for kind in itertools.islice(kinds(draw), kills):
+        kill = hunt.kill(kind, draw)
+        fell[kind] += 1
+        where = f"after {kill:.2f} s" if isinstance(kill, float) else kill
+        print(f"kill {fell.total()}: {hunt.run}, {where}", flush=True)
+    hunt.killed(None)
+    print(", ".join(f"{count} {kind}" for kind, count in fell.items()))
+    print(f"{fell.total()} kills, {hunt.compared} finished runs equal the reference", flush=True)
 
 
 def s3_server(folder: Path) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
@@ -312,6 +274,7 @@ def s3_server(folder: Path) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
                 break
         if time.monotonic() > deadline:
             raise RuntimeError((folder / "s3.log").read_text())
+        time.sleep(0.05)
     client: Any = boto3.session.Session().client("s3")
     client.create_bucket(Bucket="bucket")
     return server, environment
@@ -323,14 +286,14 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--zombies", action="store_true", help="pause and wake instead of killing")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 100_000)
-    parser.add_argument("--job", type=json.loads, required=True, help="variables, as JSON")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}, store {arguments.store}", flush=True)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="kill-anywhere-") as name:
         folder = Path(name)
+        make_tokenizer(folder / "tokenizer")
         environment = {
-            **arguments.job,
+            **small_job(folder, folder / "tokenizer"),
             "TRAINER": "torch",
             "TOTAL_STEPS": str(TOTAL_STEPS),
             "CHECKPOINT_EVERY_STEPS": str(EVERY),
@@ -343,19 +306,20 @@ def main() -> int:
             uri = "s3://bucket/prefix"
             server, extra = s3_server(folder)
             environment |= extra
+        arena = Arena(environment, uri, folder)
         try:
-            arena = Arena(environment, uri, folder)
             if arguments.zombies:
-                problem = zombies(arena, arguments.seed)
+                zombies(arena, arguments.seed)
             else:
-                problem = kill_anywhere(arena, arguments.kills, arguments.seed)
+                kill_anywhere(arena, arguments.kills, arguments.seed)
+        except Wrong as wrong:
+            print(f"PROBLEM (seed {arguments.seed}): {wrong}")
+            return 1
         finally:
             if server is not None:
                 server.kill()
                 server.wait()
-    if problem:
-        print(f"PROBLEM (seed {arguments.seed}): {problem}")
-    return 1 if problem else 0
+    return 0
 
 
 if __name__ == "__main__":

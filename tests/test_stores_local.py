@@ -89,6 +89,14 @@ class TestLocalStore:
         assert folder.get("a")[0] == b"former"
         assert [path.name for path in (tmp_path / "store/run").iterdir()] == ["a"]
 
+    def test_a_volume_that_cannot_sync_is_refused_before_hours_are_spent(
+        self, folder: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder.put("a", [b"x"])
+        monkeypatch.setattr("app.stores.local.os.fsync", failing(errno.EIO))
+        with pytest.raises(Unavailable, match="CHECKPOINT_URI"):
+            folder.check()
+
     @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
     def test_a_volume_that_cannot_be_written_is_access_denied(
         self, folder: Store, monkeypatch: pytest.MonkeyPatch, number: int
