@@ -235,13 +235,13 @@ class Attempt:
         """Leave nothing running, and say what the attempt did and why it ended."""
         if self._bar is not None:
             self._bar.close()
-        self._corpus.close()
         self._saver.close()
         self._metrics.close()
         if self.step > self.start_step:
             log.info(summary(self._journal.record))
         self._grace.record_end(lambda: self._last_words(why))
         self._grace.give_lease_back(self._lease.release)
+        self._corpus.close()  # last: it keeps tokens, which costs less to lose than the lease
 
     def _last_words(self, why: str) -> None:
         recorded = self._journal.end(why)

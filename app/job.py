@@ -11,7 +11,7 @@ from app.loader import BatchGeometry
 from app.preparation import Preparation, PrepareProgress, TokenNeed, Waiting
 from app.presets import ModelConfig
 from app.pretrained import model_directory, read_config
-from app.record import Identity
+from app.record import Identity, one_path
 from app.sampler import SampleOrder
 from app.sections import ModelSettings, redacted
 from app.settings import Settings
@@ -97,7 +97,7 @@ def _resolve_model(
 
 def _one_name(spec: str | None) -> str | None:
     """A folder's own path, whichever way it was typed; a hub id as it is."""
-    return str(Path(spec).resolve()) if spec and Path(spec).is_dir() else spec
+    return one_path(spec) if spec and Path(spec).is_dir() else spec
 
 
 def open_preparation(

@@ -31,7 +31,7 @@ _BATCH_CHARACTERS = 1 << 21  # enough for all cores, a second or two of work
 _BATCH_PIECES = 1 << 16  # of less than 32 characters each; empty rows too take memory
 _IN_FLIGHT = 2  # batches: while one is encoded, another becomes arrays and a third is read
 _VERSION = 4  # of the way that pieces become shards
-_CLOSE_SECONDS = 2.0  # for a file of some megabytes; what is left of a grace period is short
+_CLOSE_SECONDS = 1.0  # for a file of some megabytes; what is left of a grace period is short
 
 
 def tokens_fingerprint(source: str, tokenizer: TokenizerFiles) -> str:

@@ -7,6 +7,7 @@ change is a conditional write: two processes cannot both make one.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from os.path import normpath
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +154,15 @@ def check_identity(
         )
 
 
+def one_path(folder: str) -> str:
+    """The folder's absolute path, however it was typed. A link stays one: it may point elsewhere
+    on the next node, to the same weights."""
+    return normpath(Path(folder).absolute())
+
+
 def _differs(name: str, before: Any, now: Any) -> bool:
     if name == "init_from" and before and now:  # records used to hold a folder as it was typed
-        return Path(before).resolve() != Path(now).resolve()
+        return one_path(before) != one_path(now)
     return bool(before != now)
 
 

@@ -65,7 +65,8 @@ class Verification:
         """What `latest` names was whole once."""
         name = checkpoint.name
         if not checkpoint.finished:
-            if str(name) == latest:
+            # Asked again: a job may have committed the next one, and be pruning this one.
+            if str(name) == latest == read_latest(self.store):
                 return _damage(str(name), f"{name.key(MANIFEST)} is missing")
             return Finding(str(name), "unfinished upload")
         if checkpoint.late:
@@ -87,8 +88,9 @@ class Verification:
     def _vanished(self, latest: str, found: Sequence[Finding]) -> bool:
         if latest in [finding.name for finding in found] or read_latest(self.store) != latest:
             return False
-        aside = f"{QUARANTINE}/{latest}-"  # by a start that had no commit since
-        return not any(info.key.startswith(aside) for info in self.store.list(f"{QUARANTINE}/"))
+        # By a start that had no commit since. Folders had a time in their name once.
+        aside = {info.key.split("/")[1] for info in self.store.list(f"{QUARANTINE}/")}
+        return not any(f"{folder}-".startswith(f"{latest}-") for folder in aside)
 
 
 def proof_of_checkpoints(record: RunRecord, store: Store) -> str | None:
