@@ -52,14 +52,18 @@ class Mixture:
         """Raises ConfigError for a part whose files another one has too, by whatever names."""
         total = sum(float(part.weight) for part in self.parts)
         identity: dict[str, str] = {}
-        known: list[tuple[str, Mapping[str, str]]] = []
+        known: list[tuple[str, Mapping[str, str], int]] = []
         for part, source in zip(self.parts, self.sources, strict=True):
             label = redacted(part.spec)
             content = source.identity()
             files = {value: name for name, value in content.items() if _CONTENT.fullmatch(value)}
-            for other, others in known:
-                _compare(other, others, label, files)
-            known.append((label, files))
+            n_files = sum(
+                name != "TEXT_COLUMN" and not value.startswith("0 ")
+                for name, value in content.items()
+            )
+            for other, others, n_others in known:
+                _compare(other, others, label, files, min(n_files, n_others))
+            known.append((label, files, n_files))
             identity[f"{label} (weight)"] = repr(float(part.weight) / total)
             identity.update({f"{label}: {name}": value for name, value in content.items()})
         return identity
@@ -79,14 +83,16 @@ def mixture(parts: Sequence[WeightedPart], sources: Sequence[Source]) -> Mixture
     return Mixture(tuple(parts), tuple(sources))
 
 
-def _compare(one: str, files: Mapping[str, str], other: str, others: Mapping[str, str]) -> None:
-    """Of two parts, their files by content. A licence in both of two folders is no reason to
-    refuse them."""
+def _compare(
+    one: str, files: Mapping[str, str], other: str, others: Mapping[str, str], fewest: int
+) -> None:
+    """Of two parts, their files by content, as far as it is known; the smaller part has `fewest`
+    that are not empty. A licence in both of two folders is no reason to refuse them."""
     shared = files.keys() & others.keys()
     if not shared:
         return
     example = min(others[content] for content in shared)
-    if len(shared) == min(len(files), len(others)):
+    if len(shared) == fewest:
         raise _twice(one, other, f" ({example})")
     log.warning(
         "DATASET: %s and %s have %s in common, such as %s: read twice",

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from app.errors import AppError, ConfigError, Damaged
+from app.errors import AccessDenied, ConfigError, Damaged, Unavailable
 from app.pieces import MAX_ROW_BYTES, held_out
 from app.sections import MAX_VALIDATION_TOKENS
 from app.shard_writer import ShardWriter
@@ -30,6 +30,7 @@ _Text = TypeVar("_Text")
 _BATCH_CHARACTERS = 1 << 21  # enough for all cores, a second or two of work
 _BATCH_PIECES = 1 << 16  # of less than 32 characters each; empty rows too take memory
 _IN_FLIGHT = 2  # batches: while one is encoded, another becomes arrays and a third is read
+_AWAY = (Unavailable, AccessDenied)  # what a source gave before is its text
 _VERSION = 4  # of the way that pieces become shards
 _CLOSE_SECONDS = 1.0  # for a file of some megabytes; what is left of a grace period is short
 
@@ -215,7 +216,8 @@ class _Batch(Generic[_Text]):
 def _encoded(batches: Iterator[_Batch[Piece]], encoder: TextEncoder) -> Iterator[_Batch[_Encoded]]:
     """The batches in order, encoded on other threads while the next ones are read here.
 
-    Where reading fails, those that were read come first.
+    Where the source goes away, those that were read come first. One that was changed may have
+    given them too: they are dropped.
     """
 
     def encode(batch: _Batch[Piece]) -> _Batch[_Encoded]:
@@ -231,11 +233,11 @@ def _encoded(batches: Iterator[_Batch[Piece]], encoder: TextEncoder) -> Iterator
     try:
         for batch in batches:
             waiting.append(pool.submit(encode, batch))
-            while len(waiting) > _IN_FLIGHT or (waiting and waiting[0].done()):
+            if len(waiting) > _IN_FLIGHT:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    except AppError:
+    except _AWAY:
         while waiting:
             yield waiting.popleft().result()
         raise
@@ -265,7 +267,7 @@ def _batches(source: Pieces, begun: tuple[int, int] = (0, 0)) -> Iterator[_Batch
             if characters >= _BATCH_CHARACTERS or pieces >= _BATCH_PIECES:
                 yield _Batch(batch, source.position)
                 batch, pieces, characters = [], 0, 0
-    except AppError:
+    except _AWAY:
         if batch:
             yield _Batch(batch, source.position, (pieces, characters))
         raise

@@ -18,6 +18,7 @@ SOURCE = "source.json"
 
 _FORMAT = 1
 _MOST_PARTS = 5_000  # beyond, only their number is kept
+_SAME = "not its files: another version of the job began the run; go on with that one"
 _SHOWN = 5
 
 log = logging.getLogger(__name__)
@@ -113,6 +114,8 @@ def difference(store: Store, parts: Mapping[str, str]) -> str:
         return f"{count:,} parts before, {len(parts):,} now"
     if before and not set(before) & set(parts):
         return ""  # another source altogether
+    if before == parts:
+        return _SAME
     changes = [
         ("changed", [name for name in parts if name in before and parts[name] != before[name]]),
         ("added", [name for name in parts if name not in before]),

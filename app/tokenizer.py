@@ -288,7 +288,8 @@ def _plain_step(step: Any) -> Any:
         case {"type": "Sequence", "normalizers": list(steps)}:
             return step | {"normalizers": [s for s in map(_plain_step, steps) if s is not None]}
         case {"type": "Sequence", "pretokenizers": list(steps)}:
-            return step | {"pretokenizers": [_plain_step(s) for s in steps]}
+            # Behind the first one a prefix stands before each word: it is the space there.
+            return step | {"pretokenizers": [*map(_plain_step, steps[:1]), *steps[1:]]}
     return step
 
 

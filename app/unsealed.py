@@ -82,8 +82,9 @@ def encode_unsealed(unsealed: Unsealed) -> bytes:
     return _digest(content) + b"\n" + content
 
 
-def decode_unsealed(content: bytes, index: ShardIndex) -> Unsealed:
-    """What goes on after `index`. Raises Damaged for anything else."""
+def decode_unsealed(content: bytes, index: ShardIndex) -> Unsealed | None:
+    """What goes on after `index`; None if its last seal holds it. Raises Damaged for anything
+    else."""
     digest, _, rest = content.partition(b"\n")
     if digest != _digest(rest):
         raise Damaged("it was changed (SHA-256 differs)")
@@ -93,6 +94,9 @@ def decode_unsealed(content: bytes, index: ShardIndex) -> Unsealed:
     except ValidationError as error:
         raise Damaged("it is of another version") from error
     if header.index != _digest(encode_index(index)).decode():
+        before = index.first(max(0, len(index.seals) - 1))
+        if header.index == _digest(encode_index(before)).decode():
+            return None
         raise Damaged("it follows other shards than those that are here")
     sizes = [header.tokens[split] for split in SPLITS]
     parts = np.split(np.frombuffer(tokens, DTYPE), np.cumsum(sizes)[:-1])
@@ -118,6 +122,8 @@ class UnsealedTokens:
             return None
         except (OSError, Damaged) as error:
             log.warning("%s is not used, its tokens are made again: %s", self._path, error)
+            return None
+        if found is None:  # killed between the seal and the removal of the file
             return None
         n_tokens = sum(len(part) for parts in found.tokens.values() for part in parts)
         log.info(

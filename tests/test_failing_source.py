@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
+from app import prepare
 from app import unsealed as module
 from app.errors import AccessDenied, Damaged, Unavailable
-from app.pieces import Placed
+from app.pieces import Piece, Placed
 from app.preparation import Preparation, TokenNeed
 from app.readers import file_pieces
 from app.sections import DataSettings
 from app.shards import read_index, write_durably
 from app.sources import PinnedSource, pin_source
-from app.tokenizer import TokenizerFiles
+from app.tokenizer import TextEncoder, TokenizerFiles
 from app.unsealed import FILE, Tally, Unsealed, UnsealedTokens
 from tests.small_corpus import rows, tokenizer
 from tests.test_prepare import Killed, files
@@ -37,6 +38,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.prepare._BATCH_CHARACTERS", 300)
     monkeypatch.setattr("app.pieces.PIECE_SIZE", 64)
     monkeypatch.setattr("app.readers.DOCUMENT_BYTES", 64)
+    monkeypatch.setattr("app.prepare._CLOSE_SECONDS", 60.0)
     monkeypatch.setattr("app.prepare.held_out", lambda text: "3" in text[:12])
 
 
@@ -168,6 +170,21 @@ def test_of_a_source_that_changed_nothing_is_kept(
     source.failure = Damaged("the file was changed while it was read")
     source.run("data", tokenizer, good=7)
     assert not kept(source, "data").exists()
+
+
+@pytest.mark.parametrize(("failure", "given"), [(Unavailable("away"), 2), (Damaged("changed"), 0)])
+def test_batches_in_flight_are_taken_of_a_source_that_went_away_and_not_of_one_that_changed(
+    failure: Exception, given: int, tokenizer: TokenizerFiles
+) -> None:
+    def batches() -> Iterator[Any]:
+        yield from [prepare._Batch([Piece("text")], {}), prepare._Batch([Piece("more")], {})]
+        raise failure
+
+    taken = []
+    with pytest.raises(type(failure)):
+        for batch in prepare._encoded(batches(), TextEncoder(tokenizer)):
+            taken.append(batch)
+    assert len(taken) == given
 
 
 def test_an_interruption_costs_the_batches_in_flight_alone(

@@ -9,7 +9,7 @@ import pytest
 from app import cli
 from app.errors import AccessDenied, ConfigError, Damaged, IncompatibleRun, Unavailable
 from app.record import RECORD, create_record
-from app.recorded_source import SOURCE, difference, remember_parts, source_of_named_run
+from app.recorded_source import _SAME, SOURCE, difference, remember_parts, source_of_named_run
 from app.sections import DataSettings, variables
 from app.stores import Store, open_store
 from tests.hubserver import REVISION, Requests, hub
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Store:
 @pytest.mark.parametrize(
     ("now", "said"),
     [
-        (PARTS, ""),
+        (PARTS, _SAME),
         ({**PARTS, "b.txt": "9"}, "changed: b.txt"),
         (
             {"a.txt": "1", "d.txt": "3", "c.txt": "4"},
@@ -54,7 +54,7 @@ def test_the_difference_names_the_first_few_of_each_kind(
 def test_what_was_kept_first_stays(folder: Store) -> None:
     remember_parts(folder, PARTS)
     remember_parts(folder, {"other": "1"})
-    assert difference(folder, PARTS) == ""
+    assert difference(folder, PARTS) == _SAME
 
 
 def test_of_very_many_parts_the_number_is_kept(folder: Store) -> None:

@@ -16,6 +16,7 @@ from app.tokenizer import (
     END_OF_TEXT,
     TextEncoder,
     TokenizerFiles,
+    _without_prefix,
     build_builtin_tokenizer,
     load_tokenizer,
     read_tokenizer,
@@ -126,7 +127,14 @@ def prefixing(kind: str) -> Tokenizer:
 
 @pytest.mark.parametrize(
     "kind",
-    ["always", "first", "always in a sequence", "first in a sequence", "Prepend", "ByteLevel"],
+    [
+        "always",
+        "first",
+        "always in a sequence",
+        "first in a sequence",
+        "Prepend",
+        "ByteLevel",
+    ],
 )
 def test_a_prefix_is_put_before_a_document_and_not_before_what_goes_on_with_it(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -331,3 +339,10 @@ def test_a_hub_that_nobody_answers_for_is_unavailable(
     use_endpoint(monkeypatch, closed_endpoint, tmp_path)
     with pytest.raises(Unavailable, match="TOKENIZER=o/good: the hub cannot be reached"):
         load_tokenizer("o/good", tmp_path, 300)
+
+
+def test_a_space_that_stands_before_each_word_is_no_prefix_of_the_text() -> None:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    steps = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]  # as T5's
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    assert _without_prefix(tokenizer) is tokenizer

@@ -81,7 +81,7 @@ def test_a_damaged_one_is_left_aside_with_one_line(
         replace(INDEX, source="another"),
         replace(INDEX, tokenizer="another"),
         replace(INDEX, seals=()),
-        replace(INDEX, seals=INDEX.seals * 2),
+        replace(INDEX, seals=INDEX.seals * 3),
         replace(INDEX, seals=(replace(INDEX.seals[0], train=Shard(5, "1" * 64)),)),
     ],
 )
@@ -92,6 +92,14 @@ def test_one_of_other_seals_is_left_aside_with_one_line(
     assert UnsealedTokens(tmp_path).read(index) is None
     (line,) = caplog.messages
     assert line.endswith("it follows other shards than those that are here")
+
+
+def test_one_that_the_last_seal_holds_is_no_news(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / FILE).write_bytes(encode_unsealed(TOKENS))
+    assert UnsealedTokens(tmp_path).read(replace(INDEX, seals=INDEX.seals * 2)) is None
+    assert caplog.messages == []
 
 
 def test_one_of_another_version_is_left_aside_with_one_line(
