@@ -48,7 +48,7 @@ from tests.failpoints import KINDS, OPERATIONS, ZOMBIES, DeadlyStore, Failpoint
 from tests.job import ROOT, outcome
 from tests.small_job import make_tokenizer, small_job
 
-TOTAL_STEPS, EVERY = 10, 2
+TOTAL_STEPS, EVERY = 8, 2
 FINISHED, FENCED, KILLED, HUNG = 0, 79, -signal.SIGKILL, -1000
 HANG_SECONDS = 300  # an attempt takes seconds, and a minute on a busy machine
 _LATEST_INSTANT = 4.0  # seconds after the start of an attempt
