@@ -31,7 +31,6 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -42,6 +41,7 @@ import torch._dynamo
 import app.commands
 import app.start
 import app.train_torch  # noqa: F401 - imported once here, and not in each attempt
+from app.checkpoints import FOLDER
 from app.cli import main as job
 from app.stores import Store, open_store
 from tests.failpoints import KINDS, OPERATIONS, ZOMBIES, DeadlyStore, Failpoint
@@ -145,11 +145,13 @@ def compare(arena: Arena, run: str) -> int:
 
     A run that is the same is removed.
     """
-    problems = outcome(arena.store(run)).differences(outcome(arena.store("reference")))
+    store = arena.store(run)
+    problems = outcome(store).differences(outcome(arena.store("reference")))
+    problems += [half.key for half in store.half_written() if half.folder.startswith(FOLDER)]
     if job(["checkpoints", "verify"]) != FINISHED:
         problems.append("checkpoints verify")
     if not problems:
-        forget(arena.store(run))
+        forget(store)
     print("\n".join(f"DIFFERS: {problem}" for problem in problems))
     return 1 if problems else FINISHED
 
@@ -157,11 +159,8 @@ def compare(arena: Arena, run: str) -> int:
 def forget(store: Store) -> None:
     """The runs of hours, and what their uploads left half, would fill disk and memory."""
     store.delete([info.key for info in store.list("")])
-    with (
-        mock.patch("app.stores.local._SWEEP_AGE", 0.0),
-        mock.patch("app.stores.s3._ABANDONED_UPLOAD", timedelta(0)),
-    ):
-        store.check()
+    for half in store.half_written():
+        store.discard(half)
 
 
 def zombies(arena: Arena, seed: int) -> None:
