@@ -117,7 +117,7 @@ class AttemptJournal:
 
     def begin(self) -> None:
         """Put the fence up. Raises the store's errors."""
-        self._store.put(self._record.key, self._content())
+        self._store.put(self._record.key, [self._content()])
 
     def note(self, **values: float | str | None) -> None:
         """Set fields of the record."""
@@ -145,7 +145,7 @@ class AttemptJournal:
 
     def objects(self) -> dict[str, Data]:
         """What goes into the store with a checkpoint."""
-        return {self._record.key: self._content()}
+        return {self._record.key: [self._content()]}
 
     def end(self, why: str) -> bool:
         """The last words. A store that does not take them is no reason to fail: then False.
@@ -155,7 +155,7 @@ class AttemptJournal:
         begun anew with the same epoch, so only a file of this holder is replaced.
         """
         self.note(ended=why)
-        record, (content,) = self.record, self._content()
+        record, content = self.record, self._content()
         try:
             while True:
                 stored, etag = self._store.get(record.key)
@@ -169,8 +169,8 @@ class AttemptJournal:
         log.warning("the end of this attempt was not recorded: %s", reason)
         return False
 
-    def _content(self) -> list[bytes]:
-        return [(self.record.model_dump_json(indent=1) + "\n").encode()]
+    def _content(self) -> bytes:
+        return (self.record.model_dump_json(indent=1) + "\n").encode()
 
 
 def summary(record: AttemptRecord) -> str:

@@ -105,6 +105,10 @@ class StoredCheckpoint:
     def finished(self) -> bool:
         return MANIFEST in self.sizes
 
+    def lost_manifest(self, latest: str | None) -> bool:
+        """Whether it is damaged, not unfinished: what LATEST names was whole once."""
+        return not self.finished and str(self.name) == latest
+
 
 def stored_checkpoints(store: Store) -> list[StoredCheckpoint]:
     """Every checkpoint folder of the run, newest first, committed or not."""
@@ -294,7 +298,7 @@ def newest_valid(
     latest = read_latest(store)
     for stored in stored_checkpoints(store):
         if not stored.committed:
-            if not stored.finished and str(stored.name) == latest:
+            if stored.lost_manifest(latest):
                 damaged.append((stored.name, f"{stored.name.key(MANIFEST)} is missing"))
             continue
         target = directory / str(stored.name)

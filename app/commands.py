@@ -169,7 +169,7 @@ def _checkpoint_row(store: Store, stored: StoredCheckpoint, latest: str | None) 
         "bytes": sum(stored.sizes.values()),
     }
     if not stored.finished:
-        lost = str(stored.name) == latest  # it was whole once
+        lost = stored.lost_manifest(latest)
         return row | {"state": "damaged: its manifest is missing" if lost else "unfinished upload"}
     try:
         manifest = read_manifest(store, stored.name)

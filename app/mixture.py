@@ -23,7 +23,7 @@ TURN_CHARACTERS = 1 << 18
 
 # Of a file that is not empty: its size, and our SHA-256 or the MD5 that S3 makes its ETag of.
 # Other ETags and dates can be the same where the content is not.
-_CONTENT = re.compile(r"""[1-9]\d* (blocks [0-9a-f]{64}|[0-9a-f]{64}|"?[0-9a-f]{32}(-\d+)?"?)""")
+_DIGEST = re.compile(r"""[1-9]\d* (blocks [0-9a-f]{64}|[0-9a-f]{64}|"?[0-9a-f]{32}(-\d+)?"?)""")
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,21 @@ class Mixture:
         """Raises ConfigError for a part whose files another one has too, by whatever names."""
         total = sum(float(part.weight) for part in self.parts)
         identity: dict[str, str] = {}
-        known: list[tuple[str, Mapping[str, str], int]] = []
+        known: list[_Content] = []
         for part, source in zip(self.parts, self.sources, strict=True):
             label = redacted(part.spec)
             content = source.identity()
-            files = {value: name for name, value in content.items() if _CONTENT.fullmatch(value)}
-            n_files = sum(
-                name != "TEXT_COLUMN" and not value.startswith("0 ")
-                for name, value in content.items()
+            compared = _Content(
+                label,
+                {value: name for name, value in content.items() if _DIGEST.fullmatch(value)},
+                sum(
+                    name != "TEXT_COLUMN" and not value.startswith("0 ")
+                    for name, value in content.items()
+                ),
             )
-            for other, others, n_others in known:
-                _compare(other, others, label, files, min(n_files, n_others))
-            known.append((label, files, n_files))
+            for other in known:
+                _compare(other, compared)
+            known.append(compared)
             identity[f"{label} (weight)"] = repr(float(part.weight) / total)
             identity.update({f"{label}: {name}": value for name, value in content.items()})
         return identity
@@ -83,21 +86,27 @@ def mixture(parts: Sequence[WeightedPart], sources: Sequence[Source]) -> Mixture
     return Mixture(tuple(parts), tuple(sources))
 
 
-def _compare(
-    one: str, files: Mapping[str, str], other: str, others: Mapping[str, str], fewest: int
-) -> None:
-    """Of two parts, their files by content, as far as it is known; the smaller part has `fewest`
-    that are not empty. A licence in both of two folders is no reason to refuse them."""
-    shared = files.keys() & others.keys()
+@dataclass(frozen=True)
+class _Content:
+    """The files of a part, by content as far as it is known, and how many are not empty."""
+
+    label: str
+    files: Mapping[str, str]
+    n_files: int
+
+
+def _compare(one: _Content, other: _Content) -> None:
+    """A licence in both of two folders is no reason to refuse them."""
+    shared = one.files.keys() & other.files.keys()
     if not shared:
         return
-    example = min(others[content] for content in shared)
-    if len(shared) == fewest:
-        raise _twice(one, other, f" ({example})")
+    example = min(other.files[content] for content in shared)
+    if len(shared) == min(one.n_files, other.n_files):
+        raise _twice(one.label, other.label, f" ({example})")
     log.warning(
         "DATASET: %s and %s have %s in common, such as %s: read twice",
-        one,
-        other,
+        one.label,
+        other.label,
         counted(len(shared), "file"),
         example,
     )

@@ -88,7 +88,7 @@ def quarantine(store: Store, name: CheckpointName, reason: str, lease: Held) -> 
 
 def finish_quarantine(store: Store, lease: Held) -> list[CheckpointName]:
     """Move what a killed process left of checkpoints that it was moving aside."""
-    begun = _in_quarantine(store)
+    begun = in_quarantine(store)
     names = [
         stored.name
         for stored in stored_checkpoints(store)
@@ -105,7 +105,7 @@ def unfinished(store: Store) -> list[StoredCheckpoint]:
     What LATEST names was whole once: without its manifest it is damaged, and stays. So does
     what is on its way to quarantine.
     """
-    kept = {read_latest(store), *_in_quarantine(store)}
+    kept = {read_latest(store), *in_quarantine(store)}
     return [
         stored
         for stored in stored_checkpoints(store)
@@ -149,7 +149,8 @@ def _abandoned(half: HalfWritten, epoch: int) -> bool:
     return half.stale if name is None else name.epoch < epoch
 
 
-def _in_quarantine(store: Store) -> set[str]:
+def in_quarantine(store: Store) -> set[str]:
+    """The names of its folders."""
     return {info.key.split("/")[1] for info in store.list(f"{QUARANTINE}/")}
 
 

@@ -20,7 +20,7 @@ from app.checkpoints import (
 )
 from app.errors import Damaged, NotFound
 from app.record import RECORD, RunRecord, load_record
-from app.retention import QUARANTINE
+from app.retention import in_quarantine
 from app.stores import Store
 
 _WHOLE = "ok"
@@ -62,11 +62,10 @@ class Verification:
                 yield _damage(RECORD, f"{proof}, but no checkpoint is left")
 
     def _of(self, checkpoint: StoredCheckpoint, latest: str | None) -> Finding:
-        """What `latest` names was whole once."""
         name = checkpoint.name
         if not checkpoint.finished:
             # Asked again: a job may have committed the next one, and be pruning this one.
-            if str(name) == latest == read_latest(self.store):
+            if checkpoint.lost_manifest(latest) and read_latest(self.store) == latest:
                 return _damage(str(name), f"{name.key(MANIFEST)} is missing")
             return Finding(str(name), "unfinished upload")
         if checkpoint.late:
@@ -89,7 +88,7 @@ class Verification:
         if latest in [finding.name for finding in found] or read_latest(self.store) != latest:
             return False
         # By a start that had no commit since. Folders had a time in their name once.
-        aside = {info.key.split("/")[1] for info in self.store.list(f"{QUARANTINE}/")}
+        aside = in_quarantine(self.store)
         return not any(f"{folder}-".startswith(f"{latest}-") for folder in aside)
 
 
