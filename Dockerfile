@@ -49,8 +49,10 @@ WORKDIR /app
 
 # Only the files that training the tokenizer needs: an edit elsewhere does not train it again.
 FROM environment AS tokenizer
-COPY app/__init__.py app/builtin.py app/errors.py app/failures.py app/hub.py app/tokenizer.py app/
-RUN python -c "from pathlib import Path; from app.tokenizer import build_builtin_tokenizer; \
+COPY app/__init__.py app/errors.py app/failures.py app/
+COPY app/data/__init__.py app/data/builtin.py app/data/tokenizer.py app/data/
+COPY app/model/__init__.py app/model/hub_snapshot.py app/model/
+RUN python -c "from pathlib import Path; from app.data.tokenizer import build_builtin_tokenizer; \
 print(build_builtin_tokenizer(Path('/opt/builtin/tokenizer')))"
 
 

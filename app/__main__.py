@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 
-from app.cli import main
+from app.cli.parser import main
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])

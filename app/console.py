@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from app.sections import redacted
+from app.settings.variables import redacted
 
 
 class _Handler(logging.StreamHandler[Any]):

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from app.attempts import seconds_of_this_process
-from app.model import SmolLM2
-from app.presets import PRESETS
-from app.sections import RunSettings
+from app.model.smollm2 import SmolLM2
+from app.run.journal import seconds_of_this_process
+from app.settings.presets import PRESETS
+from app.settings.variables import RunSettings
 from bench.reference import llama
 from bench.train import OURS, Result, Shape
 
@@ -50,7 +50,7 @@ def job_settings(shape: Shape, folder: Path, **more: Any) -> dict[str, str]:
 
 def run_job(command: str, settings: Mapping[str, str]) -> None:
     """A command of the job, as a user gives it. Raises RuntimeError if it fails."""
-    from app.cli import main
+    from app.cli.parser import main
 
     code = main([command, *(f"--{name}={value}" for name, value in settings.items())])
     if code != 0:
@@ -59,9 +59,9 @@ def run_job(command: str, settings: Mapping[str, str]) -> None:
 
 def batches(shape: Shape, folder: Path) -> list[torch.Tensor]:
     """The token ids (B, T + 1) of each step, as the job itself sees them."""
-    from app.inspection import find_tokens
-    from app.sampler import corpus_order
-    from app.settings import load_settings
+    from app.data.inspection import find_tokens
+    from app.data.sample_order import corpus_order
+    from app.settings.load import load_settings
 
     given = job_settings(shape, folder)
     run_job("prepare", given)
@@ -84,7 +84,7 @@ def batches(shape: Shape, folder: Path) -> list[torch.Tensor]:
 
 def ours(trainer: str, shape: Shape, folder: Path) -> Result:
     """The job itself: `train`, as a user starts it. Its own rows are the measurement."""
-    from app.metrics import local_rows
+    from app.observe.metrics import local_rows
 
     run = f"{trainer}-{os.getpid()}"
     own = {"run_name": run, "trainer": trainer, "checkpoint_every_steps": 10 * (shape.steps + 1)}

@@ -51,7 +51,7 @@ CASES = {"small": Case(2, 256, 2_000, 100_000), "large": Case(16, 2_048, 100, 50
 
 def builtin_tokenizer(folder: Path) -> Any:
     """As in the image, where the tokenizer lies ready."""
-    from app.tokenizer import build_builtin_tokenizer
+    from app.data.tokenizer import build_builtin_tokenizer
 
     return build_builtin_tokenizer(folder / "tokenizer")
 
@@ -62,10 +62,10 @@ def ours_prepare(folder: Path, case: Case) -> None:
 
 def ours_open(folder: Path, case: Case, step: int) -> Iterator[Any]:
     """As a start of the job: a shard is compared with its SHA-256 when it is first read."""
-    from app.corpus import Corpus
-    from app.loader import BatchGeometry, training_loader
-    from app.preemption import StopRequest
-    from app.token_progress import TokenProgress
+    from app.data.loader import BatchGeometry, training_loader
+    from app.data.token_progress import TokenProgress
+    from app.data.token_stream import Corpus
+    from app.training.preemption import StopRequest
 
     corpus = Corpus(prepared(folder), TokenProgress(), StopRequest(), seed=1, seq_len=case.seq_len)
     geometry = BatchGeometry(case.batch_size, case.batch_size, case.seq_len)
@@ -84,9 +84,9 @@ def ours_open(folder: Path, case: Case, step: int) -> Iterator[Any]:
 
 def prepared(folder: Path) -> Any:
     """All of the corpus as tokens; found where they are there."""
-    from app.preparation import Preparation, TokenNeed
-    from app.sections import DataSettings
-    from app.sources import pin_source
+    from app.data.preparation import Preparation, TokenNeed
+    from app.data.sources import pin_source
+    from app.settings.variables import DataSettings
 
     source = pin_source(DataSettings(dataset=str(folder / "corpus.jsonl"), data_dir=folder))
     tokenizer = builtin_tokenizer(folder)
@@ -102,7 +102,7 @@ def datasets_loader(folder: Path, case: Case) -> Any:
     from datasets import load_dataset
     from torch.utils.data import DataLoader
 
-    from app.tokenizer import TextEncoder
+    from app.data.tokenizer import TextEncoder
 
     files = builtin_tokenizer(folder)
     encoder = TextEncoder(files)
@@ -211,7 +211,7 @@ PREPARE: dict[str, list[Callable[[Path, Case], None]]] = {
     "datasets": [],
     "litdata": [litdata_prepare, litdata_save_state],
 }
-IMPORTS = {"ours": "app.loader", "datasets": "datasets", "litdata": "litdata"}
+IMPORTS = {"ours": "app.data.loader", "datasets": "datasets", "litdata": "litdata"}
 
 
 def measure(name: str, what: str, folder: Path, case: Case) -> dict[str, float]:

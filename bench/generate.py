@@ -24,10 +24,10 @@ from transformers import LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from app.decoding import Sampling, generate_tokens
-from app.inference import InferenceModel
-from app.model import SmolLM2
-from app.presets import PRESETS, ModelConfig
+from app.generation.decoding import Sampling, generate_tokens
+from app.generation.inference import InferenceModel
+from app.model.smollm2 import SmolLM2
+from app.settings.presets import PRESETS, ModelConfig
 from bench.reference import llama
 
 CASES = {"greedy": Sampling(temperature=0), "sampled": Sampling()}

@@ -24,13 +24,13 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from app.model import SmolLM2
-from app.objective import WSD_DECAY_SHARE, LossFunction, Schedule
-from app.optimizers import build_optimizer
-from app.presets import ModelConfig
-from app.sampler import SampleOrder
-from app.sections import OptimizerSettings
-from app.tokenizer import train_tokenizer
+from app.data.sample_order import SampleOrder
+from app.data.tokenizer import train_tokenizer
+from app.model.loss import WSD_DECAY_SHARE, LossFunction, Schedule
+from app.model.smollm2 import SmolLM2
+from app.settings.presets import ModelConfig
+from app.settings.variables import OptimizerSettings
+from app.training.optimizer import build_optimizer
 from bench.curve import Curve, draw
 
 SHAPE = ModelConfig(

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from app.presets import ModelConfig
+from app.settings.presets import ModelConfig
 
 
 def llama(config: ModelConfig, weights: Mapping[str, Tensor]) -> Any:

@@ -29,13 +29,20 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from app.checkpoints import CheckpointName, commit, fetch
-from app.model import SmolLM2
-from app.optimizers import build_optimizer
-from app.presets import PRESETS
-from app.sections import OptimizerSettings
-from app.state import Progress, RandomState, Snapshot, capture, library_versions, restore
-from app.stores import Store, open_store
+from app.model.smollm2 import SmolLM2
+from app.run.checkpoints import CheckpointName, commit, fetch
+from app.settings.presets import PRESETS
+from app.settings.variables import OptimizerSettings
+from app.state.snapshot import (
+    Progress,
+    RandomState,
+    Snapshot,
+    capture,
+    library_versions,
+    restore,
+)
+from app.stores.contract import Store, open_store
+from app.training.optimizer import build_optimizer
 
 NAME = CheckpointName(1, 1)
 

@@ -25,15 +25,21 @@ CASES = {
     "config": (*APP, "config"),
     "checkpoints list": (*APP, "checkpoints", "list"),
     "import torch": ("-c", "import torch"),
-    "import app.start": ("-c", "import app.start"),
-    "import app.train_torch": ("-c", "import app.start, app.train_torch"),
-    "import app.train_lightning": ("-c", "import app.start, app.train_lightning"),
+    "import app.training.start": ("-c", "import app.training.start"),
+    "import app.training.train_torch": (
+        "-c",
+        "import app.training.start, app.training.train_torch",
+    ),
+    "import app.training.train_lightning": (
+        "-c",
+        "import app.training.start, app.training.train_lightning",
+    ),
 }
 MAKE_RUN = """
 import sys
-from app.checkpoints import CheckpointName, commit
-from app.record import Identity, create_record
-from app.stores import open_store
+from app.run.checkpoints import CheckpointName, commit
+from app.run.record import Identity, create_record
+from app.stores.contract import open_store
 
 class OwnLease:
     def check(self): pass

@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from app.compute import resolve_compute
-from app.model import SmolLM2, flops_per_token
-from app.objective import LossFunction
-from app.optimizers import build_optimizer
-from app.presets import PRESETS, ModelConfig
-from app.sections import ComputeSettings, OptimizerSettings
+from app.model.loss import LossFunction
+from app.model.smollm2 import SmolLM2, flops_per_token
+from app.settings.presets import PRESETS, ModelConfig
+from app.settings.variables import ComputeSettings, OptimizerSettings
+from app.training.compute import resolve_compute
+from app.training.optimizer import build_optimizer
 from bench.reference import llama
 
 KINDS = {

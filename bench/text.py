@@ -5,7 +5,7 @@ import random
 from itertools import count
 from pathlib import Path
 
-from app.builtin import builtin_documents
+from app.data.builtin import builtin_documents
 
 
 def write_text(path: Path, n_bytes: int) -> None:

@@ -101,8 +101,8 @@ def summary(
 
     `peak` in FLOP/s, where it is known.
     """
-    from app.model import flops_per_token
-    from app.presets import PRESETS
+    from app.model.smollm2 import flops_per_token
+    from app.settings.presets import PRESETS
 
     config = PRESETS[shape.model]
     causal = flops_per_token(config, shape.seq_len)
@@ -215,8 +215,8 @@ def main() -> int:
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
 
-    from app.compute import resolve_compute
-    from app.sections import ComputeSettings
+    from app.settings.variables import ComputeSettings
+    from app.training.compute import resolve_compute
 
     chosen = {"device": arguments.device or "auto", "precision": arguments.precision or "auto"}
     compute = resolve_compute(ComputeSettings(**chosen))  # type: ignore[arg-type]

@@ -20,11 +20,11 @@ import torch
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from app.stores import Store, open_store
-from tests.forwarded import Forwarded
-from tests.interposed import Interposed
-from tests.s3server import AtomicConditionalWrites, WsgiApp
-from tests.small_job import make_tokenizer, small_job
+from app.stores.contract import Store, open_store
+from tests.support.forwarded import Forwarded
+from tests.support.interposed import Interposed
+from tests.support.s3server import AtomicConditionalWrites, WsgiApp
+from tests.support.small_job import make_tokenizer, small_job
 
 _AWS = {
     "AWS_ACCESS_KEY_ID": "testing",

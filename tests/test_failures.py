@@ -6,9 +6,9 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 
 from app.errors import AccessDenied, ConfigError, NoBucket, Unavailable
 from app.failures import disk_failures, hub_failures
-from app.pretrained import model_directory
-from app.s3_client import s3_failures
-from tests.hubserver import hub
+from app.model.huggingface import model_directory
+from app.stores.s3_client import s3_failures
+from tests.support.hubserver import hub
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from app.sections import DataSettings
+from app.settings.variables import DataSettings
 from tests.test_shipped_config import GRACE_MARGIN_SECONDS, ROOT, parsed, unknown_variables
 
 MANIFESTS = sorted((ROOT / "k8s").glob("*.yaml"))

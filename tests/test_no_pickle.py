@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forked_job import ForkedJobRunner, at
+from tests.support.forked_job import ForkedJobRunner, at
 from tests.test_architecture import MODULES
 
 # Each name stands for everything below it too.

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from app.sections import variables
-from app.settings import Settings, load_settings
+from app.settings.load import Settings, load_settings
+from app.settings.variables import variables
 
 ROOT = Path(__file__).parent.parent
 COMPOSE_FILES = sorted(ROOT.glob("docker-compose*.yml"))

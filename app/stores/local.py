@@ -23,7 +23,7 @@ from pathlib import Path
 
 from app.errors import ConfigError, Damaged, NotFound, Unavailable
 from app.failures import from_os_error
-from app.stores import (
+from app.stores.contract import (
     MAX_GET_BYTES,
     RESERVED,
     Data,
@@ -51,7 +51,7 @@ _NO_FLOCK = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 class LocalStore:
-    """See `app.stores.Store` for the contract. `root` need not exist yet."""
+    """See `app.stores.contract.Store` for the contract. `root` need not exist yet."""
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()

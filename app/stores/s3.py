@@ -18,17 +18,8 @@ from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
 from app.errors import AppError, ConfigError, Damaged, NotFound, Unavailable
-from app.s3_client import (
-    error_code,
-    explain_head,
-    http_status,
-    open_client,
-    retried,
-    s3_failures,
-    transfer,
-)
-from app.sections import redacted
-from app.stores import (
+from app.settings.variables import redacted
+from app.stores.contract import (
     MAX_GET_BYTES,
     RESERVED,
     Data,
@@ -38,6 +29,15 @@ from app.stores import (
     check_key,
     folder_of,
     is_key,
+)
+from app.stores.s3_client import (
+    error_code,
+    explain_head,
+    http_status,
+    open_client,
+    retried,
+    s3_failures,
+    transfer,
 )
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ _UNKNOWN_HEADER = (400, 501)
 
 
 class S3Store:
-    """See `app.stores.Store` for the contract.
+    """See `app.stores.contract.Store` for the contract.
 
     Raises ConfigError for AWS settings that boto3 cannot use. `page_size` is the number
     of keys in one answer to a listing.

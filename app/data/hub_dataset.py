@@ -1,0 +1,146 @@
+"""DATASET as a dataset of the Hugging Face hub, streamed row by row."""
+
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from app.data.pieces import Pieces, Placed, PlacedPieces, Position, row_pieces
+from app.data.readers import no_column, text_of
+from app.data.retries import Backoff
+from app.errors import ConfigError, Damaged, Unavailable
+from app.failures import first_line, hub_failures
+from app.settings.dataset_spec import HubName
+from app.settings.variables import DataSettings
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """One split of one configuration at one commit."""
+
+    name: HubName
+    config: str | None
+    split: str
+    column: str
+
+    @property
+    def pinned(self) -> str:
+        return str(self.name)
+
+    @property
+    def revision(self) -> str | None:
+        return self.name.revision
+
+    def origins(self) -> Mapping[str, str]:
+        config = self.config or "default"  # what no name means where there are several
+        key = f"hub {self.name.repo_id} {config} {self.split} {self.column}"
+        return {key: self.name.repo_id}
+
+    def identity(self) -> Mapping[str, str]:
+        return {
+            self.name.repo_id: f"revision {self.revision}",
+            "DATASET_CONFIG": self.config or "",
+            "DATASET_SPLIT": self.split,
+            "TEXT_COLUMN": self.column,
+        }
+
+    def pieces(self, after: Position | None) -> Pieces:
+        return PlacedPieces(self._placed(after or {}), after)
+
+    def _placed(self, after: Position) -> Generator[Placed]:
+        """A hub that is away for a while is waited for, and asked again from the last row on."""
+        backoff = Backoff()
+        reached = after
+        while True:
+            try:
+                for piece, place in self._stream(reached):
+                    backoff.worked()
+                    reached = place
+                    yield piece, place
+                return
+            except Unavailable as error:
+                backoff.failed(error)
+
+    def _stream(self, after: Position) -> Iterator[Placed]:
+        import datasets
+        from datasets.exceptions import DatasetsError
+        from pyarrow import ArrowException
+
+        setting = f"DATASET={self.pinned}"
+        dataset = self._open(setting)
+        rows, given = int(after.get("rows", 0)), int(after.get("part", 0))
+        state = after.get("state")
+        if state and after.get("library") == datasets.__version__:
+            dataset.load_state_dict(state)
+        elif rows:  # the state is that of another version: count
+            dataset = dataset.skip(rows)
+        library = datasets.__version__
+        try:
+            with hub_failures(setting):
+                for row in dataset:
+                    if self.column not in row:
+                        raise no_column(self.column, row, self.name.repo_id)
+                    text = text_of(row[self.column], self.column, self.name.repo_id)
+                    before = {"rows": rows, "state": state, "library": library}
+                    rows, state = rows + 1, dataset.state_dict()
+                    for piece, part in row_pieces(text, given):
+                        if part is None:
+                            yield piece, {"rows": rows, "state": state, "library": library}
+                        else:
+                            yield piece, {**before, "part": part + 1}
+                    given = 0
+        except (DatasetsError, ArrowException, UnicodeDecodeError) as error:
+            raise Damaged(f"{setting} cannot be read: {first_line(error)}") from error
+
+    def _open(self, setting: str) -> Any:
+        from datasets import config, load_dataset
+
+        # The library's own waiting is silent and takes minutes; ours says what it waits for.
+        config.STREAMING_READ_MAX_RETRIES = config.STREAMING_OPEN_MAX_RETRIES = 1
+        config.STREAMING_READ_RETRY_INTERVAL = config.STREAMING_OPEN_RETRY_INTERVAL = 0
+        config.STREAMING_READ_SERVER_UNAVAILABLE_RETRY_INTERVAL = 0
+        config.STREAMING_READ_RATE_LIMIT_RETRY_INTERVAL = 0
+        try:
+            with hub_failures(setting):
+                return load_dataset(
+                    self.name.repo_id,
+                    self.config,
+                    split=self.split,
+                    revision=self.revision,
+                    streaming=True,
+                )
+        except (ValueError, RuntimeError, FileNotFoundError) as error:
+            # Wrong DATASET_CONFIG or DATASET_SPLIT: the library lists those there are.
+            raise ConfigError(
+                f"{setting} with DATASET_CONFIG={self.config or ''} DATASET_SPLIT={self.split} "
+                f"cannot be used: {first_line(error)}"
+            ) from error
+
+
+def open_hub(settings: DataSettings, revision: str | None) -> HubSource:
+    """The dataset that is current now, or at the commit `revision`, for which nobody is asked.
+
+    Raises NotFound, AccessDenied, Unavailable.
+    """
+    name = HubName.parse(settings.dataset)
+    return HubSource(
+        _at_commit(name.at(revision) if revision else name, f"DATASET={settings.dataset}"),
+        name.config or settings.dataset_config,
+        name.split or settings.dataset_split,
+        settings.text_column,
+    )
+
+
+def _at_commit(name: HubName, setting: str) -> HubName:
+    if name.is_pinned:
+        return name
+
+    from huggingface_hub import HfApi
+
+    with hub_failures(setting):
+        api = HfApi()
+        info = api.dataset_info(name.repo_id, revision=name.revision, timeout=30)
+        if info.gated:  # its description is public, its files are not
+            api.auth_check(name.repo_id, repo_type="dataset")
+    if info.sha is None:
+        raise Unavailable(f"{setting}: the hub names no revision")
+    return name.at(str(info.sha))

@@ -1,0 +1,304 @@
+"""What training sees, as text and as numbers, from the tokens in DATA_DIR. No model, no torch.
+
+Shapes: T = SEQ_LEN tokens.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from app.data.sample_order import corpus_order, global_index
+from app.data.shards import SPLITS, ShardIndex, Split, Tokens, TokenShards, read_index, verify
+from app.data.tokenization import tokens_fingerprint
+from app.data.tokenizer import TokenizerFiles, load_tokenizer, open_tokenizer
+from app.errors import ConfigError, NotFound, UsageError
+from app.failures import disk_failures
+from app.run.recorded_source import source_of_named_run
+from app.settings.load import Settings
+from app.settings.presets import PRESETS
+from app.settings.variables import redacted
+
+_CHUNK_TOKENS = 1 << 22
+_N_IDS = 1 << 16  # of uint16 tokens
+_LONGEST_BITS = 48
+
+# Text from strangers must not move the cursor of the terminal that shows it.
+_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+
+
+@dataclass(frozen=True)
+class PreparedTokens:
+    """The tokens in DATA_DIR that the settings name, and how they are cut."""
+
+    directory: Path
+    index: ShardIndex
+    tokenizer: TokenizerFiles
+
+    def open(self, split: Split) -> TokenShards:
+        return TokenShards(self.directory, split, self.index)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which part of a run is asked for; `step` counts from 1, as the log does."""
+
+    step: int
+    rank: int
+    world_size: int
+    micro_step: int | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A document, or what of it lies in a sequence. `ends`: its end-of-text token does too."""
+
+    text: str
+    tokens: int
+    ends: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sequence as it is shown. `sample` counts from the run's first, `epoch` from 1."""
+
+    micro_step: int
+    row: int
+    sample: int
+    epoch: int
+    sequence: int
+    first_token: int
+    documents: tuple[Part, ...]
+
+
+def find_tokens(settings: Settings) -> PreparedTokens:
+    """Raises NotFound where nothing is prepared, and what `source_of_named_run` and the tokenizer
+    raise."""
+    data = settings.data
+    tokenizer = load_tokenizer(_tokenizer_spec(settings), data.data_dir, _N_IDS)
+    uri = settings.checkpoints.checkpoint_uri
+    source = source_of_named_run(data, uri, settings.run_names).fingerprint
+    directory = data.data_dir / "tokens" / tokens_fingerprint(source, tokenizer)[:24]
+    with disk_failures(f"DATA_DIR={data.data_dir}"):
+        index = read_index(directory, source, tokenizer.fingerprint)
+    if not index.n_tokens("train"):
+        raise NotFound(
+            f"DATA_DIR={data.data_dir} holds no tokens of DATASET={redacted(data.dataset)} with "
+            f"TOKENIZER={data.tokenizer}: make them with `python -m app prepare`"
+        )
+    return PreparedTokens(directory, index, tokenizer)
+
+
+def samples_of_step(settings: Settings, prepared: PreparedTokens, place: Place) -> list[Sample]:
+    """What `place` sees, in order.
+
+    Raises UsageError for a place that the run does not have, ConfigError for one whose
+    tokens are not prepared, or where all of DATASET is less than a sequence, and for a shard
+    what `TokenShards.read` raises.
+    """
+    seq_len = sequence_length(settings)
+    shards = prepared.open("train")
+    order = corpus_order(
+        shards.n_tokens, seq_len, complete=prepared.index.complete, seed=settings.run.seed
+    )
+    if order.n_sequences == 0:
+        raise ConfigError(
+            f"DATASET has only {shards.n_tokens} tokens to train on, and one sequence takes "
+            f"SEQ_LEN + 1 = {seq_len + 1}"
+        )
+    codec = open_tokenizer(prepared.tokenizer.directory / "tokenizer.json")
+    samples = []
+    for micro_step, row, number in _numbers(settings, place):
+        needed = order.tokens_until(number + 1, seq_len)
+        if not prepared.index.complete and shards.n_tokens < needed:
+            # The last window of a corpus is shuffled otherwise than a whole one.
+            raise ConfigError(
+                f"step {place.step} is not prepared yet: its order is known with training token "
+                f"{needed:,}, and DATA_DIR={settings.data.data_dir} holds {shards.n_tokens:,}. "
+                f"Prepare more: python -m app prepare --total_steps {place.step}"
+            )
+        sequence = order.sequence_at(number)
+        first = sequence * seq_len
+        documents = tuple(
+            Part(codec.decode(ids.tolist()), len(ids) + ends, ends)
+            for ids, ends in _parts(shards.read(first, seq_len), prepared.tokenizer.eos_token_id)
+        )
+        epoch = order.epoch_of(number) + 1
+        samples.append(Sample(micro_step, row, number, epoch, sequence, first, documents))
+    return samples
+
+
+def sequence_length(settings: Settings) -> int:
+    """SEQ_LEN, or the context of the model; only an unnamed model needs a look at the device."""
+    model = settings.model
+    if model.seq_len:
+        return model.seq_len
+    if model.init_from:
+        from app.model.huggingface import model_directory, read_config
+
+        return read_config(model_directory(model.init_from, "INIT_FROM")).max_position_embeddings
+    if model.model != "auto":
+        return PRESETS[model.model].max_position_embeddings
+    from app.training.compute import resolve_device, resolve_model
+
+    device = resolve_device(settings.compute.device)
+    return resolve_model(model.model, device)[1].max_position_embeddings
+
+
+def step_text(place: Place, samples: list[Sample]) -> Iterator[str]:
+    """Lines for people: a heading for each sequence, its text, and a line at each end of text."""
+    for sample in samples:
+        yield (
+            f"━━ step {place.step}, micro-step {sample.micro_step}, rank {place.rank} of "
+            f"{place.world_size}, row {sample.row}: sample {sample.sample:,}, epoch "
+            f"{sample.epoch}, sequence {sample.sequence:,} (from token {sample.first_token:,})"
+        )
+        for part in sample.documents:
+            if part.text:
+                yield part.text.translate(_CONTROLS)
+            if part.ends:
+                yield "── end of document ──"
+
+
+@dataclass(frozen=True)
+class SplitStatistics:
+    """`lengths`: (shortest, longest, documents) of each bin of lengths in tokens, the end
+    token counted; each bin reaches to twice the one before."""
+
+    tokens: int
+    documents: int
+    longest: int
+    lengths: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class CorpusStatistics:
+    """`bytes_per_token` of text, end tokens left out; `tokens_used` of `vocabulary` occur."""
+
+    complete: bool
+    source_documents: int
+    text_bytes: int
+    bytes_per_token: float
+    vocabulary: int
+    tokens_used: int
+    share_of_top_1000: float
+    splits: dict[Split, SplitStatistics]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def statistics(prepared: PreparedTokens) -> CorpusStatistics:
+    """One scan over all tokens, in constant memory. Raises what `verify` raises."""
+    counts = np.zeros(_N_IDS, dtype=np.int64)
+    splits: dict[Split, SplitStatistics] = {}
+    end = prepared.tokenizer.eos_token_id
+    for split in SPLITS:
+        for shard in prepared.index.shards[split]:
+            verify(prepared.directory, shard)
+        splits[split] = _scan(prepared.open(split), end, counts)
+    text_tokens = int(counts.sum() - counts[end])
+    used = np.sort(counts)[::-1]
+    index = prepared.index
+    return CorpusStatistics(
+        complete=index.complete,
+        source_documents=index.documents,
+        text_bytes=index.text_bytes,
+        bytes_per_token=index.text_bytes / max(1, text_tokens),
+        vocabulary=prepared.tokenizer.vocab_size,
+        tokens_used=int(np.count_nonzero(counts)),
+        share_of_top_1000=float(used[:1000].sum() / used.sum()),
+        splits=splits,
+    )
+
+
+def statistics_text(prepared: PreparedTokens, found: CorpusStatistics) -> Iterator[str]:
+    train, validation = found.splits["train"], found.splits["validation"]
+    yield f"{prepared.directory}"
+    whole = "the whole source" if found.complete else "so far, the source goes on"
+    yield f"documents      {found.source_documents:,} read ({whole})"
+    yield f"train          {train.documents:,} documents, {train.tokens:,} tokens"
+    yield f"validation     {validation.documents:,} documents, {validation.tokens:,} tokens"
+    yield f"text           {found.text_bytes:,} bytes, {found.bytes_per_token:.2f} bytes per token"
+    yield (
+        f"vocabulary     {found.tokens_used:,} of {found.vocabulary:,} tokens occur; the 1,000 "
+        f"most frequent make {found.share_of_top_1000:.1%} of the text"
+    )
+    yield f"\n{'tokens per document':>23} {'documents':>10} {'share':>7}   (train)"
+    for low, high, number in train.lengths:
+        share = number / train.documents
+        bar = "█" * round(40 * share)
+        yield f"{f'{low:,} to {high:,}':>23} {number:>10,} {share:>7.1%}   {bar}".rstrip()
+    if train.documents:
+        yield f"longest {train.longest:,}, mean {train.tokens / train.documents:,.0f}"
+
+
+def _tokenizer_spec(settings: Settings) -> str:
+    if settings.model.init_from and settings.is_default("TOKENIZER"):
+        from app.model.huggingface import model_directory
+
+        return str(model_directory(settings.model.init_from, "INIT_FROM"))
+    return settings.data.tokenizer
+
+
+def _numbers(settings: Settings, place: Place) -> Iterator[tuple[int, int, int]]:
+    """(micro-step, row, sample number) of what `place` sees."""
+    batch = settings.batch
+    together = batch.batch_size * place.world_size
+    if batch.global_batch_size % together:
+        raise UsageError(
+            f"GLOBAL_BATCH_SIZE={batch.global_batch_size} is not a multiple of BATCH_SIZE="
+            f"{batch.batch_size} times --world_size {place.world_size}"
+        )
+    accumulation = batch.global_batch_size // together
+    if place.rank >= place.world_size:
+        raise UsageError(f"--rank {place.rank} is not below --world_size {place.world_size}")
+    if place.micro_step is not None and place.micro_step >= accumulation:
+        raise UsageError(
+            f"--micro_step {place.micro_step}: a step has {accumulation}, counted from 0"
+        )
+    chosen = range(accumulation) if place.micro_step is None else [place.micro_step]
+    for micro_step in chosen:
+        for row in range(batch.batch_size):
+            number = global_index(
+                place.step - 1,
+                micro_step,
+                place.rank,
+                row,
+                batch_size=batch.batch_size,
+                world_size=place.world_size,
+                global_batch_size=batch.global_batch_size,
+            )
+            yield micro_step, row, number
+
+
+def _parts(ids: Tokens, end: int) -> Iterator[tuple[Tokens, bool]]:
+    """`ids` cut after each end token: (ids without it, whether it was there)."""
+    start = 0
+    for stop in np.flatnonzero(ids == end).tolist():
+        yield ids[start:stop], True
+        start = stop + 1
+    if start < len(ids):
+        yield ids[start:], False
+
+
+def _scan(shards: TokenShards, end: int, counts: npt.NDArray[np.int64]) -> SplitStatistics:
+    """Statistics of one split; adds its tokens to `counts`, by id."""
+    bins = np.zeros(_LONGEST_BITS, dtype=np.int64)
+    last, longest = -1, 0
+    for start in range(0, shards.n_tokens, _CHUNK_TOKENS):
+        chunk = shards.read(start, min(_CHUNK_TOKENS, shards.n_tokens - start))
+        counts += np.bincount(chunk, minlength=_N_IDS)
+        ends = np.flatnonzero(chunk == end) + start
+        if len(ends):
+            lengths = np.diff(ends, prepend=last)
+            # frexp gives the number of bits: exact for lengths far below 2^53.
+            bins += np.bincount(np.frexp(lengths)[1] - 1, minlength=_LONGEST_BITS)
+            longest, last = max(longest, int(lengths.max())), int(ends[-1])
+    filled = [
+        (1 << bit, (1 << bit + 1) - 1, int(number)) for bit, number in enumerate(bins) if number
+    ]
+    return SplitStatistics(shards.n_tokens, int(bins.sum()), longest, tuple(filled))

@@ -1,0 +1,150 @@
+"""Token sequences as micro-batches of tensors, from any step on.
+
+Shapes: B sequences per micro-batch, T = SEQ_LEN tokens.
+"""
+
+import math
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from app.data.sample_order import Numbers, global_index
+from app.data.shards import TokenShards
+
+
+@dataclass(frozen=True)
+class BatchGeometry:
+    """How an optimizer step is cut into micro-batches over processes."""
+
+    batch_size: int
+    global_batch_size: int
+    seq_len: int
+    world_size: int = 1
+    rank: int = 0
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-steps per optimizer step."""
+        return self.global_batch_size // (self.batch_size * self.world_size)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.global_batch_size * self.seq_len
+
+
+SampleFeed = Callable[[int, int], Numbers]
+"""(first, count) to the numbers of the sequences that the samples [first, first + count) show.
+
+It returns when their tokens can be read.
+"""
+
+
+class Sequences(Dataset[Tensor]):
+    """Sequence number to T + 1 token ids (int64): inputs and, shifted by one, targets."""
+
+    def __init__(self, shards: TokenShards, seq_len: int) -> None:
+        self.shards, self.seq_len = shards, seq_len
+
+    def __getitem__(self, number: int) -> Tensor:
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> Tensor:
+        """A whole micro-batch (B, T + 1) at once; DataLoader looks for this name."""
+        starts = np.asarray(numbers, dtype=np.int64) * self.seq_len
+        rows = self.shards.read_rows(starts, self.seq_len + 1)
+        return torch.from_numpy(rows.astype(np.int64))
+
+
+class StepRange(Sampler[list[int]]):
+    """Sequence numbers of this process's micro-batches, for the steps [start, stop)."""
+
+    def __init__(self, feed: SampleFeed, geometry: BatchGeometry, start: int, stop: int) -> None:
+        self.feed, self.geometry, self.start, self.stop = feed, geometry, start, stop
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.geometry.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Runs in the main process also where others read the tokens."""
+        size = self.geometry.global_batch_size
+        for step in range(self.start, self.stop):
+            samples = self.feed(step * size, size).tolist()
+            for micro_step in range(self.geometry.accumulation):
+                yield [samples[row] for row in self._rows(micro_step)]
+
+    def _rows(self, micro_step: int) -> range:
+        """Which of a step's samples are this process's: see `global_index`."""
+        geometry = self.geometry
+        first = global_index(
+            0,
+            micro_step,
+            geometry.rank,
+            0,
+            batch_size=geometry.batch_size,
+            world_size=geometry.world_size,
+            global_batch_size=geometry.global_batch_size,
+        )
+        return range(first, first + geometry.batch_size)
+
+
+def training_loader(
+    shards: TokenShards,
+    feed: SampleFeed,
+    geometry: BatchGeometry,
+    start: int,
+    stop: int,
+    *,
+    num_workers: int,
+    pin_memory: bool,
+) -> DataLoader[Tensor]:
+    """Micro-batches (B, T + 1) of int64 for the optimizer steps [start, stop)."""
+    return DataLoader(
+        Sequences(shards, geometry.seq_len),
+        batch_sampler=StepRange(feed, geometry, start, stop),
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+        collate_fn=_as_it_is,
+        worker_init_fn=_leave_signals_to_the_job,
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Sequences come as one tensor already."""
+    return batch
+
+
+def _leave_signals_to_the_job(worker: int) -> None:
+    """Ctrl-C and some schedulers signal the whole group, and the job still needs its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@dataclass(frozen=True)
+class ValidationBatches:
+    """The first `max_tokens` held-out tokens as (B, T + 1) batches, always in the same order."""
+
+    shards: TokenShards
+    seq_len: int
+    batch_size: int
+    max_tokens: int
+
+    @property
+    def n_sequences(self) -> int:
+        return min(self.max_tokens // self.seq_len, (self.shards.n_tokens - 1) // self.seq_len)
+
+    def __len__(self) -> int:
+        return math.ceil(self.n_sequences / self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for start in range(0, self.n_sequences, self.batch_size):
+            stop = min(start + self.batch_size, self.n_sequences)
+            starts = np.arange(start, stop, dtype=np.int64) * self.seq_len
+            rows = self.shards.read_rows(starts, self.seq_len + 1)
+            yield torch.from_numpy(rows.astype(np.int64))

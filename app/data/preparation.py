@@ -1,0 +1,400 @@
+"""The tokens of a job: found in DATA_DIR, fetched from the bucket, or made, while it trains.
+
+DATA_DIR/tokens/<fingerprint>/ holds shards and their index. A thread brings them up to
+what the job needs, and the job waits for what it is about to read, no longer. Of two
+processes on one DATA_DIR one makes tokens; the other follows its index and trains along.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from app.console import counted
+from app.data.locks import locked_folder
+from app.data.missing_shards import MissingShards
+from app.data.pieces import HELD_OUT_ONE_IN
+from app.data.shards import (
+    SHARD_TOKENS,
+    NamedShard,
+    ShardIndex,
+    Split,
+    TokenShards,
+    is_missing,
+    mended_index,
+    read_index,
+    verify,
+    write_index,
+)
+from app.data.sources import PinnedSource
+from app.data.token_cache import CacheUploader, TokenCache
+from app.data.tokenization import CorpusTokenizer, tokens_fingerprint
+from app.data.tokenizer import TokenizerFiles
+from app.errors import AppError, Damaged
+from app.failures import disk_failures
+
+log = logging.getLogger(__name__)
+
+_REPORT_SECONDS = 2.0
+_POLL_SECONDS = 0.2
+_FIRST_SHARDS = 2  # a window of sequences lies in one or two
+
+
+@dataclass(frozen=True)
+class TokenNeed:
+    """What a job is going to read: training tokens [start, stop) first, of a longer corpus
+    (`stop` None: all of it), and the first `validation` held-out ones."""
+
+    start: int = 0
+    stop: int | None = None
+    validation: int = 0
+
+    def met_by(self, index: ShardIndex) -> bool:
+        return index.complete or (
+            self.stop is not None
+            and index.n_tokens("train") >= self.stop
+            and index.n_tokens("validation") >= self.validation
+        )
+
+
+@dataclass(frozen=True)
+class PrepareProgress:
+    """How far it is: what DATA_DIR holds, sealed or not.
+
+    So many tokens as `tokens_total` are enough; the source may end before. `complete`: no more
+    are made. `tokens_made` of the tokens were made in the last `seconds`. While shards are
+    fetched, `shards_total` says how many.
+    """
+
+    documents: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    tokens_total: int | None = None
+    tokens_made: int = 0
+    shards_fetched: int = 0
+    shards_total: int = 0
+    complete: bool = False
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens_made / max(1e-9, self.seconds)
+
+
+Waiting = Callable[[PrepareProgress], None]
+"""Called a few times a second while somebody waits, and not once it is there: nothing is said
+about tokens that are still to come after the line that they are complete. What it raises ends
+the waiting. It must not wait for the preparation itself."""
+
+
+class _MadeElsewhere(Exception):
+    """Another process has made what this one waits for."""
+
+
+class _Closed(Exception):
+    """This process ends."""
+
+
+class Preparation:
+    """Tokens on their way. `run` works in this thread, `start` in one of its own."""
+
+    def __init__(
+        self,
+        source: PinnedSource,
+        tokenizer: TokenizerFiles,
+        need: TokenNeed,
+        *,
+        cache: Callable[[str], TokenCache | None] = lambda fingerprint: None,
+        report: Callable[[PrepareProgress], None] = lambda progress: None,
+        shard_tokens: int = SHARD_TOKENS,
+    ) -> None:
+        """`cache` opens the cache of a fingerprint. `report` is called in the working
+        thread, every two seconds or so; what it raises ends the work."""
+        self.tokenizer, self.need = tokenizer, need
+        self.fingerprint = tokens_fingerprint(source.fingerprint, tokenizer)
+        data_dir = source.settings.data_dir
+        self.directory = data_dir / "tokens" / self.fingerprint[:24]
+        self.index = ShardIndex(source.fingerprint, tokenizer.fingerprint)
+        self.progress = PrepareProgress(tokens_total=need.stop)
+        self._place = f"DATA_DIR={data_dir}"
+        self._corpus = CorpusTokenizer(source, tokenizer, self.directory, shard_tokens)
+        self._cache = cache(self.fingerprint)
+        self._missing = MissingShards(self.directory, self._corpus, self._cache)
+        self._uploader = (
+            CacheUploader(self._cache, self.directory, self._repair) if self._cache else None
+        )
+        self._report = report
+        self._shard_tokens = shard_tokens
+        self._verified: set[str] = set()
+        self._changed = threading.Condition()
+        self._done = self._closed = False
+        self._failure: BaseException | None = None
+
+    @property
+    def train(self) -> TokenShards:
+        return TokenShards(self.directory, "train", self.index)
+
+    @property
+    def validation(self) -> TokenShards:
+        return TokenShards(self.directory, "validation", self.index)
+
+    def start(self) -> None:
+        """Work behind the caller, who waits for what it reads."""
+        threading.Thread(target=self._run_behind, name="preparation", daemon=True).start()
+
+    def run(self) -> None:
+        """Work until the need is met, and until what was made is in the cache.
+
+        Raises what `PinnedSource.pieces` raises; ConfigError for a dataset without text; for
+        DATA_DIR AccessDenied (not writable) or Unavailable (full); Damaged for a changed cache.
+        """
+        try:
+            self._work()
+        except BaseException as error:
+            self._failure = error
+            raise
+        finally:
+            self._end()
+        if self._uploader:
+            self._uploader.finish()
+
+    def close(self) -> None:
+        """Leave the work where it is; what is made stays."""
+        if self._uploader:  # first: a repair that is broken off here is no damage to tell of
+            self._uploader.close()
+        self._closed = True
+        self._corpus.close()
+
+    def wait_for(self, split: Split, n_tokens: int, waiting: Waiting) -> ShardIndex:
+        """The index, as soon as it has so many tokens of `split`, or is complete.
+
+        Raises what ended the preparation before.
+        """
+        # In training tokens, and in whole shards: what the progress counts, and comes in.
+        enough = n_tokens * (1 if split == "train" else HELD_OUT_ONE_IN)
+        enough = -(-enough // self._shard_tokens) * self._shard_tokens
+
+        def there() -> bool:
+            return self.index.complete or self.index.n_tokens(split) >= n_tokens
+
+        while not there():
+            self._wait(there, lambda progress: waiting(replace(progress, tokens_total=enough)))
+        return self.index
+
+    def require(
+        self, split: Split, starts: npt.NDArray[np.int64], length: int, waiting: Waiting
+    ) -> None:
+        """Wait until the shards with tokens [start, start + length) of each start are here.
+
+        They are compared with their SHA-256 once. One that is damaged or cannot be read, or that
+        the preparation does not bring, is brought now. Raises as `wait_for`, and what
+        `MissingShards` raises.
+        """
+        index = self.index
+        ends, shards = index.ends[split], index.shards[split]
+        first = np.searchsorted(ends, starts, side="right")
+        last = np.searchsorted(ends, starts + (length - 1), side="right")
+        for low, high in set(zip(first.tolist(), last.tolist(), strict=True)):
+            for named in shards[low : high + 1]:
+                if named.name not in self._verified:
+                    self._require(named, waiting)
+
+    def _require(self, named: NamedShard, waiting: Waiting) -> None:
+        def decided() -> bool:
+            return not (is_missing(self.directory, named) and self._is_coming(named))
+
+        while not decided():
+            self._wait(decided, waiting)
+        try:
+            verify(self.directory, named)
+        except AppError:
+            self._missing.bring_one(self.index, named, self._go_on, lambda: waiting(self.progress))
+        self._verified.add(named.name)
+
+    def _is_coming(self, named: NamedShard) -> bool:
+        """Whether the preparation brings it, or was to when it failed."""
+        return not (self._done and self._failure is None) and named in self._needed()
+
+    def _wait(self, there: Callable[[], bool], waiting: Waiting) -> None:
+        """A moment, unless it is `there`, or will not be: what it took may be the last news."""
+        with self._changed:
+            if there():
+                return
+            if self._done:
+                raise self._failure or AppError(f"{self.need} was too little")
+            self._changed.wait(_POLL_SECONDS)
+            if not there():
+                waiting(self.progress)
+
+    def _run_behind(self) -> None:
+        try:
+            with suppress(_Closed):
+                self._work()
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            self._failure = error
+            if self.index.seals:  # else somebody waits for the first ones, and raises it now
+                log.warning(
+                    "no more tokens come, the %s that are there are used: %s",
+                    f"{self.index.n_tokens('train'):,}",
+                    error,
+                )
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        with self._changed:
+            self._done = True
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        self._reported = time.monotonic()
+        with disk_failures(self._place):
+            self._follow_index()
+            self._adopt_cached()
+            self._fetch_missing()
+            while not self.need.met_by(self.index):
+                self._extend()
+            self._fetch_missing()  # the beginning, for another epoch after a late start
+        if self._uploader:
+            self._uploader.submit(self.index)
+
+    def _follow_index(self) -> None:
+        """Take over what the process that writes has done. A damaged index is for it to mend."""
+        with suppress(Damaged):
+            index = read_index(self.directory, self.index.source, self.index.tokenizer)
+            if index.continues(self.index):
+                self._publish(index)
+
+    def _publish(self, index: ShardIndex) -> None:
+        with self._changed:
+            self.index = index
+            self.progress = replace(
+                self.progress,
+                documents=index.documents,
+                tokens=index.n_tokens("train"),
+                tokens_total=self.need.stop,
+                complete=self._is_met(),
+            )
+            self._changed.notify_all()
+
+    def _adopt_cached(self) -> None:
+        """Take over the bucket's index where it goes on after ours."""
+        if self._cache is None or self.need.met_by(self.index):
+            return
+        try:
+            cached = self._cache.read_index(self.index.source, self.index.tokenizer)
+        except AppError as error:
+            log.warning("the token cache is not used: %s", error)
+            return
+        if not cached.continues(self.index):
+            if not self.index.continues(cached) and cached != self.index:
+                log.warning("the token cache %s holds other tokens: not used", self._cache.uri)
+            return
+        with suppress(_MadeElsewhere), self._locked():
+            if cached.continues(mended_index(self.directory, self.index)):
+                write_index(self.directory, cached)
+                log.info("%s tokens are in %s", f"{cached.n_tokens('train'):,}", self._cache.uri)
+            self._follow_index()
+
+    def _fetch_missing(self) -> None:
+        """Bring the shards that the job needs and that are not here, in the order of need."""
+        missing = [named for named in self._needed() if is_missing(self.directory, named)]
+        if not missing:
+            return
+        with closing(self._missing.bring(self.index, missing, self._advance)) as coming:
+            for number, named in enumerate(coming, start=1):
+                self._verified.add(named.name)
+                self._advance(shards_fetched=number, shards_total=len(missing))
+        log.info("%s of tokens fetched", counted(len(missing), "shard"))
+        self.progress = replace(self.progress, shards_fetched=0, shards_total=0)
+
+    def _needed(self) -> Iterator[NamedShard]:
+        """The shards that the index names and the job reads, first things first."""
+        need, index = self.need, self.index
+        train, ends = index.shards["train"], index.ends["train"]
+        low = int(np.searchsorted(ends, need.start, side="right"))
+        if low == len(train) and index.complete:  # a later epoch
+            low = 0
+        stop = index.n_tokens("train") if need.stop is None else need.stop
+        high = int(np.searchsorted(ends, stop, side="left")) + 1
+        if need.validation:
+            held_out = index.shards["validation"]
+            n = int(np.searchsorted(index.ends["validation"], need.validation, side="left")) + 1
+        else:
+            held_out, n = (), 0
+        yield from train[low : low + _FIRST_SHARDS]
+        yield from held_out[:n]
+        yield from train[low + _FIRST_SHARDS : high]
+        if index.complete and stop > index.n_tokens("train"):  # more than one epoch
+            yield from train[:low]
+
+    def _extend(self) -> None:
+        """Make what is missing, unless another process does."""
+        with suppress(_MadeElsewhere), self._locked():
+            self._publish(mended_index(self.directory, self.index))
+            if self._is_met():
+                return
+            began = time.monotonic()
+
+            def count(documents: int, tokens: int, made: int) -> None:
+                self._advance(
+                    documents=documents,
+                    tokens=tokens,
+                    tokens_made=made,
+                    seconds=time.monotonic() - began,
+                )
+
+            for index in self._corpus.extend(self.index, count):
+                newest = len(index.seals) - 1
+                for shards in index.shards.values():
+                    self._verified.update(n.name for n in shards[-1:] if n.seal == newest)
+                with self._changed:  # who waits says nothing between the two
+                    if self.need.met_by(index):
+                        whole = (
+                            "data complete" if index.complete else "all tokens of the run are there"
+                        )
+                        log.info("%s: %s tokens", whole, f"{index.n_tokens('train'):,}")
+                    self._publish(index)
+                if self._uploader:
+                    self._uploader.submit(index)
+                if self._is_met():
+                    return
+
+    def _is_met(self) -> bool:
+        return self.need.met_by(self.index)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Be the one process that writes. While another one is, follow its index."""
+
+        def follow() -> None:
+            self._follow_index()
+            if self._is_met():
+                raise _MadeElsewhere
+            self._advance()
+
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with locked_folder(self.directory, follow):
+            yield
+
+    def _repair(self, index: ShardIndex, named: NamedShard) -> None:
+        with suppress(_Closed):
+            self._missing.restore(index, named, self._go_on)
+
+    def _advance(self, **changes: Any) -> None:
+        """Something was done. Raises _Closed if this process ends."""
+        self._go_on()
+        self.progress = replace(self.progress, **changes)
+        now = time.monotonic()
+        if now - self._reported >= _REPORT_SECONDS:
+            self._reported = now
+            self._report(self.progress)
+
+    def _go_on(self) -> None:
+        if self._closed:
+            raise _Closed

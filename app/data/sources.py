@@ -1,0 +1,153 @@
+"""Text from DATASET: the builtin corpus, files, the hub, or a mixture of them.
+
+Every source is a fixed sequence of pieces, so that tokenizing can stop after any piece
+and go on there.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.data.builtin import BUILTIN, builtin_documents, builtin_fingerprint
+from app.data.files import open_files
+from app.data.hub_dataset import open_hub
+from app.data.mixture import mixture
+from app.data.pieces import Piece, Pieces, Placed, PlacedPieces, Position, Source
+from app.data.readers import SUFFIXES
+from app.errors import ConfigError
+from app.model.hub_snapshot import looks_like_path
+from app.settings.dataset_spec import HubName, WeightedPart, mixture_parts
+from app.settings.variables import DataSettings
+
+__all__ = ["Piece", "Pieces", "PinnedSource", "Position", "pin_source"]
+
+_VERSION = 3  # of the way that a source becomes pieces
+_DIGEST_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class PinnedSource:
+    """DATASET with its content decided: `settings` names the revision of a hub dataset.
+
+    `parts` says what the fingerprint is made of: a file, object, dataset or variable by name,
+    and a digest of what it holds. `revision` is None where nothing comes from the hub.
+    `opened` is the listing that the fingerprint is of: nothing is listed a second time.
+    """
+
+    settings: DataSettings
+    fingerprint: str
+    revision: str | None
+    parts: Mapping[str, str]
+    opened: Source = field(repr=False, compare=False)
+
+    def pieces(self, after: Position | None = None) -> Pieces:
+        """The pieces of DATASET after the position `after`, always in the same order.
+
+        A .txt file is one document, above 64 KiB in pieces of about 4 KiB cut at line ends; a
+        row of a million characters or more is cut in the same way. Rows without text are empty
+        pieces. Remote files are fetched when their turn comes.
+
+        Raises NotFound, AccessDenied, Unavailable, ConfigError (no such column, a remote file
+        that was replaced) or Damaged (names the file), some of them on the way.
+        """
+        return self.opened.pieces(after)
+
+
+def pin_source(
+    settings: DataSettings, revision: str | None = None, alive: Callable[[], None] = lambda: None
+) -> PinnedSource:
+    """Decide now what DATASET is, so that a commit on the hub does not change a running run.
+
+    The fingerprint is the SHA-256 (hex) of what decides about the text: names and content of
+    files, ETags and sizes of objects, revisions on the hub; never where a file lies or when it
+    was written. `revision` is the one that the run was begun with. With it the hub need not
+    answer. `alive` is called for each block of bytes that is fetched or hashed, now and while
+    pieces are read, in whatever thread does that. Raises as `PinnedSource.pieces`.
+    """
+    source = _open_source(settings, revision, alive)
+    identity = source.identity()
+    canonical = json.dumps({"version": _VERSION, **identity}, sort_keys=True)
+    return PinnedSource(
+        settings.model_copy(update={"dataset": source.pinned}),
+        hashlib.sha256(canonical.encode()).hexdigest(),
+        source.revision,
+        {name: _short(value) for name, value in identity.items()},
+        source,
+    )
+
+
+def is_hub_id(dataset: str) -> bool:
+    """Whether DATASET can only mean the hub: it neither looks like a path nor is one."""
+    name = HubName.parse(dataset).repo_id
+    names_files = (
+        looks_like_path(name)
+        or dataset.endswith(SUFFIXES)
+        or any(mark in dataset for mark in (*"*?[", "://"))
+    )
+    return not names_files and not Path(dataset).exists()
+
+
+def follows_the_hub(settings: DataSettings) -> bool:
+    """Whether what DATASET is changes with a commit on the hub."""
+    specs = [part.spec for part in _parts(settings)] or [settings.dataset]
+    return any(
+        spec != BUILTIN and is_hub_id(spec) and not HubName.parse(spec).is_pinned for spec in specs
+    )
+
+
+def _open_source(settings: DataSettings, revision: str | None, alive: Callable[[], None]) -> Source:
+    parts = _parts(settings)
+    if not parts:
+        return _open_single(settings, revision, alive)
+    revisions = iter(revision.split(",") if revision else ())
+    sources = []
+    for part in parts:
+        one = settings.model_copy(update={"dataset": part.spec})
+        on_hub = part.spec != BUILTIN and is_hub_id(part.spec)
+        sources.append(_open_single(one, next(revisions, None) if on_hub else None, alive))
+    return mixture(parts, sources)
+
+
+def _open_single(settings: DataSettings, revision: str | None, alive: Callable[[], None]) -> Source:
+    if settings.dataset == BUILTIN:
+        return _Builtin()
+    if is_hub_id(settings.dataset):
+        return open_hub(settings, revision)
+    return open_files(settings, alive)
+
+
+def _parts(settings: DataSettings) -> tuple[WeightedPart, ...]:
+    try:
+        return mixture_parts(settings.dataset)
+    except ValueError as error:
+        raise ConfigError(f"DATASET={settings.dataset} cannot be used: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Builtin:
+    """The corpus that every image brings."""
+
+    pinned: str = BUILTIN
+    revision: str | None = None
+
+    def origins(self) -> Mapping[str, str]:
+        return {BUILTIN: BUILTIN}
+
+    def identity(self) -> Mapping[str, str]:
+        return {BUILTIN: builtin_fingerprint()}
+
+    def pieces(self, after: Position | None) -> Pieces:
+        return PlacedPieces(self._placed(after or {}), after)
+
+    def _placed(self, after: Position) -> Generator[Placed]:
+        first = int(after.get("document", 0))
+        texts = itertools.islice(builtin_documents(), first, None)
+        for number, text in enumerate(texts, start=first + 1):
+            yield Piece(text), {"document": number}
+
+
+def _short(value: str) -> str:
+    return hashlib.sha256(value.encode()).hexdigest()[:_DIGEST_LENGTH]

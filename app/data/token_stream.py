@@ -1,0 +1,118 @@
+"""The tokens of a run as training reads them: in order, and waited for where need be.
+
+Shapes: B sequences per micro-batch, T = SEQ_LEN tokens.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+
+from app.data.loader import ValidationBatches
+from app.data.preparation import Preparation, PrepareProgress, Waiting
+from app.data.sample_order import Numbers, SampleOrder, corpus_order
+from app.data.shards import ShardIndex, TokenShards
+from app.data.token_progress import TokenProgress
+from app.data.tokenizer import TokenizerFiles
+from app.training.preemption import StopRequest
+
+log = logging.getLogger(__name__)
+
+_WORTH_A_LINE = 0.5  # seconds
+_T = TypeVar("_T")
+
+
+class OutOfData(Exception):
+    """The next tokens do not come: for the reason in `__cause__`, or since the run is asked
+    to stop."""
+
+
+class Corpus:
+    """Tokens that may still be on their way. What it returns can be read at once."""
+
+    def __init__(
+        self,
+        preparation: Preparation,
+        progress: TokenProgress,
+        stop: StopRequest,
+        *,
+        seed: int,
+        seq_len: int,
+    ) -> None:
+        self.preparation = preparation
+        self._progress, self._stop = progress, stop
+        self._seed, self._seq_len = seed, seq_len
+        self._waited = 0.0
+
+    @property
+    def train(self) -> TokenShards:
+        return self.preparation.train
+
+    @property
+    def order(self) -> SampleOrder:
+        """As far as it is known now."""
+        return self._order(self.preparation.index)
+
+    @property
+    def tokenizer(self) -> TokenizerFiles:
+        return self.preparation.tokenizer
+
+    def sequences(self, first: int, count: int) -> Numbers:
+        """The numbers of the sequences that the samples [first, first + count) show.
+
+        A window's order does not depend on what comes after it, so it is shown before the
+        size of the corpus is known. Raises OutOfData.
+        """
+        return self._waiting_for(lambda waiting: self._sequences(first, count, waiting))
+
+    def validation(self, batch_size: int, max_tokens: int) -> ValidationBatches:
+        """The first held-out tokens, the same whenever they are asked for. Raises OutOfData."""
+        return self._waiting_for(lambda waiting: self._validation(batch_size, max_tokens, waiting))
+
+    def take_waited(self) -> float:
+        """Seconds spent waiting for tokens since the last call."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
+    def close(self) -> None:
+        self.preparation.close()
+
+    def _order(self, index: ShardIndex) -> SampleOrder:
+        n_tokens = index.n_tokens("train")
+        return corpus_order(n_tokens, self._seq_len, complete=index.complete, seed=self._seed)
+
+    def _sequences(self, first: int, count: int, waiting: Waiting) -> Numbers:
+        seq_len = self._seq_len
+        needed = SampleOrder(None, self._seed).tokens_until(first + count, seq_len)
+        sequences = self._order(self.preparation.wait_for("train", needed, waiting)).sequences(
+            first, count
+        )
+        self.preparation.require("train", sequences * seq_len, seq_len + 1, waiting)
+        return sequences
+
+    def _validation(self, batch_size: int, max_tokens: int, waiting: Waiting) -> ValidationBatches:
+        seq_len = self._seq_len
+        self.preparation.wait_for("validation", max_tokens + 1, waiting)
+        batches = ValidationBatches(self.preparation.validation, seq_len, batch_size, max_tokens)
+        starts = np.arange(batches.n_sequences, dtype=np.int64) * seq_len
+        self.preparation.require("validation", starts, seq_len + 1, waiting)
+        return batches
+
+    def _waiting_for(self, read: Callable[[Waiting], _T]) -> _T:
+        def waiting(progress: PrepareProgress) -> None:
+            if self._stop.requested:
+                raise OutOfData
+            self._progress.waiting(progress)
+
+        try:
+            return read(waiting)
+        except OutOfData:
+            raise
+        except Exception as error:  # a bug too: what was trained is committed before it is raised
+            raise OutOfData from error
+        finally:
+            seconds = self._progress.arrived()
+            self._waited += seconds
+            if seconds > _WORTH_A_LINE:
+                log.info("waited %.1f s for tokens", seconds)

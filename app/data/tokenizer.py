@@ -1,0 +1,299 @@
+"""The tokenizer: the builtin one, a Hugging Face directory, or one from the hub.
+
+Whatever TOKENIZER names ends up as a local directory that
+`transformers.AutoTokenizer.from_pretrained` loads, and that goes into every checkpoint.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from app.data.builtin import BUILTIN, builtin_documents, builtin_fingerprint
+from app.errors import ConfigError, Damaged, NotFound
+from app.failures import disk_failures
+from app.model.hub_snapshot import hub_snapshot, looks_like_path
+
+BUILTIN_DIRECTORY = Path("/opt/builtin/tokenizer")
+BUILTIN_VOCAB_SIZE = 49_152
+END_OF_TEXT = "<|endoftext|>"
+
+_HUB_FILES = ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "config.json"]
+_HUB_FILES += ["vocab.*", "merges.txt", "*.model", "chat_template*"]
+# Parts of tokenizer.json that TextEncoder switches off, so that they change no token id.
+_NOT_USED = ("padding", "post_processor", "truncation")
+TOKENIZER_FILE_TYPES = (".json", ".txt", ".model", ".jinja")
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """A tokenizer on disk: `directory` holds tokenizer.json and tokenizer_config.json.
+
+    `fingerprint` is the SHA-256 (hex) of what decides about token ids in tokenizer.json.
+    """
+
+    directory: Path
+    fingerprint: str
+    vocab_size: int
+    eos_token_id: int
+    bos_token_id: int | None
+
+
+def load_tokenizer(
+    spec: str,
+    data_dir: Path,
+    vocab_size_limit: int,
+    *,
+    builtin_directory: Path = BUILTIN_DIRECTORY,
+) -> TokenizerFiles:
+    """The tokenizer that TOKENIZER=`spec` names; what is fetched or trained stays in `data_dir`.
+
+    `builtin_directory` is where an image keeps the builtin one. Where it is missing, the
+    tokenizer is trained now; training is deterministic, so both are the same.
+
+    Raises ConfigError (no end-of-text token, not a fast tokenizer, more tokens than
+    `vocab_size_limit`), NotFound, AccessDenied, Unavailable, Damaged.
+    """
+    cache = data_dir / "tokenizers"
+    if spec != BUILTIN:
+        files = _load_foreign(spec, cache, f"DATA_DIR={data_dir}")
+    elif builtin_directory.is_dir():
+        files = read_tokenizer(builtin_directory, "TOKENIZER=builtin")
+    else:
+        with disk_failures(f"DATA_DIR={data_dir}"):
+            files = build_builtin_tokenizer(cache / f"builtin-{builtin_fingerprint()[:16]}")
+    if files.vocab_size > vocab_size_limit:
+        raise ConfigError(
+            f"TOKENIZER={spec} has {files.vocab_size} tokens, the model's vocabulary is "
+            f"{vocab_size_limit}: choose a tokenizer that fits"
+        )
+    return files
+
+
+def build_builtin_tokenizer(directory: Path) -> TokenizerFiles:
+    """Train the builtin tokenizer into `directory`, or read it if it is there already."""
+    if not directory.is_dir():
+        with _appearing_at(directory) as scratch:
+            save_tokenizer(train_tokenizer(builtin_documents(), BUILTIN_VOCAB_SIZE), scratch)
+    return read_tokenizer(directory, "TOKENIZER=builtin")
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE as GPT-2's (Radford et al. 2019): all 256 bytes, no normalizer, lossless.
+
+    Id 0 is the end-of-text token, as in SmolLM2. A small corpus gives fewer tokens.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
+    """Write the files that AutoTokenizer reads; the end-of-text token has every special role."""
+    roles = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
+    config = {
+        **roles,
+        # This class takes tokenizer.json as it is; others rebuild parts of it.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+    }
+    # Not tokenizer.save(): it reports a full disk as a plain Exception.
+    (directory / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), "utf-8")
+    for name, content in (("tokenizer_config", config), ("special_tokens_map", roles)):
+        path = directory / f"{name}.json"
+        path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def read_tokenizer(directory: Path, setting: str) -> TokenizerFiles:
+    """What `directory` holds; `setting` is like "TOKENIZER=builtin" and is named in errors."""
+    content = _read_json(directory / "tokenizer.json")
+    config = _read_json(directory / "tokenizer_config.json")
+    vocabulary = open_tokenizer(directory / "tokenizer.json").get_vocab(with_added_tokens=True)
+    relevant = {key: content[key] for key in content if key not in _NOT_USED}
+    canonical = json.dumps(relevant, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    eos = _token_id(config, "eos_token", vocabulary)
+    if eos is None:
+        raise ConfigError(f"{setting} has no end-of-text token (eos_token in its config)")
+    return TokenizerFiles(
+        directory=directory,
+        fingerprint=hashlib.sha256(canonical.encode()).hexdigest(),
+        vocab_size=max(vocabulary.values()) + 1,
+        eos_token_id=eos,
+        bos_token_id=_token_id(config, "bos_token", vocabulary),
+    )
+
+
+class TextEncoder:
+    """Text to token ids, without special tokens, on all cores."""
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        self._beginning = open_tokenizer(files.directory / "tokenizer.json")
+        self._going_on = _without_prefix(self._beginning)
+        for tokenizer in (self._beginning, self._going_on):
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            # "<|endoftext|>" inside a document is text: only we end documents.
+            tokenizer.encode_special_tokens = True
+
+    def encode_batch(
+        self, texts: Sequence[str], going_on: Sequence[bool] | None = None
+    ) -> list[npt.NDArray[np.uint16]]:
+        """One array of ids for each text.
+
+        What goes on with a document gets no prefix where the tokenizer has one, such as the "▁"
+        of Llama's: it would be decoded as a space.
+        """
+        encoded: dict[int, npt.NDArray[np.uint16]] = {}
+        flags = going_on or [False] * len(texts)
+        for tokenizer, flag in ((self._beginning, False), (self._going_on, True)):
+            numbers = [number for number, is_going_on in enumerate(flags) if is_going_on is flag]
+            encodings = tokenizer.encode_batch_fast(
+                [texts[number] for number in numbers], add_special_tokens=False
+            )
+            for number, encoding in zip(numbers, encodings, strict=True):
+                ids = encoding.ids
+                # Half the time of np.array, which looks at the list twice.
+                encoded[number] = np.fromiter(ids, dtype=np.uint16, count=len(ids))
+        return [encoded[number] for number in range(len(texts))]
+
+
+def _load_foreign(spec: str, cache: Path, place: str) -> TokenizerFiles:
+    setting = f"TOKENIZER={spec}"
+    path = Path(spec).expanduser()
+    with disk_failures(setting):
+        if path.is_dir():
+            source, name = path, f"{path.name}-{_content_hash(path)}"
+        elif looks_like_path(spec) or path.exists():
+            raise NotFound(f"{setting}: there is no such directory")
+        else:
+            source, name = None, spec.replace("/", "--")
+    with disk_failures(place):
+        directory = cache / name
+        # What is here already needs neither the hub nor seconds of importing transformers.
+        if not directory.is_dir():
+            with _appearing_at(directory) as scratch:
+                _convert(source or hub_snapshot(spec, setting, _HUB_FILES), scratch, setting)
+    return read_tokenizer(directory, setting)
+
+
+def _convert(source: Path, target: Path, setting: str) -> None:
+    """Have transformers read `source` and write it out as a fast tokenizer."""
+    for path in sorted(source.glob("*.json")):
+        _read_json(path)
+    if (source / "tokenizer.json").is_file():
+        open_tokenizer(source / "tokenizer.json")
+
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{setting} cannot be loaded as a tokenizer: {reason}") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ConfigError(f"{setting} has no fast version (tokenizer.json): choose another")
+    try:
+        tokenizer.save_pretrained(target)
+    except Exception as error:
+        # The Rust side reports the system's errors as text: "… (os error 28)".
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        raise
+
+
+def _content_hash(directory: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(directory.iterdir()):
+        if path.suffix in TOKENIZER_FILE_TYPES and path.is_file():
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _appearing_at(directory: Path) -> Iterator[Path]:
+    """A scratch folder that becomes `directory` at the end, unless another process was faster."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".partial-", dir=directory.parent))
+    try:
+        yield scratch
+        scratch.chmod(0o755)  # mkdtemp's 0700 would hide an image's tokenizer from its user
+        for path in scratch.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        try:
+            scratch.rename(directory)
+        except OSError:
+            if not directory.is_dir():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise NotFound(f"{path} does not exist: not a tokenizer directory") from error
+    except ValueError as error:
+        raise Damaged(f"{path} is not JSON ({error}): delete it and start again") from error
+    if not isinstance(content, dict):
+        raise Damaged(f"{path} is not a JSON object: delete it and start again")
+    return content
+
+
+def open_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer.json at `path`. Raises Damaged."""
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust side raises nothing more specific
+        raise Damaged(f"{path} is not a tokenizer: {error}") from error
+
+
+def _without_prefix(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer, but that it puts nothing before a text; itself if it puts nothing."""
+    content = json.loads(tokenizer.to_str())
+    steps = {name: content[name] for name in ("normalizer", "pre_tokenizer")}
+    plain = {name: _plain_step(step) for name, step in steps.items()}
+    return tokenizer if plain == steps else Tokenizer.from_str(json.dumps(content | plain))
+
+
+def _plain_step(step: Any) -> Any:
+    """A normalizer or pre-tokenizer of tokenizer.json without its prefix; None: nothing is left."""
+    match step:
+        case {"type": "Prepend"}:
+            return None
+        case {"type": "Metaspace"}:
+            return step | {"prepend_scheme": "never"}
+        case {"type": "ByteLevel", "add_prefix_space": _}:
+            return step | {"add_prefix_space": False}
+        case {"type": "Sequence", "normalizers": list(steps)}:
+            return step | {"normalizers": [s for s in map(_plain_step, steps) if s is not None]}
+        case {"type": "Sequence", "pretokenizers": list(steps)}:
+            # Behind the first one a prefix stands before each word: it is the space there.
+            return step | {"pretokenizers": [*map(_plain_step, steps[:1]), *steps[1:]]}
+    return step
+
+
+def _token_id(config: dict[str, Any], role: str, vocabulary: dict[str, int]) -> int | None:
+    token = config.get(role)
+    text = token.get("content") if isinstance(token, dict) else token
+    return vocabulary.get(text) if isinstance(text, str) else None

@@ -1,0 +1,173 @@
+"""Tokens that were made and not sealed, kept where the preparation ends before their seal.
+
+    unsealed.tokens   SHA-256 (hex) of what follows, a line of JSON, the tokens of both splits
+
+They save the next start work and decide nothing: the shards are the same without them. So a
+file that is damaged, or that does not follow the seals that are there, is left aside. It is in
+no index and never in the bucket. Only who holds the preparation's lock reads or writes it.
+"""
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from app.data.shards import (
+    DTYPE,
+    SPLITS,
+    ShardIndex,
+    Split,
+    Tokens,
+    encode_index,
+    write_durably,
+)
+from app.errors import Damaged
+
+log = logging.getLogger(__name__)
+
+FILE = "unsealed.tokens"
+
+_KEEP_SECONDS = 30.0  # what a kill or a power cut may cost, where a shard takes longer
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class Tally:
+    """Where the tokenizer stands: counted from the beginning of the source.
+
+    `position` is the source's own. `begun` counts the pieces and characters of the batch within
+    which the source was left, so that it ends where it would have ended; (0, 0) between batches.
+    """
+
+    position: Mapping[str, Any] | None
+    pieces: NonNegativeInt
+    documents: NonNegativeInt
+    text_bytes: NonNegativeInt
+    begun: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Unsealed:
+    """Tokens that follow those of `index`, in parts, and how far the source was read for them."""
+
+    index: ShardIndex
+    tally: Tally
+    tokens: Mapping[Split, Sequence[Tokens]]
+
+
+class _Header(BaseModel):
+    """The line of JSON. `index` is the SHA-256 of the one that the tokens follow."""
+
+    model_config = _STRICT
+
+    index: str
+    tally: Tally
+    tokens: dict[Split, NonNegativeInt]
+
+
+def encode_unsealed(unsealed: Unsealed) -> bytes:
+    """The content of the file."""
+    parts = {
+        split: np.concatenate([*unsealed.tokens[split], np.empty(0, DTYPE)], dtype=DTYPE)
+        for split in SPLITS
+    }
+    header = _Header(
+        index=_digest(encode_index(unsealed.index)).decode(),
+        tally=unsealed.tally,
+        tokens={split: len(part) for split, part in parts.items()},
+    )
+    lines = [header.model_dump_json().encode(), b"\n", *(part.tobytes() for part in parts.values())]
+    content = b"".join(lines)
+    return _digest(content) + b"\n" + content
+
+
+def decode_unsealed(content: bytes, index: ShardIndex) -> Unsealed | None:
+    """What goes on after `index`; None if its last seal holds it. Raises Damaged for anything
+    else."""
+    digest, _, rest = content.partition(b"\n")
+    if digest != _digest(rest):
+        raise Damaged("it was changed (SHA-256 differs)")
+    line, _, tokens = rest.partition(b"\n")
+    try:
+        header = _Header.model_validate_json(line)
+    except ValidationError as error:
+        raise Damaged("it is of another version") from error
+    if header.index != _digest(encode_index(index)).decode():
+        before = index.first(max(0, len(index.seals) - 1))
+        if header.index == _digest(encode_index(before)).decode():
+            return None
+        raise Damaged("it follows other shards than those that are here")
+    sizes = [header.tokens[split] for split in SPLITS]
+    parts = np.split(np.frombuffer(tokens, DTYPE), np.cumsum(sizes)[:-1])
+    found = {split: [part] for split, part in zip(SPLITS, parts, strict=True)}
+    return Unsealed(index, header.tally, found)
+
+
+class UnsealedTokens:
+    """The file in `directory`. All but `note` and `read` may be called from any thread."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / FILE
+        self._newest: Unsealed | None = None
+        self._kept: Unsealed | None = None
+        self._kept_at = time.monotonic()
+        self._writing = threading.Lock()
+
+    def read(self, index: ShardIndex) -> Unsealed | None:
+        """What the file holds, if it goes on after `index`. Why it is left aside is logged."""
+        try:
+            found = decode_unsealed(self._path.read_bytes(), index)
+        except FileNotFoundError:
+            return None
+        except (OSError, Damaged) as error:
+            log.warning("%s is not used, its tokens are made again: %s", self._path, error)
+            return None
+        if found is None:  # killed between the seal and the removal of the file
+            return None
+        n_tokens = sum(len(part) for parts in found.tokens.values() for part in parts)
+        log.info(
+            "%s tokens of the last start are in no shard yet: it goes on there", f"{n_tokens:,}"
+        )
+        return found
+
+    def note(self, unsealed: Unsealed) -> None:
+        """What to keep from now on: written now and then, and by `keep`."""
+        self._newest = unsealed
+        if time.monotonic() - self._kept_at >= _KEEP_SECONDS:
+            self.keep()
+
+    def keep(self) -> None:
+        """Write what was noted last. Failing costs a line in the log, and those tokens: what
+        ended the work says more than a disk that takes no file."""
+        with self._writing:
+            unsealed = self._newest
+            if unsealed is None or unsealed is self._kept:
+                return
+            try:
+                write_durably(self._path, encode_unsealed(unsealed))
+            except OSError as error:
+                log.warning("%s is not written, its tokens are lost: %s", self._path, error)
+                with suppress(OSError):
+                    self._path.with_name(FILE + ".partial").unlink()
+            self._kept, self._kept_at = unsealed, time.monotonic()
+
+    def clear(self) -> None:
+        """They are sealed now, or not worth anything."""
+        with self._writing:
+            self._newest = None
+            self._kept_at = time.monotonic()
+            with suppress(OSError):  # what stays follows other seals, and is left aside
+                self._path.unlink()
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()

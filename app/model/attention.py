@@ -1,0 +1,100 @@
+"""Which of torch's attention kernels is the fastest for these shapes on this device.
+
+No table can say it: cuDNN's is twice as fast as the default on some GPUs, and slower on others.
+So each is tried once, for some milliseconds.
+"""
+
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from app.data.loader import BatchGeometry
+from app.settings.presets import ModelConfig
+from app.training.compute import Compute
+
+KERNELS = (
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+)
+_CLEARLY = 1.05  # less is noise, and each start of a run should choose alike
+_REPEATS = 5
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def fastest_attention(
+    compute: Compute, config: ModelConfig, geometry: BatchGeometry, *, masked: bool
+) -> Iterator[None]:
+    """On a GPU, causal attention in here is done by the kernel that is the fastest for it.
+
+    With a mask it is another kernel's, or a choice of torch's: then nothing is tried.
+    """
+    tries = compute.device.type == "cuda" and not masked
+    seconds = kernel_seconds(compute, config, geometry) if tries else {}
+    chosen = preferred(seconds)
+    if chosen is None:
+        yield
+        return
+    measured = ", ".join(f"{kernel.name} {1000 * s:.2f} ms" for kernel, s in seconds.items())
+    log.info("attention by %s (a layer and micro-batch: %s)", chosen.name, measured)
+    others = [kernel for kernel in (*KERNELS, SDPBackend.MATH) if kernel is not chosen]
+    # Compiled code is kept across starts, and its key does not know of this choice.
+    tag = f"attention by {chosen.name}"
+    tagged = torch.compiler.config.patch(cache_key_tag=tag)  # type: ignore[attr-defined]
+    with sdpa_kernel([chosen, *others], set_priority=True), tagged:
+        yield
+
+
+def preferred(seconds: dict[SDPBackend, float]) -> SDPBackend | None:
+    """The first of KERNELS that is not clearly slower than the fastest."""
+    fastest = min(seconds.values(), default=0.0)
+    return next((kernel for kernel in seconds if seconds[kernel] <= _CLEARLY * fastest), None)
+
+
+def kernel_seconds(
+    compute: Compute, config: ModelConfig, geometry: BatchGeometry
+) -> dict[SDPBackend, float]:
+    """Seconds of one layer's attention, forwards and back, by each kernel that can do it."""
+    mixed = compute.precision == "bf16-mixed"
+    query, key, value = (
+        torch.randn(
+            (geometry.batch_size, heads, geometry.seq_len, config.head_dim),
+            generator=torch.Generator(compute.device).manual_seed(0),
+            device=compute.device,
+            dtype=torch.bfloat16 if mixed else torch.float32,
+            requires_grad=True,
+        )
+        for heads in (config.num_attention_heads, *2 * [config.num_key_value_heads])
+    )
+
+    def once() -> float:
+        _finish(compute.device)
+        began = time.perf_counter()
+        out = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        out.backward(out.detach())
+        _finish(compute.device)
+        return time.perf_counter() - began
+
+    seconds = {}
+    for kernel in KERNELS:
+        with sdpa_kernel(kernel), warnings.catch_warnings(action="ignore"):
+            try:
+                once()
+            except RuntimeError:  # torch's word for: not on this device, or not for these shapes
+                continue
+            seconds[kernel] = statistics.median(once() for _ in range(_REPEATS))
+    return seconds
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,117 @@
+"""Reading a Hugging Face model directory: its shape and its weights.
+
+Format: https://huggingface.co/docs/transformers (config.json of LlamaForCausalLM;
+model.safetensors, or shards listed in model.safetensors.index.json).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from app.errors import ConfigError, Damaged, NotFound
+from app.model.hub_snapshot import hub_snapshot, looks_like_path
+from app.settings.presets import ModelConfig
+from app.state.snapshot import MODEL_FILE, load_weights
+
+_INDEX_FILE = "model.safetensors.index.json"
+_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
+_LARGEST_SIZE = 2**20
+_MOST_PARAMETERS = 8_000_000_000
+_FILES = ["config.json", MODEL_FILE, "model-*.safetensors", _INDEX_FILE, "tokenizer*", "special_*"]
+
+
+def model_directory(spec: str, variable: str) -> Path:
+    """The local directory of `spec`, a path or a hub id; `variable` is named in errors."""
+    path = Path(spec)
+    if path.is_dir():
+        return path
+    if looks_like_path(spec):
+        raise NotFound(f"{variable}={spec}: there is no such directory")
+    return hub_snapshot(spec, f"{variable}={spec}", _FILES)
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """The shape in `directory`/config.json, with its own RoPE theta and context.
+
+    Raises ConfigError for an architecture that is not plain Llama.
+    """
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise NotFound(f"{path} does not exist: not a Hugging Face model directory") from error
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise Damaged(f"{path} is not a JSON object")
+    return _shape(config, path)
+
+
+def _shape(config: dict[str, Any], path: Path) -> ModelConfig:
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise Damaged(f"{path}: rope_parameters is not a JSON object")
+    unsupported = {
+        "model_type": config.get("model_type") != "llama",
+        "tie_word_embeddings": not config.get("tie_word_embeddings", False),
+        "attention_bias": config.get("attention_bias", False),
+        "mlp_bias": config.get("mlp_bias", False),
+        "hidden_act": config.get("hidden_act", "silu") != "silu",
+        "rope_parameters": rope.get("rope_type", "default") != "default",
+    }
+    if wrong := [name for name, is_wrong in unsupported.items() if is_wrong]:
+        raise ConfigError(f"{path}: {wrong[0]}={config.get(wrong[0])!r} is not supported")
+    try:
+        result = ModelConfig(
+            **{name: int(config[name]) for name in _SIZES},
+            num_key_value_heads=int(
+                config.get("num_key_value_heads") or config["num_attention_heads"]
+            ),
+            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
+            rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            initializer_range=float(config.get("initializer_range", 0.02)),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise Damaged(f"{path}: {error} is missing or not a number") from error
+    sizes = {name: getattr(result, name) for name in (*_SIZES, "num_key_value_heads")}
+    if wrong := [name for name, size in sizes.items() if not 0 < size <= _LARGEST_SIZE]:
+        raise ConfigError(f"{path}: {wrong[0]}={sizes[wrong[0]]} cannot be used")
+    if result.parameter_count > _MOST_PARAMETERS:
+        raise ConfigError(
+            f"{path} describes {result.parameter_count:,} parameters, more than this job trains "
+            f"({_MOST_PARAMETERS:,})"
+        )
+    if (
+        result.hidden_size % result.num_attention_heads
+        or result.num_attention_heads % result.num_key_value_heads
+    ):
+        raise ConfigError(f"{path}: heads, key/value heads and hidden_size do not divide")
+    if config.get("head_dim") not in (None, result.head_dim):
+        raise ConfigError(f"{path}: head_dim={config['head_dim']} is not hidden_size / heads")
+    if result.vocab_size > 65_536:
+        raise ConfigError(f"{path}: vocab_size={result.vocab_size} does not fit uint16 tokens")
+    return result
+
+
+def load_pretrained(directory: Path, model: nn.Module) -> None:
+    """Copy the directory's weights into `model`. Raises NotFound, Damaged, IncompatibleRun."""
+    if (directory / MODEL_FILE).is_file():
+        load_weights([directory / MODEL_FILE], model)
+        return
+    try:
+        index = json.loads((directory / _INDEX_FILE).read_text("utf-8"))
+        names = sorted({Path(name).name for name in index["weight_map"].values()})
+    except FileNotFoundError as error:
+        raise NotFound(f"{directory} holds no {MODEL_FILE}") from error
+    except (ValueError, KeyError, AttributeError) as error:
+        raise Damaged(f"{directory / _INDEX_FILE} is not an index of shards") from error
+    load_weights([directory / name for name in names], model)

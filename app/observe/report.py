@@ -1,0 +1,296 @@
+"""The report of a run: one page of HTML with curves and the story of its attempts.
+
+It is made from metrics.jsonl, run.json and the records of the attempts, and needs nothing
+else: no script, no font, no picture from elsewhere. `report/index.html` in the store is
+written when an attempt ends; `python -m app report` writes the same page here.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from app.console import counted, duration
+from app.errors import AppError
+from app.observe.charts import Line, line_chart, short
+from app.observe.metrics import Row, perplexity, stored_rows
+from app.run.checkpoints import Held
+from app.run.journal import AttemptRecord, now, read_attempts
+from app.run.record import RunRecord, load_record
+from app.settings.presets import ModelConfig
+from app.stores.contract import Store
+
+REPORT_KEY = "report/index.html"
+
+_NEWEST_ATTEMPTS = 200
+_LONGEST_TEXT = 300
+_LONGEST_ATTEMPT = 1e9  # seconds
+_LARGEST = 2**53  # what a store says is drawn only if it can be meant
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ReportedRun:
+    """What the store knows of a run. `attempts` are the newest ones, oldest first."""
+
+    name: str
+    record: RunRecord | None
+    rows: Sequence[Row]
+    attempts: Sequence[AttemptRecord]
+
+
+def read_run(store: Store) -> ReportedRun:
+    """Raises Damaged for an unreadable run.json, and the store's errors."""
+    stored = load_record(store)
+    return ReportedRun(
+        name=store.uri.rsplit("/", 1)[-1],
+        record=stored.record if stored else None,
+        rows=[row for row in stored_rows(store) if _plausible(row.step, row.tokens, row.time)],
+        attempts=[
+            attempt
+            for attempt in read_attempts(store, newest=_NEWEST_ATTEMPTS)
+            if _plausible(*(v for v in attempt.model_dump().values() if isinstance(v, int | float)))
+        ],
+    )
+
+
+def publish(store: Store, lease: Held) -> None:
+    """Put the page into the store.
+
+    Everything that counts is committed by then: whatever goes wrong is said, and no more.
+    A page that arrives late replaces none that a successor wrote.
+    """
+    try:
+        lease.put(REPORT_KEY, page(read_run(store)).encode())
+    except AppError as error:
+        log.warning("the report was not written: %s", error)
+    except Exception:  # a picture of a run must not end it
+        log.exception("the report was not written")
+
+
+def page(run: ReportedRun) -> str:
+    """The page. All text in it is escaped, and its size does not grow with the rows."""
+    name = _text(run.name)
+    return (
+        "<!doctype html>\n"
+        f'<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f"<style>{Path(__file__).with_name('report.css').read_text('utf-8')}</style></head><body><main>\n"
+        f"<h1>{name}</h1>\n"
+        f'<p class="quiet">{_text(_subtitle(run))}</p>\n'
+        f'<dl class="facts">{"".join(_facts(run))}</dl>\n'
+        f'<section class="charts">{"".join(_charts(run))}</section>\n'
+        f"{_attempts(run.attempts)}\n"
+        f'<p class="quiet">written {now()[:16].replace("T", " ")} UTC</p>\n'
+        "</main></body></html>\n"
+    )
+
+
+def _subtitle(run: ReportedRun) -> str:
+    if run.record is None:
+        return "no run.json"
+    identity = run.record.identity
+    count = _parameter_count(identity.shape)
+    parameters = "" if count is None else f", {count:,} parameters"
+    return f"{identity.model}{parameters}; data {identity.dataset}; seed {identity.seed}"
+
+
+def _facts(run: ReportedRun) -> Iterator[str]:
+    last = run.rows[-1] if run.rows else None
+    target = run.record.target if run.record and _plausible(run.record.target) else None
+    yield _fact("step", f"{last.step if last else 0:,}", "" if target is None else f"of {target:,}")
+    if last is None:
+        yield _fact("rows", "none", "nothing is committed yet")
+        return
+    finite = [row for row in run.rows if math.isfinite(row.loss)]
+    per_step = last.tokens // max(1, last.step)
+    yield _fact("tokens", short(last.tokens), f"{per_step:,} in each step")
+    if finite:
+        best = min(finite, key=lambda row: row.loss)
+        yield _fact(
+            "train loss", f"{finite[-1].loss:.4f}", f"best {best.loss:.4f}, step {best.step:,}"
+        )
+    evaluated = [row for row in run.rows if _finite(row.validation_loss)]
+    if evaluated:
+        value = evaluated[-1].validation_loss or 0.0
+        yield _fact(
+            "validation loss",
+            f"{value:.4f}",
+            f"perplexity {perplexity(value):,.1f}, step {evaluated[-1].step:,}",
+        )
+    lost = sum(attempt.steps_lost for attempt in run.attempts)
+    yield _fact("attempts", str(len(run.attempts)), f"{counted(lost, 'step')} made twice")
+    spans = _spans(run.attempts)
+    if spans:
+        whole = max(end for _, end, _ in spans) - spans[0][0]
+        busy = sum(attempt.seconds for attempt in run.attempts)
+        yield _fact("training", duration(busy), f"of {duration(whole)} since the first start")
+
+
+def _charts(run: ReportedRun) -> Iterator[str]:
+    rows, began = run.rows, run.rows[0].time if run.rows else 0.0
+    starts = [attempt.start_step for attempt in run.attempts if attempt.start_step]
+    by_step: tuple[tuple[str, str], ...] = (
+        ("train loss", "loss"),
+        ("validation loss", "validation_loss"),
+        ("learning rate", "learning_rate"),
+        ("tokens per second", "tokens_per_second"),
+        ("gradient norm", "grad_norm"),
+    )
+    for title, field in by_step:
+        yield _figure(title, Line.of((row.step, getattr(row, field)) for row in rows), starts)
+    unit, seconds = _time_unit(max((row.time - began for row in rows), default=0.0))
+    by_time = Line.of(((row.time - began) / seconds, row.step) for row in rows)
+    yield _figure(f"steps by {unit}", by_time, [])
+
+
+def _time_unit(span: float) -> tuple[str, float]:
+    """The unit in which a span of so many seconds is drawn, and its seconds."""
+    units = (("hours", 3600.0), ("minutes", 60.0))
+    return next((unit for unit in units if span >= 2 * unit[1]), ("seconds", 1.0))
+
+
+def _figure(title: str, line: Line, marks: Sequence[float]) -> str:
+    if not line.xs:
+        return ""
+    return (
+        f"<figure><figcaption>{_text(title)}</figcaption>{line_chart(line, marks, title)}</figure>"
+    )
+
+
+def _attempts(attempts: Sequence[AttemptRecord]) -> str:
+    if not attempts:
+        return ""
+    columns = ("", "attempt", "started (UTC)", "ran", "from", "to", "lost", "1st step", "saves",
+               "failed", "stall", "ended")  # fmt: skip
+    lost = {before.epoch: after.steps_lost for before, after in pairwise(attempts)}
+    head = "".join(f"<th>{_text(column)}</th>" for column in columns)
+    body = "".join(_attempt_row(attempt, lost.get(attempt.epoch)) for attempt in attempts)
+    legend = " ".join(
+        f'<span><i class="{kind}"></i>{_text(words)}</span>' for kind, words in _KINDS.items()
+    )
+    return (
+        f"<h2>Attempts</h2>{_timeline(attempts)}"
+        f'<p class="legend">{legend}</p>'
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        "</div>"
+        '<p class="quiet">lost: steps behind the last checkpoint, made again by the next attempt. '
+        "1st step: from the start of the process, in seconds. stall: how long saving held training "
+        "up, in seconds. Dashed lines in the curves: an attempt went on from here.</p>"
+    )
+
+
+def _attempt_row(attempt: AttemptRecord, lost: int | None) -> str:
+    first = attempt.seconds_to_first_step
+    cells = (
+        attempt.started_at[:19].replace("T", " "),
+        duration(attempt.seconds),
+        f"{attempt.start_step:,}",
+        f"{attempt.step:,}",
+        "–" if lost is None else f"{lost:,}",
+        "–" if first is None else f"{first:.1f}",
+        str(attempt.saves),
+        str(attempt.failed_saves),
+        f"{attempt.stall_seconds:.2f}",
+        _ended(attempt),
+    )
+    rest = "".join(f"<td>{_text(cell)}</td>" for cell in cells)
+    return f'<tr><td><i class="{_kind(attempt)}"></i></td><td>{attempt.epoch}</td>{rest}</tr>'
+
+
+def _timeline(attempts: Sequence[AttemptRecord]) -> str:
+    """One bar for each attempt, where it was in time; between the bars nobody trained."""
+    spans = _spans(attempts)
+    if not spans:
+        return ""
+    began = spans[0][0]
+    whole = max(1.0, max(end for _, end, _ in spans) - began)
+    bars = "".join(
+        f'<rect class="{_kind(attempt)}" x="{1000 * (start - began) / whole:.1f}" y="0" '
+        f'height="20" width="{max(2.0, 1000 * (end - start) / whole - 0.5):.1f}">'
+        f"<title>attempt {attempt.epoch}: {_text(_ended(attempt))}</title></rect>"
+        for start, end, attempt in spans
+    )
+    first, last = (
+        datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M")
+        for moment in (began, began + whole)
+    )
+    return (
+        '<svg class="timeline" viewBox="0 0 1000 20" preserveAspectRatio="none" role="img" '
+        f'aria-label="timeline of attempts">{bars}</svg>'
+        f'<p class="ends"><span>{first}</span><span>{duration(whole)} in all</span>'
+        f"<span>{last}</span></p>"
+    )
+
+
+_SHAPE = TypeAdapter(ModelConfig)
+
+_KINDS = {
+    "done": "target reached",
+    "stopped": "asked to stop",
+    "failed": "ended with an error",
+    "unknown": "no end recorded: killed, or still running",
+}
+
+
+def _kind(attempt: AttemptRecord) -> str:
+    if attempt.ended is None:
+        return "unknown"
+    if attempt.ended.startswith("exit 143"):
+        return "stopped"
+    return "done" if attempt.ended == _KINDS["done"] else "failed"
+
+
+def _ended(attempt: AttemptRecord) -> str:
+    return attempt.ended or _KINDS["unknown"]
+
+
+def _fact(name: str, value: str, note: str) -> str:
+    return f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd><dd>{_text(note)}</dd></div>"
+
+
+def _text(text: str) -> str:
+    """Text from anywhere, fit for a page."""
+    text = text.encode("utf-8", "replace").decode()
+    return escape(text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 1]}…")
+
+
+def _plausible(*values: float) -> bool:
+    return all(abs(value) < _LARGEST for value in values)  # not of a NaN either
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _spans(attempts: Sequence[AttemptRecord]) -> list[tuple[float, float, AttemptRecord]]:
+    """(start, end, attempt) in Unix seconds, by start."""
+    spans = []
+    for attempt in attempts:
+        try:
+            moment = datetime.fromisoformat(attempt.started_at)
+        except ValueError:
+            continue
+        start = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        if start >= 0 and 0 <= attempt.seconds < _LONGEST_ATTEMPT:
+            spans.append((start, start + attempt.seconds, attempt))
+    return sorted(spans, key=lambda span: span[0])
+
+
+def _parameter_count(shape: dict[str, Any]) -> int | None:
+    """From the record's own shape; None where it is none."""
+    try:
+        count = _SHAPE.validate_python(shape).parameter_count
+    except (ValidationError, ZeroDivisionError):
+        return None
+    return count if _plausible(count) else None

@@ -1,0 +1,109 @@
+"""Whether the checkpoints of a run are what was written: every byte, and none of them missing.
+
+It finds what a start of the job would call damaged, and damage to older checkpoints too.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.errors import Damaged, NotFound
+from app.run.checkpoints import (
+    LATEST,
+    MANIFEST,
+    CheckpointName,
+    StoredCheckpoint,
+    fetch,
+    read_latest,
+    stored_checkpoints,
+)
+from app.run.journal import ATTEMPTS, fences
+from app.run.record import RECORD, RunRecord, load_record
+from app.run.retention import in_quarantine
+from app.stores.contract import Store
+
+_WHOLE = "ok"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is to be said of one checkpoint, or of the run."""
+
+    name: str
+    text: str
+    damaged: bool = False
+
+    @property
+    def whole(self) -> bool:
+        return self.text == _WHOLE
+
+
+@dataclass(frozen=True)
+class Verification:
+    """`scratch` makes a folder for one download. Without a `required` file all is damaged."""
+
+    store: Store
+    scratch: Callable[[], AbstractContextManager[Path]]
+    required: Sequence[str]
+
+    def whole_run(self) -> Iterator[Finding]:
+        """Every checkpoint, newest first, and then what should be there and is not."""
+        latest = read_latest(self.store)  # before the listing: what it names is there by then
+        found: list[Finding] = []
+        for checkpoint in stored_checkpoints(self.store):
+            found.append(self._of(checkpoint, latest))
+            yield found[-1]
+        if latest is not None and self._vanished(latest, found):
+            yield _damage(latest, f"{LATEST} names it, and it is not there")
+        elif not any(finding.damaged or finding.whole for finding in found):
+            stored = load_record(self.store)
+            if stored and (proof := proof_of_checkpoints(stored.record, self.store)):
+                yield _damage(RECORD, f"{proof}, but no checkpoint is left")
+
+    def _of(self, checkpoint: StoredCheckpoint, latest: str | None) -> Finding:
+        name = checkpoint.name
+        if not checkpoint.finished:
+            # Asked again: a job may have committed the next one, and be pruning this one.
+            if checkpoint.lost_manifest(latest) and read_latest(self.store) == latest:
+                return _damage(str(name), f"{name.key(MANIFEST)} is missing")
+            return Finding(str(name), "unfinished upload")
+        if checkpoint.late:
+            return Finding(str(name), "late: not part of the run")
+        return self.one(name)
+
+    def one(self, name: CheckpointName) -> Finding:
+        """A checkpoint that is committed: all its bytes."""
+        try:
+            with self.scratch() as folder:
+                fetch(self.store, name, folder, required=self.required)
+        except (Damaged, NotFound) as error:
+            left = [info.key for info in self.store.list(name.key())]
+            if name.key(MANIFEST) not in left:  # pruning takes it first
+                return Finding(str(name), "removed just now")
+            return _damage(str(name), str(error))
+        return Finding(str(name), _WHOLE)
+
+    def _vanished(self, latest: str, found: Sequence[Finding]) -> bool:
+        if latest in [finding.name for finding in found] or read_latest(self.store) != latest:
+            return False
+        # By a start that had no commit since. Folders had a time in their name once.
+        aside = in_quarantine(self.store)
+        return not any(f"{folder}-".startswith(f"{latest}-") for folder in aside)
+
+
+def proof_of_checkpoints(record: RunRecord, store: Store) -> str | None:
+    """What in the store says that there was a checkpoint once."""
+    late = [str(stored.name) for stored in stored_checkpoints(store) if stored.late]
+    latest = read_latest(store)
+    if latest is not None and latest not in late:
+        return f"{LATEST} names {latest}"
+    if record.extensions:
+        return f"{RECORD} has an extension from step {record.extensions[0].base}"
+    if (begun := max((step for _, step in fences(store).starts), default=0)) > 0:
+        return f"{ATTEMPTS} has one that went on from step {begun}"
+    return None
+
+
+def _damage(name: str, what: str) -> Finding:
+    return Finding(name, f"DAMAGED: {what}", damaged=True)

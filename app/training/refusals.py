@@ -1,0 +1,89 @@
+"""What is refused, or found to be finished, before anything is written to the store."""
+
+from app.console import size
+from app.data.sources import PinnedSource
+from app.errors import ConfigError, Damaged, Unavailable
+from app.run.checkpoints import check_sizes, highest_epoch, read_manifest, stored_checkpoints
+from app.run.lease import LEASE
+from app.run.record import RunRecord, StoredRecord, check_identity, load_record, same_dataset
+from app.run.recorded_source import difference
+from app.run.retention import abandoned_writes, unfinished
+from app.run.verification import proof_of_checkpoints
+from app.state.snapshot import checkpoint_bytes
+from app.stores.contract import Store
+from app.training.job import Job
+
+
+def check_space(job: Job, store: Store) -> None:
+    """Raises Unavailable where not one checkpoint fits, beside what this start will remove."""
+    free = store.free_bytes()
+    needed = checkpoint_bytes(job.config, job.settings.optimizer.optimizer)
+    if free is None:
+        return
+    free += sum(sum(stored.sizes.values()) for stored in unfinished(store))
+    free += sum(half.size for half in abandoned_writes(store, highest_epoch(store) + 1))
+    if free < needed:
+        raise Unavailable(
+            f"CHECKPOINT_URI: {store.uri} has {size(free)} free, and a checkpoint of "
+            f"{job.model_name} takes {size(needed)}: free some space, or name another place"
+        )
+
+
+def check_against_record(
+    job: Job, stored: StoredRecord | None, source: PinnedSource | None, store: Store
+) -> None:
+    """Raises IncompatibleRun or Damaged; nothing is written.
+
+    Without `source` everything but the content of the data is compared.
+    """
+    settings = job.settings
+    committed = any(checkpoint.committed for checkpoint in stored_checkpoints(store))
+    if stored is None:
+        # The lease comes before the record, everything else after it.
+        traces = (info.key for info in store.list("") if info.key != LEASE)
+        # A process that started beside this one may have made it since.
+        if (trace := next(traces, None)) and load_record(store) is None:
+            raise Damaged(
+                f"{store.uri} holds {trace}, but no run.json: restore it from a backup, or "
+                "choose another RUN_NAME to start again"
+            )
+        return
+    if not committed and (proof := proof_of_checkpoints(stored.record, store)):
+        raise Damaged(
+            f"{store.uri}/{proof}, but no checkpoint is left: restore one from a backup, or "
+            "choose another RUN_NAME to start again"
+        )
+    recorded, changed = stored.record.identity, ""
+    identity = job.identity(recorded.dataset_revision, recorded.dataset_fingerprint)
+    if source is not None:
+        identity = job.identity(source.revision, source.fingerprint)
+        if not same_dataset(stored.record, identity):
+            changed = difference(store, source.parts)
+    check_identity(stored.record, identity, store.uri, changed)
+    total = settings.run.total_steps
+    if not settings.is_default("TOTAL_STEPS") and total != stored.record.total_steps:
+        raise ConfigError(
+            f"TOTAL_STEPS={total}, but {store.uri} was started with "
+            f"TOTAL_STEPS={stored.record.total_steps}, which its learning rates follow: set "
+            "it back, extend a finished run with ADDITIONAL_STEPS, or choose another RUN_NAME"
+        )
+
+
+def is_finished(job: Job, record: RunRecord, store: Store) -> bool:
+    """Whether this start has nothing to do. Reads only.
+
+    Of the newest checkpoint, manifest and sizes are looked at; every byte is what
+    `checkpoints verify` is for.
+    """
+    run = job.settings.run
+    applied = any(run.extension_id and e.id == run.extension_id for e in record.extensions)
+    if run.additional_steps and not applied:
+        return False
+    newest = next((c for c in stored_checkpoints(store) if c.committed), None)
+    if newest is None or newest.name.step < record.target:
+        return False
+    try:
+        check_sizes(store, newest.name, read_manifest(store, newest.name))
+    except Damaged:
+        return False  # the start finds it again, sets it aside and makes its steps anew
+    return True

@@ -1,0 +1,192 @@
+"""Saving behind the training loop: one checkpoint in flight, one waiting.
+
+The loop hands over a snapshot and goes on. A newer snapshot replaces the one that
+waits. A store that does not answer, or refuses what it allowed before, is tried again
+with growing pauses until no checkpoint could be committed for GIVE_UP_SECONDS.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from app.console import duration, size
+from app.errors import AccessDenied, Unavailable
+from app.observe.metrics import Beginning
+from app.run.checkpoints import CheckpointName, commit
+from app.run.journal import AttemptJournal
+from app.run.lease import Lease
+from app.run.retention import prune
+from app.settings.variables import CheckpointSettings
+from app.state.snapshot import Snapshot
+from app.stores.contract import Store
+
+log = logging.getLogger(__name__)
+
+_LONGEST_PAUSE = 30.0
+
+
+@dataclass(frozen=True)
+class SaveRequest:
+    """A snapshot, and the logs until then (by key) that go into the store before it.
+
+    `taken_at` is the monotonic time of the snapshot.
+    """
+
+    snapshot: Snapshot
+    logs: Mapping[str, Beginning]
+    taken_at: float = field(default_factory=time.monotonic)
+
+
+class CheckpointSaver:
+    """Commits snapshots on a thread of its own."""
+
+    def __init__(
+        self,
+        store: Store,
+        lease: Lease,
+        settings: CheckpointSettings,
+        extra_files: Mapping[str, bytes],
+        journal: AttemptJournal,
+        protected: Sequence[CheckpointName] = (),
+        first_pause: float = 1.0,
+    ) -> None:
+        self.committed_step: int | None = None
+        self.committed_at: float | None = None
+        self.last_commit_seconds = 0.0
+        self.saves_committed = 0
+        self.failed_saves = 0  # since the last commit
+        self._store, self._lease, self._settings = store, lease, settings
+        self._extra_files, self._journal, self._protected = extra_files, journal, protected
+        self._first_pause = first_pause
+        self._waiting: SaveRequest | None = None
+        self._busy = False
+        self._closing = False
+        self._failure: BaseException | None = None
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="checkpoint-saver", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: SaveRequest) -> None:
+        """Hand over a snapshot. Raises what stopped an earlier save for good."""
+        with self._changed:
+            self.raise_if_failed()
+            if self._waiting is not None:
+                skipped = self._waiting.snapshot.step
+                log.warning(
+                    "checkpoint step %d skipped: step %d is newer", skipped, request.snapshot.step
+                )
+            self._waiting = request
+            self._changed.notify_all()
+
+    def raise_if_failed(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until nothing is in flight or waiting; False if `timeout` seconds were not enough."""
+        with self._changed:
+            done = self._changed.wait_for(
+                lambda: self._failure is not None or not (self._busy or self._waiting), timeout
+            )
+            self.raise_if_failed()
+            return done
+
+    def close(self) -> None:
+        """Stop the thread once the save in flight is over, dropping one that waits."""
+        with self._changed:
+            self._closing = True
+            self._waiting = None
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while (request := self._take()) is not None:
+            try:
+                self._save_until_committed(request)
+            except BaseException as error:  # noqa: BLE001 - handed to the training loop, which raises it
+                with self._changed:
+                    self._failure = error
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+
+    def _take(self) -> SaveRequest | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._waiting is not None)
+            request, self._waiting = self._waiting, None
+            self._busy = request is not None
+            return request
+
+    def _save_until_committed(self, request: SaveRequest) -> None:
+        began, pause = time.monotonic(), self._first_pause
+        while True:
+            try:
+                self._save(request)
+                return
+            except (Unavailable, AccessDenied) as error:
+                self.failed_saves += 1
+                self._journal.save_failed()
+                stale = time.monotonic() - began
+                if stale >= self._settings.give_up_seconds:
+                    raise type(error)(
+                        f"no checkpoint could be saved for {duration(stale)} "
+                        f"(GIVE_UP_SECONDS={self._settings.give_up_seconds:g}): {error}"
+                    ) from error
+                pause = min(pause, self._settings.give_up_seconds - stale)
+                log.warning(
+                    "saving step %d failed, again in %.0f s: %s",
+                    request.snapshot.step,
+                    pause,
+                    error,
+                )
+            with self._changed:
+                # A newer snapshot is tried at once: it may be the last one.
+                self._changed.wait_for(lambda: self._closing or self._waiting, timeout=pause)
+                if self._closing:
+                    return
+                if self._waiting is not None:
+                    request, self._waiting = self._waiting, None
+            pause = min(_LONGEST_PAUSE, pause * 2)
+
+    def _save(self, request: SaveRequest) -> None:
+        started = time.monotonic()
+        snapshot = request.snapshot
+        snapshot.bring_to_host()
+        self._lease.check()
+        for key, rows in request.logs.items():
+            self._lease.put(key, rows.content())
+        for key, buffers in self._journal.objects().items():
+            self._store.put(key, buffers)
+        manifest = commit(
+            self._store,
+            CheckpointName(snapshot.step, self._lease.epoch),
+            snapshot.files(self._extra_files),
+            snapshot.progress.train_loss,
+            self._lease,
+        )
+        self.last_commit_seconds = time.monotonic() - started
+        self.committed_at = time.monotonic()
+        self.committed_step = snapshot.step
+        self.saves_committed += 1
+        self.failed_saves = 0
+        self._journal.committed(self.committed_at - request.taken_at)
+        log.info(
+            "checkpoint step %d saved: %s in %.1f s",
+            snapshot.step,
+            size(manifest.total_bytes),
+            self.last_commit_seconds,
+        )
+        self._prune()
+
+    def _prune(self) -> None:
+        """Failing to tidy up is no reason to lose a step: the next save tries again."""
+        try:
+            pruned = prune(self._store, self._settings.keep_top, self._protected, self._lease)
+        except (Unavailable, AccessDenied) as error:
+            log.warning("old checkpoints could not be removed: %s", error)
+            return
+        if pruned:
+            log.info("pruned %s", ", ".join(f"step {name.step}" for name in pruned))

@@ -1,0 +1,282 @@
+"""Spot notices: the cloud says ahead of time that it takes this machine back.
+
+    AWS   PUT /latest/api/token for a session, then GET /latest/meta-data/spot/instance-action:
+          404, or {"action": "terminate", "time": "2026-01-01T12:00:00Z"} two minutes ahead.
+          https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
+          https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-v2-how-it-works.html
+    GCP   GET /computeMetadata/v1/instance/preempted: FALSE, or TRUE up to 30 seconds ahead.
+          https://cloud.google.com/compute/docs/instances/create-use-preemptible
+          https://cloud.google.com/compute/docs/metadata/querying-metadata
+
+A thread asks. A notice is logged, and then this process sends itself SIGTERM: from there
+on there is one path, whoever asks to stop. A server that does not answer stops nothing.
+"""
+
+import http.client
+import io
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, cast
+from urllib.parse import urlsplit
+
+from app.errors import AccessDenied, AppError, ConfigError, Damaged, Unavailable
+from app.settings.variables import CheckpointSettings, MetadataServers
+
+log = logging.getLogger(__name__)
+
+_ANSWER_SECONDS = 2.0
+_ANSWER_BYTES = 64 * 1024
+_TOKEN_SECONDS = 21_600  # the longest that AWS gives
+_NETLOC = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:\d+)?")
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What the cloud is going to do with this machine, in its own words."""
+
+    cloud: str
+    action: str
+    when: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    body: str
+
+
+class NoticeSource(Protocol):
+    """A cloud's way of giving notice."""
+
+    variable: str
+    every: float  # seconds between two questions
+
+    def notice(self) -> Notice | None:
+        """Ask once. Raises Unavailable, AccessDenied, or Damaged for an answer without meaning."""
+        ...
+
+
+class MetadataServer:
+    """HTTP to a link-local address: no proxy, no redirect, bounded in size and time."""
+
+    def __init__(self, setting: str, url: str) -> None:
+        """Raises ConfigError for an address that cannot be one; `setting` names the variable."""
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port or 80
+        except ValueError:
+            host = None
+        if not host or parts.scheme != "http" or not _NETLOC.fullmatch(parts.netloc):
+            raise ConfigError(
+                f"{setting} does not name a metadata server: unset it, or give an address such as "
+                "http://169.254.169.254 (AWS) or 169.254.169.254 (GCP)"
+            )
+        self.url = f"http://{parts.netloc}{parts.path.rstrip('/')}"
+        self._address, self._netloc, self._prefix = (host, port), parts.netloc, parts.path
+
+    def ask(self, method: str, path: str, headers: Mapping[str, str]) -> Answer:
+        """Raises Unavailable where there is no whole answer in time."""
+        lines = {"Host": self._netloc, "Connection": "close", "Content-Length": "0", **headers}
+        request = f"{method} {self._prefix.rstrip('/')}{path} HTTP/1.1\r\n"
+        request += "".join(f"{name}: {value}\r\n" for name, value in lines.items()) + "\r\n"
+        try:
+            received = self._exchange(request.encode("ascii"))
+            response = http.client.HTTPResponse(cast(socket.socket, _Received(received)))
+            response.begin()
+            return Answer(response.status, response.read().decode("utf-8", "replace"))
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(error) or type(error).__name__
+            raise Unavailable(f"{self.url} does not answer ({reason})") from error
+
+    def _exchange(self, request: bytes) -> bytes:
+        """The whole answer, until the server closes."""
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        received = b""
+        with socket.create_connection(self._address, timeout=_ANSWER_SECONDS) as link:
+            link.sendall(request)
+            while len(received) <= _ANSWER_BYTES:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError(f"not all of it came within {_ANSWER_SECONDS:g} s")
+                link.settimeout(left)
+                if not (part := link.recv(_ANSWER_BYTES)):
+                    return received
+                received += part
+        raise http.client.HTTPException(f"more than {_ANSWER_BYTES} bytes")
+
+
+class _Received:
+    """What http.client needs of a socket, to parse an answer that is here already."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def makefile(self, _: str) -> io.BytesIO:
+        return io.BytesIO(self._content)
+
+
+class AwsNotices:
+    """EC2: instance-action, read with an IMDSv2 session token."""
+
+    variable = "SPOT_NOTICES=aws"
+    every = 5.0  # what AWS recommends
+
+    def __init__(self, endpoint: str) -> None:
+        self._server = MetadataServer(f"AWS_EC2_METADATA_SERVICE_ENDPOINT={endpoint}", endpoint)
+        self._token: str | None = None
+
+    def notice(self) -> Notice | None:
+        answer = self._with_token()
+        if answer.status == 401:  # the session is over
+            self._token = None
+            answer = self._with_token()
+        if answer.status == 404:
+            return None
+        _expect_200(answer, f"{self._server.url} (spot/instance-action)")
+        try:
+            content = json.loads(answer.body)
+            action, when = content["action"], content["time"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise _meaningless(self._server.url, answer.body) from error
+        if not isinstance(action, str) or not isinstance(when, str):
+            raise _meaningless(self._server.url, answer.body)
+        return Notice("AWS", _short(action), f"at {_short(when)}")
+
+    def _with_token(self) -> Answer:
+        if self._token is None:
+            self._token = self._new_token()
+        headers = {"X-aws-ec2-metadata-token": self._token}
+        return self._server.ask("GET", "/latest/meta-data/spot/instance-action", headers)
+
+    def _new_token(self) -> str:
+        headers = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)}
+        try:
+            answer = self._server.ask("PUT", "/latest/api/token", headers)
+        except Unavailable as error:
+            raise Unavailable(
+                f"{error}; in a container the instance needs a metadata hop limit of 2"
+            ) from error
+        _expect_200(answer, f"{self._server.url} (api/token)")
+        if not re.fullmatch(r"[\x21-\x7e]{1,4096}", answer.body):
+            raise _meaningless(self._server.url, answer.body)
+        return answer.body
+
+
+class GcpNotices:
+    """Compute Engine: the metadata key `preempted`."""
+
+    variable = "SPOT_NOTICES=gcp"
+    every = 1.0  # of a notice of 30 seconds, each one counts
+
+    def __init__(self, host: str) -> None:
+        self._server = MetadataServer(f"GCE_METADATA_HOST={host}", f"http://{host}")
+
+    def notice(self) -> Notice | None:
+        path = "/computeMetadata/v1/instance/preempted"
+        answer = self._server.ask("GET", path, {"Metadata-Flavor": "Google"})
+        _expect_200(answer, f"{self._server.url} (instance/preempted)")
+        match answer.body.strip():
+            case "TRUE":
+                return Notice("GCP", "preempted", "within 30 s")
+            case "FALSE":
+                return None
+        raise _meaningless(self._server.url, answer.body)
+
+
+class SpotWatch:
+    """Asks until there is a notice, on a thread of its own; `act` is called once."""
+
+    def __init__(self, source: NoticeSource, act: Callable[[], None]) -> None:
+        self._source, self._act = source, act
+        self._closed = threading.Event()
+        self._acting = threading.Lock()
+        self._said: set[type[AppError]] = set()
+        self._answered = False
+        self._thread = threading.Thread(target=self._run, name="spot-notices", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """From here on nothing is done about a notice."""
+        with self._acting:
+            self._closed.set()
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            notice = self._ask()
+            if notice is not None:
+                self._take(notice)
+                return
+            self._closed.wait(self._source.every)
+
+    def _ask(self) -> Notice | None:
+        """What cannot be asked is no notice. Each kind of trouble is said once."""
+        source = self._source
+        try:
+            notice = source.notice()
+        except AppError as error:
+            if type(error) not in self._said:
+                self._said.add(type(error))
+                log.warning("%s: %s: training goes on without notices", source.variable, error)
+            return None
+        if not self._answered and notice is None:
+            log.info("%s: asking every %g s, no notice so far", source.variable, source.every)
+        self._answered = True
+        return notice
+
+    def _take(self, notice: Notice) -> None:
+        with self._acting:
+            if not self._closed.is_set():
+                log.warning(
+                    "SPOT NOTICE from %s: %s %s; stopping as on SIGTERM",
+                    notice.cloud,
+                    notice.action,
+                    notice.when,
+                )
+                self._act()
+
+
+@contextmanager
+def watched_for_notices(settings: CheckpointSettings, servers: MetadataServers) -> Iterator[None]:
+    """While the block runs, a spot notice sends SIGTERM to this process. Raises ConfigError."""
+    sources: Mapping[str, Callable[[], NoticeSource]] = {
+        "aws": lambda: AwsNotices(servers.aws_ec2_metadata_service_endpoint),
+        "gcp": lambda: GcpNotices(servers.gce_metadata_host),
+    }
+    if settings.spot_notices == "off":
+        yield
+        return
+    watch = SpotWatch(
+        sources[settings.spot_notices](), lambda: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.close()
+
+
+def _expect_200(answer: Answer, place: str) -> None:
+    if answer.status in (401, 403):
+        raise AccessDenied(f"{place} refuses access ({answer.status})")
+    if answer.status != 200:
+        raise Unavailable(f"{place} answers {answer.status}")
+
+
+def _meaningless(url: str, body: str) -> Damaged:
+    return Damaged(f"{url} answers what is no notice: {_short(body)!r}")
+
+
+def _short(text: str) -> str:
+    """For one line of a log."""
+    return re.sub(r"[^\x20-\x7e]", "?", text)[:80]

@@ -1,0 +1,84 @@
+"""The PyTorch Lightning trainer.
+
+Lightning runs the loop: accumulation, precision, device. Its own checkpoints, loggers
+and progress bar are switched off; the attempt does that work for both trainers.
+"""
+
+import logging
+import warnings
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.environments import (  # type: ignore[attr-defined]
+    LightningEnvironment,
+)
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from app.training.attempt import Attempt
+
+
+class LanguageModel(pl.LightningModule):
+    """The attempt's model, as Lightning wants to see it."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        super().__init__()
+        self.model = attempt.model
+        self._attempt = attempt
+        self._step_loss = torch.zeros(())
+        self._grad_norm = torch.zeros(())
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        return self._attempt.loader()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self._attempt.optimizer
+
+    def on_train_start(self) -> None:
+        self._step_loss = torch.zeros((), device=self.device)
+        self._attempt.begin()
+
+    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
+        if batch_idx % self._attempt.geometry.accumulation == 0:
+            self._attempt.learning_rate()
+
+    def training_step(self, tokens: Tensor, batch_idx: int) -> Tensor:
+        """Loss of one micro-batch (B, T + 1); Lightning divides it by the accumulation."""
+        loss = self._attempt.loss_function(tokens)
+        self._step_loss += loss.detach() / self._attempt.geometry.accumulation
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        clip = self._attempt.sections.optimizer.grad_clip or torch.inf
+        self._grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+
+    def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
+        stop = self._attempt.micro_step_done()
+        if (batch_idx + 1) % self._attempt.geometry.accumulation == 0:
+            self._attempt.optimizer.zero_grad()  # a checkpoint of the step finds their memory free
+            stop = self._attempt.step_done(self._step_loss, self._grad_norm)
+            self._step_loss.zero_()
+        if stop:
+            self.trainer.should_stop = True
+
+
+def train(attempt: Attempt) -> None:
+    """Make optimizer steps from attempt.step to attempt.target, or until asked to stop."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    trainer = pl.Trainer(
+        accelerator=attempt.compute.device.type,
+        devices=1,
+        precision=attempt.compute.precision,
+        max_epochs=1,
+        max_steps=attempt.target - attempt.step,
+        accumulate_grad_batches=attempt.geometry.accumulation,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+        use_distributed_sampler=False,
+        plugins=[LightningEnvironment()],
+    )
+    trainer.fit(LanguageModel(attempt))

@@ -1,0 +1,367 @@
+"""Remote files: listed, fetched one by one while they are read, and gone on with."""
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.data.downloads import RemoteFiles, list_remote
+from app.data.retries import PAUSES
+from app.data.sources import pin_source
+from app.errors import AccessDenied, ConfigError, NoBucket, NotFound, Unavailable
+from app.settings.variables import DataSettings
+from tests.support.interposed import Interposed
+from tests.support.prepared import documents
+
+SUFFIXES = (".txt", ".jsonl")
+CONTENT = b"".join(b"line %d of a file\n" % number for number in range(300))
+
+
+class Web:
+    """A web server on loopback. `files` by name; `/STATUS/name` answers with that status."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {"a.txt": CONTENT}
+        self.requests: list[str] = []  # ranges that were asked for
+        self.ranges = True
+        self.tags = True
+        self.cut_after: int | None = None  # bytes; then the connection breaks off
+        self.uri = ""
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        _, status, name = request.path.split("/")
+        content = self.files.get(name, b"")
+        tag = f'"{hashlib.sha256(content).hexdigest()}"'
+        asked = request.headers.get("Range", "")
+        self.requests.append(asked)
+        if request.headers.get("If-Match", tag) != tag:
+            status = "412"
+        if status != "200":
+            request.send_response(int(status))
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        if self.ranges and asked:
+            first, last = asked.removeprefix("bytes=").split("-")
+            part = content[int(first) : int(last) + 1 if last else None]
+            request.send_response(206 if part else 416)
+            end = int(first) + len(part) - 1
+            span = f"{first}-{end}" if part else "*"
+            request.send_header("Content-Range", f"bytes {span}/{len(content)}")
+        else:
+            part = content
+            request.send_response(200)
+        request.send_header("Content-Length", str(len(part)))
+        if self.tags:
+            request.send_header("ETag", tag)
+        request.end_headers()
+        request.wfile.write(part[: self.cut_after])
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    told = Web()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            told.answer(self)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    told.uri = f"http://127.0.0.1:{server.server_port}"
+    yield told
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    waited: list[float] = []
+    monkeypatch.setattr("app.data.retries.sleep", waited.append)
+    return waited
+
+
+def listed(uri: str, data_dir: Path) -> RemoteFiles:
+    return list_remote(uri, data_dir, SUFFIXES, lambda: None)
+
+
+def contents(uri: str, data_dir: Path) -> list[bytes]:
+    return [path.read_bytes() for path in listed(uri, data_dir).paths(0)]
+
+
+def on_disk(data_dir: Path) -> list[str]:
+    return sorted(p.name for p in data_dir.rglob("*") if p.is_file() and p.name != ".lock")
+
+
+def test_a_file_from_the_web_is_fetched_and_removed_when_it_was_read(
+    web: Web, tmp_path: Path
+) -> None:
+    paths = listed(f"{web.uri}/200/a.txt", tmp_path).paths(0)
+    path = next(paths)
+    assert path.read_bytes() == CONTENT
+    assert on_disk(tmp_path) == [path.name]
+    assert next(paths, None) is None
+    assert on_disk(tmp_path) == []
+
+
+def test_an_empty_file_from_the_web_is_empty(web: Web, tmp_path: Path) -> None:
+    web.files["e.txt"] = b""
+    assert contents(f"{web.uri}/200/e.txt", tmp_path) == [b""]
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(401, AccessDenied), (403, AccessDenied), (404, NotFound), (503, Unavailable)],
+)
+def test_a_servers_refusals_are_told_apart(
+    web: Web, tmp_path: Path, status: int, expected: type[Exception]
+) -> None:
+    with pytest.raises(expected, match=f"^DATASET={web.uri}/{status}/a.txt") as caught:
+        listed(f"{web.uri}/{status}/a.txt", tmp_path)
+    assert caught.type is expected
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_transfer_that_breaks_off_goes_on_where_it_was(
+    web: Web, tmp_path: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch, ranges: bool
+) -> None:
+    files = listed(f"{web.uri}/200/a.txt", tmp_path)
+    web.ranges, web.cut_after = ranges, 1000
+
+    def pause(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            web.cut_after = None
+
+    monkeypatch.setattr("app.data.retries.sleep", pause)
+    assert next(files.paths(0)).read_bytes() == CONTENT
+    assert len(waits) == 2
+    asked = (
+        ["", "bytes=1000-", "bytes=2000-"] if ranges else ["", "bytes=1000-", "", "bytes=1000-", ""]
+    )
+    assert web.requests[1:] == asked
+
+
+def test_each_block_that_is_fetched_is_a_sign_of_life(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.data.remote_web.BLOCK", 1000)
+    seen: list[None] = []
+    uri = f"{web.uri}/200/a.txt"
+    files = list_remote(uri, tmp_path, SUFFIXES, lambda: seen.append(None))
+    assert not seen
+    next(files.paths(0))
+    assert len(seen) == -(-len(CONTENT) // 1000)
+
+
+def test_a_transfer_that_always_breaks_off_is_given_up(
+    web: Web, tmp_path: Path, waits: list[float]
+) -> None:
+    files = listed(f"{web.uri}/200/a.txt", tmp_path)
+    web.cut_after = 0
+    with pytest.raises(Unavailable, match=r"a\.txt: the connection broke off"):
+        next(files.paths(0))
+    assert waits == list(PAUSES)
+    assert on_disk(tmp_path) == []
+
+
+def test_a_file_that_is_replaced_on_the_web_is_an_error_that_says_so(
+    web: Web, tmp_path: Path
+) -> None:
+    files = listed(f"{web.uri}/200/a.txt", tmp_path)
+    web.files["a.txt"] = CONTENT[::-1]
+    with pytest.raises(ConfigError, match=r"a\.txt was replaced while the corpus was read"):
+        next(files.paths(0))
+
+
+def test_a_server_that_tells_no_version_is_refused(web: Web, tmp_path: Path) -> None:
+    web.tags = False
+    with pytest.raises(ConfigError, match="neither ETag nor Last-Modified"):
+        listed(f"{web.uri}/200/a.txt", tmp_path)
+
+
+def test_a_server_that_nobody_answers_for_is_unavailable(
+    closed_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        listed(f"{closed_endpoint}/a.txt", tmp_path)
+
+
+def test_what_is_no_address_is_refused_without_its_text(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is no address of a web server$") as caught:
+        listed("http://host:verysecret/a b.txt", tmp_path)
+    assert caught.value.__cause__ is None and "port" not in str(caught.value)
+
+
+def test_another_kind_of_uri_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^DATASET=gs://b/a.txt: URIs start with s3://"):
+        listed("gs://b/a.txt", tmp_path)
+
+
+@pytest.fixture
+def filled(bucket: str, s3_client: Any) -> str:
+    for key in ("in/b.txt", "in/a.txt", "in/deep/c.jsonl", "in/notes.md", "inner.txt"):
+        s3_client.put_object(Bucket=bucket, Key=key, Body=key.encode())
+    return bucket
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("in/a.txt", ["in/a.txt"]),
+        ("in", ["in/a.txt", "in/b.txt", "in/deep/c.jsonl"]),
+        ("in/", ["in/a.txt", "in/b.txt", "in/deep/c.jsonl"]),
+        ("in/[ab].txt", ["in/a.txt", "in/b.txt"]),
+        ("*.jsonl", ["in/deep/c.jsonl"]),
+        ("", ["in/a.txt", "in/b.txt", "in/deep/c.jsonl", "inner.txt"]),
+    ],
+)
+def test_an_object_a_prefix_or_a_glob_names_objects_in_a_bucket(
+    filled: str, tmp_path: Path, pattern: str, expected: list[str]
+) -> None:
+    read = contents(f"s3://{filled}/{pattern}", tmp_path)
+    assert [content.decode() for content in read] == expected
+
+
+def test_objects_are_named_below_the_folder_that_they_share(filled: str, tmp_path: Path) -> None:
+    assert listed(f"s3://{filled}/in", tmp_path).names == ["a.txt", "b.txt", "deep/c.jsonl"]
+    assert listed(f"s3://{filled}/in/a.txt", tmp_path).names == ["a.txt"]
+
+
+def test_a_bucket_or_an_object_that_is_not_there_is_not_found(filled: str, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no object matches"):
+        listed(f"s3://{filled}/none/", tmp_path)
+    with pytest.raises(NoBucket, match="no such bucket"):
+        listed(f"s3://{filled}-missing/in/", tmp_path)
+
+
+@pytest.mark.usefixtures("no_backoff")
+def test_a_bucket_that_nobody_answers_for_is_unavailable(
+    filled: str, closed_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", closed_endpoint)
+    with pytest.raises(Unavailable, match=f"^DATASET=s3://{filled}/in"):
+        listed(f"s3://{filled}/in", tmp_path)
+
+
+@pytest.fixture
+def corpus(bucket: str, s3_client: Any) -> str:
+    for number in range(6):
+        rows = b"".join(b'{"text": "%d %d"}\n' % (number, row) for row in range(3))
+        s3_client.put_object(Bucket=bucket, Key=f"in/{number}.jsonl", Body=rows)
+    return f"s3://{bucket}/in"
+
+
+def test_objects_are_fetched_in_turn_and_two_at_most_are_on_the_disk(
+    corpus: str, tmp_path: Path, s3_answers: Interposed
+) -> None:
+    pieces = documents(DataSettings(dataset=corpus, data_dir=tmp_path))
+    fetched = [request for request in s3_answers.requests if request.endswith(".jsonl")]
+    assert fetched == [], "listing fetches nothing"
+    for number in range(6):
+        for row in range(3):
+            assert next(pieces).text == f"{number} {row}"
+            assert len(on_disk(tmp_path)) <= 2
+            seen = [r for r in s3_answers.requests if r.endswith(".jsonl")]
+            assert len(seen) <= number + 2
+    assert next(pieces, None) is None
+    assert on_disk(tmp_path) == []
+
+
+def test_going_on_fetches_nothing_that_was_read(
+    corpus: str, tmp_path: Path, s3_answers: Interposed
+) -> None:
+    settings = DataSettings(dataset=corpus, data_dir=tmp_path)
+    pieces = documents(settings)
+    for _ in range(13):
+        next(pieces)
+    pieces.close()
+    assert on_disk(tmp_path) == []
+    s3_answers.requests.clear()
+    rest = documents(settings, pieces.position)
+    assert [piece.text for piece in rest] == ["4 1", "4 2", "5 0", "5 1", "5 2"]
+    fetched = {r.rpartition("/")[2] for r in s3_answers.requests if r.endswith(".jsonl")}
+    assert fetched == {"4.jsonl", "5.jsonl"}
+
+
+def test_an_object_that_is_replaced_in_the_middle_is_an_error_that_says_so(
+    corpus: str, tmp_path: Path, s3_client: Any
+) -> None:
+    pieces = documents(DataSettings(dataset=corpus, data_dir=tmp_path))
+    assert next(pieces).text == "0 0"
+    bucket = corpus.split("/")[2]
+    s3_client.put_object(Bucket=bucket, Key="in/4.jsonl", Body=b'{"text": "other"}\n')
+    with pytest.raises(ConfigError, match=r"in/4\.jsonl was replaced while the corpus was read"):
+        list(pieces)
+
+
+def test_a_server_that_knows_no_conditions_is_found_out_by_the_etag(
+    rclone_bucket: str, tmp_path: Path
+) -> None:
+    import boto3
+
+    client: Any = boto3.session.Session().client("s3")
+    client.put_object(Bucket=rclone_bucket, Key="a.txt", Body=b"before")
+    uri = f"s3://{rclone_bucket}/a.txt"
+    assert contents(uri, tmp_path) == [b"before"]
+    files = listed(uri, tmp_path)
+    client.put_object(Bucket=rclone_bucket, Key="a.txt", Body=b"behind")
+    with pytest.raises(ConfigError, match=r"a\.txt was replaced"):
+        next(files.paths(0))
+
+
+def test_objects_that_are_not_served_for_a_while_are_waited_for(
+    corpus: str,
+    tmp_path: Path,
+    s3_answers: Interposed,
+    waits: list[float],
+    no_backoff: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pieces = documents(DataSettings(dataset=corpus, data_dir=tmp_path))
+    s3_answers.answering = lambda environ: (
+        (503, "") if environ["PATH_INFO"].endswith("3.jsonl") else None
+    )
+
+    def back(seconds: float) -> None:
+        waits.append(seconds)
+        s3_answers.reset()
+
+    monkeypatch.setattr("app.data.retries.sleep", back)
+    assert len(list(pieces)) == 18
+    assert waits == [PAUSES[0]]
+
+
+def test_an_object_that_is_added_after_the_listing_does_not_move_the_others(
+    corpus: str, tmp_path: Path, s3_client: Any
+) -> None:
+    pinned = pin_source(DataSettings(dataset=corpus, data_dir=tmp_path))
+    body = b'{"text": "added"}\n'
+    s3_client.put_object(Bucket=corpus.split("/")[2], Key="in/00.jsonl", Body=body)
+    assert [piece.text for piece in pinned.pieces({"file": 4, "offset": 0})][:2] == ["4 0", "4 1"]
+    assert "added" not in {piece.text for piece in pinned.pieces()}
+
+
+def test_the_fingerprint_of_objects_is_their_etags_and_fetches_nothing(
+    corpus: str, tmp_path: Path, s3_client: Any, s3_answers: Interposed
+) -> None:
+    settings = DataSettings(dataset=corpus, data_dir=tmp_path)
+    before = pin_source(settings)
+    assert list(before.parts) == [*(f"{number}.jsonl" for number in range(6)), "TEXT_COLUMN"]
+    assert not [request for request in s3_answers.requests if request.endswith(".jsonl")]
+    bucket = corpus.split("/")[2]
+    s3_client.put_object(Bucket=bucket, Key="in/4.jsonl", Body=b'{"text": "other"}\n')
+    after = pin_source(settings)
+    assert after.fingerprint != before.fingerprint
+    assert {n for n in after.parts if after.parts[n] != before.parts[n]} == {"4.jsonl"}

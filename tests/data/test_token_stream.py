@@ -1,0 +1,261 @@
+"""Tokens that arrive late change nothing but the time."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.data.loader import BatchGeometry, training_loader
+from app.data.preparation import Preparation, PrepareProgress, TokenNeed
+from app.data.sample_order import WINDOW_SEQUENCES, SampleOrder
+from app.data.shards import ShardIndex
+from app.data.sources import PinnedSource, pin_source
+from app.data.token_progress import TokenProgress
+from app.data.token_stream import Corpus, OutOfData
+from app.data.tokenization import CorpusTokenizer
+from app.data.tokenizer import TokenizerFiles
+from app.errors import AppError, Unavailable
+from app.settings.variables import DataSettings
+from app.training.preemption import StopRequest
+from tests.support.small_corpus import SHARD, rows, small_batches, tokenizer
+
+__all__ = ["small_batches", "tokenizer"]
+
+ROWS = rows(800)
+SEQ_LEN = 8
+GEOMETRY = BatchGeometry(batch_size=16, global_batch_size=64, seq_len=SEQ_LEN)
+
+
+class Gate:
+    """Lets the tokenizer make one shard each time that somebody waits for one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.wanted = threading.Event()
+        self.failure: Exception | None = None
+        extend = CorpusTokenizer.extend
+
+        def when_wanted(
+            tokenizer: CorpusTokenizer, index: ShardIndex, done: Any
+        ) -> Iterator[ShardIndex]:
+            for made in extend(tokenizer, index, done):
+                yield made
+                self.wanted.wait()
+                self.wanted.clear()
+                if self.failure:
+                    raise self.failure
+
+        monkeypatch.setattr(CorpusTokenizer, "extend", when_wanted)
+
+
+class PatientProgress(TokenProgress):
+    """Opens the gate, or does what a test wants done while it waits."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        super().__init__()
+        self.act = act
+        self.waits = 0
+
+    def waiting(self, progress: PrepareProgress) -> None:
+        self.waits += 1
+        self.act()
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    return Gate(monkeypatch)
+
+
+MakeCorpus = Callable[..., Corpus]
+
+
+@pytest.fixture
+def make(tmp_path: Path, tokenizer: TokenizerFiles) -> Iterator[MakeCorpus]:
+    made: list[Corpus] = []
+
+    def make_one(
+        name: str,
+        act: Callable[[], None] = lambda: None,
+        rows: int = len(ROWS),
+        stop: StopRequest | None = None,
+        **need: Any,
+    ) -> Corpus:
+        path = tmp_path / f"{rows}.jsonl"
+        path.write_text("".join(json.dumps({"text": row}) + "\n" for row in ROWS[:rows]))
+        data = DataSettings(dataset=str(path), data_dir=tmp_path / name)
+        preparation = Preparation(
+            pin_source(data),
+            tokenizer,
+            TokenNeed(**need),
+            shard_tokens=SHARD,
+        )
+        corpus = Corpus(
+            preparation, PatientProgress(act), stop or StopRequest(), seed=5, seq_len=SEQ_LEN
+        )
+        made.append(corpus)
+        return corpus
+
+    yield make_one
+    for corpus in made:
+        corpus.close()
+
+
+def shown(corpus: Corpus, samples: int, workers: int = 0) -> list[list[int]]:
+    """The tokens of the first samples, batch by batch."""
+    loader = training_loader(
+        corpus.train,
+        corpus.sequences,
+        GEOMETRY,
+        0,
+        samples // GEOMETRY.global_batch_size,
+        num_workers=workers,
+        pin_memory=False,
+    )
+    return [row.tolist() for batch in loader for row in batch]
+
+
+def n_sequences(corpus: Corpus) -> int:
+    return (corpus.preparation.index.n_tokens("train") - 1) // SEQ_LEN
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_late_tokens_are_shown_in_the_same_order_over_epochs_and_by_any_number_of_workers(
+    workers: int, make: MakeCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early = make("early")
+    early.preparation.run()
+    n = n_sequences(early)
+    assert 2 * WINDOW_SEQUENCES < n < 4 * WINDOW_SEQUENCES
+    samples = (2 * n + 100) // 64 * 64
+    tokens = early.train.read(0, early.train.n_tokens)
+    order = SampleOrder(n, 5)
+    expected = [
+        tokens[order.sequence_at(i) * SEQ_LEN :][: SEQ_LEN + 1].tolist() for i in range(samples)
+    ]
+    gate = Gate(monkeypatch)
+    late = make("late", act=gate.wanted.set)
+    late.preparation.start()
+    late.preparation.wait_for("train", SEQ_LEN + 1, lambda _: None)
+    assert not late.preparation.index.complete
+    assert shown(late, samples, workers) == expected
+    assert late.preparation.index == early.preparation.index
+    assert shown(early, samples, workers) == expected
+
+
+def test_a_corpus_smaller_than_a_window_is_waited_for_and_shown_whole(make: MakeCorpus) -> None:
+    corpus = make("small", rows=60)
+    corpus.preparation.start()
+    n = int(corpus.sequences(0, 1).size and n_sequences(corpus))
+    assert 0 < n < WINDOW_SEQUENCES
+    assert sorted(corpus.sequences(0, n).tolist()) == list(range(n))
+    assert sorted(corpus.sequences(n, n).tolist()) == list(range(n))
+
+
+def test_the_validation_set_is_the_same_whenever_it_is_asked_for(
+    make: MakeCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early = make("early")
+    early.preparation.run()
+    held_out = early.preparation.validation.n_tokens
+    sizes = (64, 200, held_out - 1, held_out, 10 * held_out)
+    expected = [[b.tolist() for b in early.validation(4, size)] for size in sizes]
+    gate = Gate(monkeypatch)
+    for size, batches in zip(sizes, expected, strict=True):
+        late = make(f"late-{size}", act=gate.wanted.set)
+        late.preparation.start()
+        assert [b.tolist() for b in late.validation(4, size)] == batches
+    assert expected[2] == expected[4][: len(expected[2])]
+
+
+def test_what_ends_the_preparation_is_raised_only_where_tokens_are_missing(
+    make: MakeCorpus, gate: Gate
+) -> None:
+    def fail() -> None:
+        gate.failure = OSError(28, "No space left on device")
+        gate.wanted.set()
+
+    corpus = make("full", act=fail)
+    corpus.preparation.start()
+    with pytest.raises(OutOfData) as end:
+        corpus.sequences(0, 1)
+    assert isinstance(end.value.__cause__, Unavailable)
+    assert "is full" in str(end.value.__cause__)
+    there = corpus.preparation.index.n_tokens("train")
+    assert there > SHARD
+    assert len(corpus.train.read(0, there)) == there
+    corpus.preparation.require("train", np.array([0]), there, lambda _: None)
+
+
+def test_what_comes_just_before_the_end_of_the_preparation_is_there(
+    make: MakeCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, wait = make("last").preparation, Preparation._wait
+
+    def after_the_end(self: Preparation, *arguments: Any) -> None:
+        data.run()
+        wait(self, *arguments)
+
+    monkeypatch.setattr(Preparation, "_wait", after_the_end)
+    assert data.wait_for("train", SHARD, lambda _: None).n_tokens("train") >= SHARD
+
+
+@pytest.mark.parametrize("failure", [MemoryError(), ValueError("a position that is none")])
+def test_a_failure_that_we_have_no_name_for_is_a_lack_of_data_too(
+    failure: Exception, make: MakeCorpus, gate: Gate
+) -> None:
+    gate.failure = failure
+    corpus = make("odd", act=gate.wanted.set)
+    corpus.preparation.start()
+    with pytest.raises(OutOfData) as end:
+        corpus.sequences(0, 1)
+    assert end.value.__cause__ is failure
+
+
+def test_a_need_that_was_too_little_is_an_error_of_ours(make: MakeCorpus) -> None:
+    corpus = make("little")
+    corpus.preparation.need = TokenNeed(stop=SHARD)
+    corpus.preparation.run()
+    with pytest.raises(AppError, match=r"TokenNeed\(start=0, stop=3000, .* was too little"):
+        corpus.preparation.wait_for("train", 10**6, lambda _: None)
+
+
+def test_a_stop_request_ends_the_waiting(make: MakeCorpus, gate: Gate) -> None:
+    stop = StopRequest()
+    stop.requested_at = 0.0
+    corpus = make("stopped", stop=stop)
+    corpus.preparation.start()
+    with pytest.raises(OutOfData) as end:
+        corpus.sequences(0, 1)
+    assert end.value.__cause__ is None
+
+
+def test_of_two_on_one_folder_the_second_reads_what_the_first_has_sealed(
+    make: MakeCorpus, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make("shared")
+    first.preparation.start()
+    first.preparation.wait_for("train", SHARD, lambda _: None)
+    monkeypatch.setattr(PinnedSource, "pieces", None)
+    second = make("shared", act=gate.wanted.set)
+    second.preparation.start()
+    assert sorted(second.sequences(0, WINDOW_SEQUENCES).tolist()) == list(range(WINDOW_SEQUENCES))
+    assert not first.preparation.index.complete
+    assert not second.preparation.progress.tokens_made
+
+
+def test_the_second_goes_on_where_the_first_ends(make: MakeCorpus, gate: Gate) -> None:
+    first = make("shared")
+    first.preparation.start()
+    first.preparation.wait_for("train", SHARD, lambda _: None)
+    second = make("shared", act=gate.wanted.set)
+    second.preparation.start()
+    first.close()
+    gate.wanted.set()
+    index = second.preparation.wait_for("train", 10**9, lambda _: gate.wanted.set())
+    assert index.complete
+    assert second.preparation.progress.tokens_made
+    assert replace(index, seals=index.seals[:1], complete=False) == index.first(1)

@@ -1,0 +1,348 @@
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from app.data import tokenizer as module
+from app.data.tokenizer import (
+    END_OF_TEXT,
+    TextEncoder,
+    TokenizerFiles,
+    _without_prefix,
+    build_builtin_tokenizer,
+    load_tokenizer,
+    read_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+)
+from app.errors import AccessDenied, ConfigError, Damaged, NotFound, Unavailable
+from app.settings.variables import DataSettings
+from tests.support.hubserver import hub, use_endpoint
+from tests.support.prepared import prepare
+
+TEXTS = ["the quick brown fox jumps over the lazy dog " * 3, "def f(x):\n    return x + 1\n" * 3]
+NOWHERE = Path("/nonexistent/tokenizer")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> TokenizerFiles:
+    directory = tmp_path_factory.mktemp("small")
+    save_tokenizer(train_tokenizer(TEXTS, 280), directory)
+    return read_tokenizer(directory, "TOKENIZER=small")
+
+
+@pytest.fixture(scope="module")
+def builtin(tmp_path_factory: pytest.TempPathFactory) -> TokenizerFiles:
+    """The real one, trained once: some seconds."""
+    return build_builtin_tokenizer(tmp_path_factory.mktemp("builtin") / "tokenizer")
+
+
+@pytest.fixture
+def quick_builtin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "builtin_documents", lambda: iter(TEXTS))
+    monkeypatch.setattr(module, "builtin_fingerprint", lambda: "f" * 64)
+
+
+def decode(files: TokenizerFiles, ids: list[int]) -> str:
+    tokenizer = Tokenizer.from_file(str(files.directory / "tokenizer.json"))
+    return tokenizer.decode(ids, skip_special_tokens=False)
+
+
+@pytest.fixture(scope="module")
+def foreign(small_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    copy = tmp_path_factory.mktemp("foreign") / "their-tokenizer"
+    shutil.copytree(small_tokenizer, copy)
+    yield copy
+
+
+def edited(directory: Path, target: Path, name: str, **changes: object) -> Path:
+    shutil.copytree(directory, target)
+    path = target / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return target
+
+
+def test_the_builtin_tokenizer_has_the_size_and_the_special_token_of_smollm2(
+    builtin: TokenizerFiles,
+) -> None:
+    assert builtin.vocab_size == 49_152
+    assert (builtin.eos_token_id, builtin.bos_token_id) == (0, 0)
+
+
+def test_transformers_gives_the_same_ids_also_beside_a_llama_config(
+    builtin: TokenizerFiles, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    directory = tmp_path / "checkpoint"
+    shutil.copytree(builtin.directory, directory)
+    (directory / "config.json").write_text('{"model_type": "llama"}')
+    text = f"{module.__doc__}\n\n  naïve 日本 12345\r\n"
+    ours = TextEncoder(builtin).encode_batch([text])[0].tolist()
+    for path in (builtin.directory, directory):
+        theirs = AutoTokenizer.from_pretrained(path)
+        assert theirs.encode(text) == ours
+        assert theirs.decode(ours) == text
+        assert theirs.eos_token_id == theirs.bos_token_id == theirs.unk_token_id == 0
+
+
+@given(text=st.text())
+def test_any_text_comes_back_from_its_tokens(small: TokenizerFiles, text: str) -> None:
+    ids = TextEncoder(small).encode_batch([text])[0]
+    assert ids.dtype == np.uint16
+    assert decode(small, ids.tolist()) == text
+
+
+def test_the_end_of_text_token_inside_a_document_is_only_text(small: TokenizerFiles) -> None:
+    ids = TextEncoder(small).encode_batch([f"a{END_OF_TEXT}b"])[0].tolist()
+    assert small.eos_token_id not in ids
+    assert decode(small, ids) == f"a{END_OF_TEXT}b"
+
+
+def prefixing(kind: str) -> Tokenizer:
+    """An untrained BPE that puts a prefix before a text, in the way that `kind` names."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    if kind == "ByteLevel":
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.decoder = decoders.ByteLevel()
+    elif kind == "Prepend":
+        steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        tokenizer.normalizer = normalizers.Sequence(steps)
+        strip = [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        tokenizer.decoder = decoders.Sequence(strip)
+    else:
+        step = pre_tokenizers.Metaspace(prepend_scheme=kind.removesuffix(" in a sequence"))
+        tokenizer.pre_tokenizer = (
+            pre_tokenizers.Sequence([step, pre_tokenizers.Digits()]) if " " in kind else step
+        )
+        tokenizer.decoder = decoders.Metaspace()
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "always",
+        "first",
+        "always in a sequence",
+        "first in a sequence",
+        "Prepend",
+        "ByteLevel",
+    ],
+)
+def test_a_prefix_is_put_before_a_document_and_not_before_what_goes_on_with_it(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.data.readers.DOCUMENT_BYTES", 100)
+    for name in ("data.pieces", "data.readers"):
+        monkeypatch.setattr(f"app.{name}.PIECE_SIZE", 30)
+    text = "".join(TEXTS).replace("\n", " \n") * 3
+    tokenizer = prefixing(kind)
+    trainer = trainers.BpeTrainer(
+        vocab_size=290, special_tokens=[END_OF_TEXT, "<unk>"], show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    (tmp_path / "tokenizer").mkdir()
+    save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    files = load_tokenizer(str(tmp_path / "tokenizer"), tmp_path, 300)
+    (tmp_path / "a.txt").write_text(text)
+    monkeypatch.setattr("app.data.tokenization.held_out", lambda text: False)
+    train = prepare(DataSettings(dataset=f"{tmp_path}/a.txt", data_dir=tmp_path), files).train
+    ids = train.read(0, train.n_tokens - 1).tolist()
+    whole = TextEncoder(files).encode_batch([text])[0].tolist()
+    assert decode(files, ids).removeprefix(" ") == text == decode(files, whole).removeprefix(" ")
+    assert (tokenizer.id_to_token(ids[0]) or "")[0] in "▁Ġ"
+    going_on = TextEncoder(files).encode_batch(["the", "the"], [False, True])
+    assert decode(files, [*going_on[1].tolist(), *going_on[0].tolist()]) == "the the"
+
+
+def test_training_twice_gives_the_same_tokenizer() -> None:
+    assert train_tokenizer(TEXTS, 300).to_str() == train_tokenizer(iter(TEXTS), 300).to_str()
+
+
+def test_the_one_in_the_image_is_used_where_there_is_one(
+    small: TokenizerFiles, tmp_path: Path
+) -> None:
+    files = load_tokenizer("builtin", tmp_path, 300, builtin_directory=small.directory)
+    assert files == small
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("quick_builtin")
+def test_elsewhere_it_is_trained_once_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load_tokenizer("builtin", tmp_path, 49_152, builtin_directory=NOWHERE)
+    monkeypatch.setattr(module, "train_tokenizer", None)
+    assert load_tokenizer("builtin", tmp_path, 49_152, builtin_directory=NOWHERE) == first
+    assert [path.name for path in (tmp_path / "tokenizers").iterdir()] == ["builtin-" + "f" * 16]
+
+
+@pytest.mark.usefixtures("quick_builtin")
+def test_a_second_process_that_was_faster_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "tokenizer"
+    save = module.save_tokenizer
+
+    def save_after_another(tokenizer: Tokenizer, directory: Path) -> None:
+        target.mkdir()
+        save(tokenizer, target)
+        save(tokenizer, directory)
+
+    monkeypatch.setattr(module, "save_tokenizer", save_after_another)
+    assert build_builtin_tokenizer(target).eos_token_id == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
+
+
+@pytest.mark.usefixtures("quick_builtin")
+def test_a_training_that_fails_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "save_tokenizer", full)
+    with pytest.raises(Unavailable, match=f"DATA_DIR={tmp_path} is full"):
+        load_tokenizer("builtin", tmp_path, 49_152, builtin_directory=NOWHERE)
+    assert not list((tmp_path / "tokenizers").iterdir())
+
+
+def test_a_hugging_face_directory_is_converted_once_and_kept(
+    foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load_tokenizer(str(foreign), tmp_path, 300)
+    assert first.directory.parent == tmp_path / "tokenizers"
+    assert first.eos_token_id == read_tokenizer(foreign, "TOKENIZER=x").eos_token_id
+    monkeypatch.setattr(module, "_convert", None)
+    assert load_tokenizer(str(foreign), tmp_path, 300) == first
+
+
+def test_a_full_disk_is_unavailable_also_when_the_rust_side_meets_it(
+    foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import PreTrainedTokenizerBase
+
+    def full(*_: object, **__: object) -> None:
+        raise Exception("No space left on device (os error 28)")  # noqa: TRY002
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", full)
+    with pytest.raises(Unavailable, match=f"DATA_DIR={tmp_path} is full"):
+        load_tokenizer(str(foreign), tmp_path, 300)
+
+
+def test_a_directory_with_other_content_is_another_tokenizer(
+    small: TokenizerFiles, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(small.directory, copy)
+    first = load_tokenizer(str(copy), tmp_path, 300)
+    save_tokenizer(train_tokenizer(TEXTS, 270), copy)
+    second = load_tokenizer(str(copy), tmp_path, 300)
+    assert first.directory != second.directory
+    assert first.fingerprint != second.fingerprint
+
+
+def test_the_fingerprint_survives_a_round_trip_through_transformers(
+    small: TokenizerFiles, tmp_path: Path
+) -> None:
+    assert load_tokenizer(str(small.directory), tmp_path, 300).fingerprint == small.fingerprint
+
+
+def test_settings_that_encoding_overrides_do_not_count_in_the_fingerprint(
+    small: TokenizerFiles, tmp_path: Path
+) -> None:
+    truncation = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    directory = edited(small.directory, tmp_path / "t", "tokenizer.json", truncation=truncation)
+    files = read_tokenizer(directory, "TOKENIZER=t")
+    assert files.fingerprint == small.fingerprint
+    assert len(TextEncoder(files).encode_batch(["the quick brown fox"])[0]) > 4
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(
+    small: TokenizerFiles, tmp_path: Path
+) -> None:
+    n = small.vocab_size
+    with pytest.raises(ConfigError, match=f"^TOKENIZER=builtin has {n} tokens.* is {n - 1}:"):
+        load_tokenizer("builtin", tmp_path, n - 1, builtin_directory=small.directory)
+
+
+def test_a_tokenizer_without_an_end_of_text_token_is_refused(foreign: Path, tmp_path: Path) -> None:
+    directory = edited(foreign, tmp_path / "t", "tokenizer_config.json", eos_token=None)
+    with pytest.raises(ConfigError, match=f"^TOKENIZER={directory} has no end-of-text token"):
+        load_tokenizer(str(directory), tmp_path, 300)
+
+
+def test_a_directory_that_holds_no_tokenizer_is_refused(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ConfigError, match=f"^TOKENIZER={empty} cannot be loaded"):
+        load_tokenizer(str(empty), tmp_path, 300)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"version": "1.0"}'])
+def test_a_broken_tokenizer_file_is_named(tmp_path: Path, foreign: Path, content: str) -> None:
+    directory = tmp_path / "t"
+    shutil.copytree(foreign, directory)
+    (directory / "tokenizer.json").write_text(content)
+    with pytest.raises(Damaged, match=str(directory / "tokenizer.json")):
+        load_tokenizer(str(directory), tmp_path, 300)
+
+
+@pytest.mark.parametrize("spec", ["/no/such/folder", "./missing", "a/b/c"])
+def test_what_looks_like_a_path_is_never_asked_of_the_hub(spec: str, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=f"^TOKENIZER={spec}: there is no such directory"):
+        load_tokenizer(spec, tmp_path, 300)
+
+
+def test_one_from_the_hub_is_fetched_once(
+    foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {path.name: path.read_bytes() for path in foreign.iterdir()}
+    files["model.safetensors"] = b"large"
+    with hub(monkeypatch, tmp_path, files) as requests:
+        first = load_tokenizer("o/good", tmp_path, 300)
+        assert first.fingerprint == read_tokenizer(foreign, "TOKENIZER=x").fingerprint
+        assert not any("safetensors" in request for request in requests)
+    assert load_tokenizer("o/good", tmp_path, 300) == first
+
+
+@pytest.mark.parametrize(
+    ("repository", "expected"),
+    [
+        ("o/missing", AccessDenied),  # or private: the hub does not say
+        ("o/gated", AccessDenied),
+        ("o/forbidden", AccessDenied),
+        ("o/busy", Unavailable),
+        ("not an id", NotFound),
+    ],
+)
+def test_the_hubs_refusals_are_told_apart(
+    repository: str, expected: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hub(monkeypatch, tmp_path, {"tokenizer.json": b"{}"}):
+        with pytest.raises(expected, match=f"^TOKENIZER={repository}") as caught:
+            load_tokenizer(repository, tmp_path, 300)
+        assert caught.type is expected
+    assert not list((tmp_path / "tokenizers").iterdir())
+
+
+def test_a_hub_that_nobody_answers_for_is_unavailable(
+    closed_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_endpoint(monkeypatch, closed_endpoint, tmp_path)
+    with pytest.raises(Unavailable, match="TOKENIZER=o/good: the hub cannot be reached"):
+        load_tokenizer("o/good", tmp_path, 300)
+
+
+def test_a_space_that_stands_before_each_word_is_no_prefix_of_the_text() -> None:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    steps = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]  # as T5's
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    assert _without_prefix(tokenizer) is tokenizer

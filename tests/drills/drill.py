@@ -1,0 +1,404 @@
+"""The whole job against a real container engine: train, kill, resume, extend, pull, generate.
+
+    python3 tests/drills/drill.py                  # object store: tests/support/s3server.py
+    python3 tests/drills/drill.py --stack-store    # object store: the stack's own image
+
+Needs Docker with compose v2, and nothing of Python but its standard library. It uses
+a compose project of its own, and removes it in the end. It follows the log and asks the
+engine. Exit code 0 if every check passed.
+"""
+
+import argparse
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TOTAL_STEPS, ADDITIONAL_STEPS, EVERY, KEEP_TOP = 40, 12, 5, 2
+JOB = {
+    "MODEL": "tiny",
+    "DEVICE": "cpu",
+    "SEQ_LEN": "64",
+    "BATCH_SIZE": "2",
+    "GLOBAL_BATCH_SIZE": "4",
+    "TOTAL_STEPS": str(TOTAL_STEPS),
+    "WARMUP_STEPS": "5",
+    "CHECKPOINT_EVERY_STEPS": str(EVERY),
+    "KEEP_TOP": str(KEEP_TOP),
+}
+SHAPE = "{MODEL} on {DEVICE}, {GLOBAL_BATCH_SIZE} sequences of {SEQ_LEN} tokens".format_map(JOB)
+
+# What the log of the job says, in one place.
+STEP = r"\bstep (?P<step>\d+)/(?P<target>\d+) \| loss (?P<loss>[\d.]+)"
+FRESH = r"fresh start, target step (?P<target>\d+)"
+RESUMED = r"resumed from step (?P<step>\d+) .*target step (?P<target>\d+)"
+REACHED = r"target reached: step (?P<step>\d+)"
+NOTHING = r"nothing to do: \S+ is finished at step (?P<step>\d+)"
+
+DRILL_SECONDS = 1200.0
+BUILD_SECONDS = 900.0
+STEP_SECONDS = 180.0
+RESTART_SECONDS = 60.0
+# Goals for a machine that does nothing else. A shared one may be slower: a miss is said, and only
+# twice the goal fails.
+FIRST_STEP_GOAL = 20.0
+FRESH_GOAL = 300.0
+
+
+class DrillError(Exception):
+    """The drill cannot go on: something did not happen in time, or a command failed."""
+
+
+class Drill:
+    """One compose project, its clock and its score."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.started = time.monotonic()
+        self.passed = self.failed = self.slow = 0
+        self.followed: list[subprocess.Popen[str]] = []
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
+            **JOB,
+            "COMPOSE_PROJECT_NAME": f"smollm2-drill-{os.getpid()}",
+            "COMPOSE_FILE": os.pathsep.join(str(path) for path in files),
+            "COMPOSE_ENV_FILES": os.devnull,  # a .env of the developer's must not change the drill
+            "COMPOSE_ANSI": "never",
+            "BUILDKIT_PROGRESS": "plain",
+        }
+
+    def check(self, sentence: str, holds: bool, detail: object = "", word: str = "ok") -> None:
+        self.passed += holds
+        self.failed += not holds
+        shown = f": {detail}" if detail != "" else ""
+        print(f"  {word if holds else 'FAILED':<6} {sentence}{shown}")
+
+    def check_time(self, sentence: str, seconds: float, goal: float, detail: str = "") -> None:
+        in_time, passed = seconds <= goal, seconds <= 2 * goal
+        self.slow += passed and not in_time
+        detail = f"{seconds:.1f} s{detail} (goal {goal:.0f} s)"
+        self.check(sentence, passed, detail, "ok" if in_time else "slow")
+
+    def seconds_left(self, wanted: float) -> float:
+        left = DRILL_SECONDS - (time.monotonic() - self.started)
+        if left <= 0:
+            raise DrillError(f"the drill took longer than {DRILL_SECONDS:.0f} s")
+        return min(wanted, left)
+
+    def docker(
+        self, *arguments: str, timeout: float = 120.0, allowed: tuple[int, ...] = (0,)
+    ) -> subprocess.CompletedProcess[str]:
+        command = ["docker", *arguments]
+        try:
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                timeout=self.seconds_left(timeout),
+                stdin=subprocess.DEVNULL,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise DrillError(f"{' '.join(command)} did not end in {error.timeout:.0f} s") from error
+        if done.returncode not in allowed:
+            raise DrillError(
+                f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+            )
+        return done
+
+    def run(self, *words: str, timeout: float = 120.0) -> str:
+        """`docker compose run --rm --no-deps train WORDS`: its standard output."""
+        command = ("compose", "run", "--rm", "--no-deps", "-T")
+        return self.docker(*command, *words, timeout=timeout).stdout
+
+    def committed_steps(self) -> list[int]:
+        """Steps of the checkpoints that are complete in the store, the newest first."""
+        listing = self.run("train", "checkpoints", "list", "--json")
+        try:
+            rows = json.loads(listing)["checkpoints"]
+        except ValueError as error:
+            raise DrillError(f"checkpoints list --json printed no JSON:\n{listing}") from error
+        return sorted((row["step"] for row in rows if row["state"] == "committed"), reverse=True)
+
+    def clean_up(self) -> None:
+        for process in self.followed:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        subprocess.run(
+            ["docker", "compose", "down", "--volumes", "--remove-orphans", "--timeout", "2"],
+            cwd=ROOT,
+            env=self.environment,
+            timeout=120,
+            check=False,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+        )
+
+
+class Training:
+    """One `docker compose up train`, whose log is followed."""
+
+    def __init__(self, drill: Drill, **changes: str) -> None:
+        self._drill = drill
+        self.started = time.monotonic()
+        self.lines: list[str] = []
+        self._new: queue.Queue[str | None] = queue.Queue()
+        self._process = subprocess.Popen(
+            ["docker", "compose", "up", "train"],
+            cwd=ROOT,
+            env={**drill.environment, **changes},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        drill.followed.append(self._process)
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._new.put(line.rstrip())
+        self._new.put(None)
+
+    def wait_for(self, pattern: str, timeout: float) -> re.Match[str]:
+        """The next line that matches. Raises DrillError if the log ends or time runs out."""
+        deadline = time.monotonic() + self._drill.seconds_left(timeout)
+        while True:
+            try:
+                line = self._new.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise DrillError(
+                    f"no line like {pattern!r} in {timeout:.0f} s\n{self.tail()}"
+                ) from None
+            if line is None:
+                raise DrillError(f"the log ended without a line like {pattern!r}\n{self.tail()}")
+            self.lines.append(line)
+            if found := re.search(pattern, line):
+                return found
+
+    def wait_for_step(self, at_least: int, timeout: float = STEP_SECONDS) -> int:
+        step = -1
+        while step < at_least:
+            step = int(self.wait_for(STEP, timeout)["step"])
+        return step
+
+    def container(self) -> str:
+        found = self._drill.docker("compose", "ps", "--all", "--quiet", "train").stdout.split()
+        if len(found) != 1:
+            raise DrillError(f"one container of train expected, found {found}")
+        return found[0]
+
+    def end(self, timeout: float = STEP_SECONDS) -> int:
+        """Read the log to its end; the exit code of the container."""
+        try:
+            self._process.wait(self._drill.seconds_left(timeout))
+        except subprocess.TimeoutExpired as error:
+            raise DrillError(f"training did not end in {timeout:.0f} s\n{self.tail()}") from error
+        while (line := self._new.get(timeout=30)) is not None:
+            self.lines.append(line)
+        return self.inspected("State.ExitCode")
+
+    def inspected(self, number: str) -> int:
+        template = f"{{{{.{number}}}}}"
+        return int(self._drill.docker("inspect", "--format", template, self.container()).stdout)
+
+    def last_step(self) -> int:
+        steps = [int(found["step"]) for line in self.lines if (found := re.search(STEP, line))]
+        return steps[-1] if steps else -1
+
+    def said(self, pattern: str) -> re.Match[str] | None:
+        found = (re.search(pattern, line) for line in self.lines)
+        return next((match for match in found if match), None)
+
+    def tail(self) -> str:
+        return "\n".join(f"    | {line}" for line in self.lines[-25:])
+
+
+def build(drill: Drill, stack_store: bool) -> float:
+    print("build the image")
+    started = time.monotonic()
+    services = ["train"] if stack_store else ["train", "s3"]
+    done = drill.docker("compose", "build", *services, timeout=BUILD_SECONDS)
+    cached = len(re.findall(r"^#\d+ CACHED$", done.stdout + done.stderr, re.M))
+    print(f"         {time.monotonic() - started:.1f} s, {cached} steps from the cache")
+    return time.monotonic() - started
+
+
+def kill_in_the_middle(drill: Drill, build_seconds: float) -> int:
+    """Start from nothing and SIGKILL it; the step of the newest checkpoint."""
+    print("train, and kill -9 in the middle")
+    training = Training(drill)
+    training.wait_for(FRESH, STEP_SECONDS)
+    training.wait_for_step(1)
+    first_step = time.monotonic() - training.started
+    drill.check_time(f"from built image to first step ({SHAPE})", first_step, FIRST_STEP_GOAL)
+    both, parts = build_seconds + first_step, f", {build_seconds:.1f} s of it the build"
+    drill.check_time("from clone to first step", both, FRESH_GOAL, parts)
+    training.wait_for_step(3 * EVERY + 2)
+    health = ["compose", "exec", "-T", "train", "python", "-m", "app", "health"]
+    healthy = drill.docker(*health, allowed=(0, 75))
+    drill.check("the health check passes while it trains", healthy.returncode == 0)
+    drill.docker("kill", training.container())
+    code = training.end()
+    drill.check("docker kill ends it at once", code == 137, f"exit {code}")
+    newest, died_at = drill.committed_steps()[0], training.last_step()
+    drill.check(
+        "the kill cost at most two checkpoint intervals",  # one may have been on its way
+        died_at - 2 * EVERY <= newest <= died_at,
+        f"died at step {died_at}, newest checkpoint {newest}",
+    )
+    return newest
+
+
+def stop_in_the_middle(drill: Drill, newest: int) -> int:
+    """Start again after the kill, then SIGTERM; the step of the newest checkpoint."""
+    print("start again, and docker stop in the middle")
+    training = Training(drill)
+    resumed = training.wait_for(RESUMED, STEP_SECONDS)
+    drill.check(
+        "it resumes from the newest checkpoint", int(resumed["step"]) == newest, resumed["step"]
+    )
+    first = training.wait_for_step(0)
+    drill.check("and continues with the step after it", first == newest + 1, first)
+    print(f"         from start to resumed step: {time.monotonic() - training.started:.1f} s")
+    training.wait_for_step(newest + 2)
+    started = time.monotonic()
+    drill.docker("stop", "--time", "30", training.container())
+    code = training.end()
+    drill.check(
+        "SIGTERM ends it in order",
+        code == 143,
+        f"exit {code} in {time.monotonic() - started:.1f} s",
+    )
+    newest, last = drill.committed_steps()[0], training.last_step()
+    drill.check("with its last step committed", newest >= last, f"step {last}, saved {newest}")
+    return newest
+
+
+def finish(drill: Drill, newest: int) -> None:
+    print("start again, and let it finish")
+    training = Training(drill)
+    code = training.end()
+    resumed, reached = training.said(RESUMED), training.said(REACHED)
+    drill.check(
+        "it resumes from the step that SIGTERM committed",
+        resumed is not None and int(resumed["step"]) == newest,
+        resumed and resumed["step"],
+    )
+    drill.check(
+        "and reaches the target", reached is not None and int(reached["step"]) == TOTAL_STEPS
+    )
+    drill.check("with exit code 0", code == 0, code)
+    if code != 0:
+        raise DrillError(training.tail())
+    drill.check("and does not start again", training.inspected("RestartCount") == 0)
+
+    print("start a finished run again")
+    training = Training(drill)
+    code = training.end()
+    drill.check(
+        "there is nothing to do, exit 0", code == 0 and training.said(NOTHING) is not None, code
+    )
+
+
+def extend(drill: Drill) -> int:
+    print(f"extend it: ADDITIONAL_STEPS={ADDITIONAL_STEPS}")
+    target = TOTAL_STEPS + ADDITIONAL_STEPS
+    training = Training(drill, ADDITIONAL_STEPS=str(ADDITIONAL_STEPS), EXTENSION_ID="drill-1")
+    code = training.end()
+    reached = training.said(REACHED)
+    drill.check(
+        f"it trains on to step {target}",
+        code == 0 and reached is not None and int(reached["step"]) == target,
+        f"exit {code}",
+    )
+    training = Training(drill, ADDITIONAL_STEPS=str(ADDITIONAL_STEPS), EXTENSION_ID="drill-1")
+    code = training.end()
+    drill.check(
+        "the same extension is not applied twice", code == 0 and training.last_step() < 0, code
+    )
+    return target
+
+
+def use_the_result(drill: Drill, target: int) -> None:
+    print("use the result")
+    steps = drill.committed_steps()
+    drill.check(
+        f"the store keeps the newest, the best {KEEP_TOP} and the one resumed from",
+        steps[0] == target and len(steps) <= KEEP_TOP + 2,
+        steps,
+    )
+    verified = drill.run("train", "checkpoints", "verify")
+    drill.check("every byte is what was written", f"{len(steps)} checkpoints verified" in verified)
+    drill.run("train", "checkpoints", "pull", "--to", "/data/pulled")
+    script = (
+        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T\n"
+        "t, m = T.from_pretrained('/data/pulled'), M.from_pretrained('/data/pulled')\n"
+        "ids = m.generate(**t('def main(', return_tensors='pt'), max_new_tokens=8)\n"
+        "print('GENERATED', ids.shape[1], sum(p.numel() for p in m.parameters()))"
+    )
+    loaded = drill.run("--entrypoint", "python", "train", "-c", script, timeout=180)
+    drill.check("a pulled checkpoint loads in transformers and generates", "GENERATED" in loaded)
+    prompt = "def main("
+    text = drill.run("train", "generate", "--prompt", prompt, "--max_tokens", "16", timeout=180)
+    drill.check("generate continues a prompt", prompt in text and len(text.strip()) > len(prompt))
+    refused = drill.docker(
+        *("compose", "run", "--rm", "--no-deps", "-T", "-e", "TOTAL_STEP=5", "train"),
+        allowed=tuple(range(256)),
+    )
+    drill.check("a misspelled variable is refused", refused.returncode == 78, refused.returncode)
+
+
+def fail(drill: Drill) -> None:
+    print("fail: a wrong setting")
+    training = Training(drill, TOTAL_STEPS="none")
+    training.wait_for(r"TOTAL_STEPS='none' .*\(exit 78\)", STEP_SECONDS)
+    deadline = time.monotonic() + drill.seconds_left(RESTART_SECONDS)
+    while not (restarts := training.inspected("RestartCount")) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    drill.check("a failed job starts again", restarts > 0, f"{restarts} times")
+    drill.docker("compose", "stop", "train")
+
+
+def drilled(drill: Drill, stack_store: bool, build_seconds: float) -> None:
+    newest = kill_in_the_middle(drill, build_seconds + build(drill, stack_store))
+    newest = stop_in_the_middle(drill, newest)
+    finish(drill, newest)
+    use_the_result(drill, extend(drill))
+    fail(drill)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--stack-store", action="store_true", help="use the stack's own S3 server")
+    parser.add_argument("--build-seconds", type=float, default=0.0, help="of the build just made")
+    arguments = parser.parse_args()
+    files = [ROOT / "docker-compose.yml"]
+    if not arguments.stack_store:
+        files.append(ROOT / "tests" / "compose.ci.yml")
+    drill = Drill(files)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` cleans up
+    try:
+        drilled(drill, arguments.stack_store, arguments.build_seconds)
+    except DrillError as error:
+        drill.check("the drill goes on", False, error)
+    finally:
+        drill.clean_up()
+    print(f"drill: {time.monotonic() - drill.started:.0f} s")
+    print(f"{drill.passed} passed ({drill.slow} slower than the goal), {drill.failed} failed")
+    return 1 if drill.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

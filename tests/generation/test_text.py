@@ -1,0 +1,96 @@
+"""Text in pieces, as it goes to a terminal."""
+
+import dataclasses
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from tokenizers import Tokenizer
+
+from app.cli import parser as cli
+from app.errors import ConfigError
+from app.generation.decoding import Sampling
+from app.generation.inference import InferenceModel
+from app.generation.text import LoadedModel, TextPieces, stream_text
+from app.model.smollm2 import SmolLM2
+from app.settings.presets import PRESETS
+
+
+@pytest.fixture
+def loaded(small_tokenizer: Path) -> LoadedModel:
+    model = SmolLM2(dataclasses.replace(PRESETS["tiny"], vocab_size=300))
+    tokenizer = Tokenizer.from_file(str(small_tokenizer / "tokenizer.json"))
+    return LoadedModel(InferenceModel(model), tokenizer, 0, "a test")
+
+
+@pytest.mark.parametrize("text", ["plain", "naïve — é", "日本語 😀!"])
+def test_pieces_are_whole_characters_and_together_the_text(
+    text: str, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = loaded.tokenizer.encode(text).ids
+
+    def drawn(*_: Any) -> Iterator[int]:
+        yield from ids
+
+    monkeypatch.setattr("app.generation.text.generate_tokens", drawn)
+    pieces = list(stream_text(loaded, "prompt", Sampling()))
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert len([piece for piece in pieces if piece]) > 1
+
+
+def test_a_character_that_never_becomes_whole_is_shown_in_the_end(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = loaded.tokenizer.encode("é").ids[:1]
+    monkeypatch.setattr("app.generation.text.generate_tokens", lambda *_: iter(half))
+    assert "".join(stream_text(loaded, "prompt", Sampling())) == "\ufffd"
+
+
+def test_an_empty_prompt_starts_from_the_end_of_text(loaded: LoadedModel) -> None:
+    assert isinstance("".join(stream_text(loaded, "", Sampling(max_tokens=3))), str)
+    without = dataclasses.replace(loaded, end_token=None)
+    with pytest.raises(ConfigError, match="--prompt is empty"):
+        list(stream_text(without, "", Sampling(max_tokens=3)))
+
+
+def test_the_rate_counts_every_token_whether_it_shows_or_not(
+    loaded: LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("app.generation.text.load_model", lambda *_: loaded)
+    monkeypatch.setattr("app.generation.text.generate_tokens", lambda *_: iter([0] * 5))
+    clock = SimpleNamespace(monotonic=iter([10.0, 12.0]).__next__)
+    monkeypatch.setattr("app.cli.commands.time", clock)
+    assert cli.main(["generate", "--model_dir", "any", "--prompt", "a"]) == 0
+    assert "2.5 tokens/s" in capsys.readouterr().err
+
+
+def test_any_tokens_in_pieces_are_the_text_of_all(loaded: LoadedModel) -> None:
+    """Also ends of characters that never began, as an untrained model draws them."""
+    drawn = random.Random(3)
+    for _ in range(50):
+        ids = [drawn.randrange(300) for _ in range(40)]
+        pieces = TextPieces(loaded.tokenizer)
+        text = "".join([*map(pieces.add, ids), pieces.rest()])
+        assert text == loaded.tokenizer.decode(ids)
+
+
+def test_a_token_costs_the_same_however_long_the_text_is(loaded: LoadedModel) -> None:
+    decoded: list[int] = []
+
+    class Counting:
+        def decode(self, ids: list[int]) -> str:
+            decoded.append(len(ids))
+            return loaded.tokenizer.decode(ids)
+
+    pieces = TextPieces(cast(Tokenizer, Counting()))
+    for token in loaded.tokenizer.encode("naïve text " * 50).ids:
+        pieces.add(token)
+    assert max(decoded) < 8

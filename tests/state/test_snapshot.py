@@ -1,0 +1,190 @@
+"""The state's files: complete, exact, and what transformers reads."""
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from app.errors import Damaged, IncompatibleRun
+from app.model.smollm2 import SmolLM2
+from app.settings.presets import PRESETS
+from app.settings.variables import OptimizerSettings
+from app.state.snapshot import (
+    MODEL_FILE,
+    STATE_FILE,
+    Progress,
+    RandomState,
+    Snapshot,
+    capture,
+    checkpoint_bytes,
+    huggingface_files,
+    library_versions,
+    restore,
+)
+from app.stores.contract import Data
+from app.training.optimizer import build_optimizer
+
+SMALL = dataclasses.replace(PRESETS["tiny"], vocab_size=97)
+
+
+def progress(step: int) -> Progress:
+    return Progress(
+        step=step,
+        tokens=step * 10,
+        train_loss=1.5,
+        saved_at=1_700_000_000.0,
+        trainer="torch",
+        optimizer=OptimizerSettings().model_dump(),
+        versions=library_versions(),
+        random=RandomState.capture(),
+    )
+
+
+def settings(optimizer: str) -> OptimizerSettings:
+    return OptimizerSettings.model_validate({"optimizer": optimizer})
+
+
+def trained(steps: int = 2, optimizer_name: str = "adamw") -> tuple[SmolLM2, torch.optim.Optimizer]:
+    model = SmolLM2(SMALL)
+    model.initialize(1)
+    optimizer = build_optimizer(model, settings(optimizer_name), torch.device("cpu"))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.arange(16)[None]).logsumexp(-1).mean().backward()
+        optimizer.step()
+    return model, optimizer
+
+
+def write(snapshot: Snapshot, directory: Path) -> Path:
+    for name, data in snapshot.files({}).items():
+        (directory / name).write_bytes(joined(data))
+    return directory
+
+
+def joined(data: Data) -> bytes:
+    return b"".join(bytes(buffer) for buffer in data)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_what_is_restored_equals_what_was_captured_bit_for_bit(name: str, tmp_path: Path) -> None:
+    model, optimizer = trained(optimizer_name=name)
+    write(capture(model, optimizer, progress(2)), tmp_path)
+    other = SmolLM2(SMALL)
+    other_optimizer = build_optimizer(other, settings(name), torch.device("cpu"))
+    assert restore(tmp_path, other, other_optimizer).step == 2
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert optimizer.state[a].keys() == other_optimizer.state[b].keys()
+        for key, value in optimizer.state[a].items():
+            assert torch.equal(value, other_optimizer.state[b][key]), key
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_what_is_restored_needs_its_files_no_more(name: str, tmp_path: Path) -> None:
+    model, optimizer = trained(optimizer_name=name)
+    write(capture(model, optimizer, progress(2)), tmp_path)
+    other_model, other_optimizer = trained(0, name)
+    restore(tmp_path, other_model, other_optimizer)
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text(), "a cut file is a SIGBUS"
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"")
+    for a, b in zip(model.parameters(), other_model.parameters(), strict=True):
+        for key, value in optimizer.state[a].items():
+            assert torch.equal(value, other_optimizer.state[b][key]), key
+
+
+@pytest.mark.parametrize(("before", "now"), [("adamw", "muon"), ("muon", "adamw")])
+def test_moments_of_another_optimizer_are_refused(before: str, now: str, tmp_path: Path) -> None:
+    model, optimizer = trained(optimizer_name=before)
+    write(capture(model, optimizer, progress(2)), tmp_path)
+    other_model, other_optimizer = trained(0, now)
+    with pytest.raises(IncompatibleRun, match="set OPTIMIZER back, or choose another RUN_NAME"):
+        restore(tmp_path, other_model, other_optimizer)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_expected_size_of_a_checkpoint_is_a_little_more_than_its_tensors(name: str) -> None:
+    model, optimizer = trained(optimizer_name=name)
+    files = capture(model, optimizer, progress(2)).files({})
+    size = sum(memoryview(part).nbytes for data in files.values() for part in data)
+    assert size < checkpoint_bytes(SMALL, name) < size + 4_000_000
+
+
+def test_a_snapshot_does_not_change_when_training_goes_on() -> None:
+    model, optimizer = trained()
+    snapshot = capture(model, optimizer, progress(2))
+    before = joined(snapshot.files({})[MODEL_FILE])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert joined(snapshot.files({})[MODEL_FILE]) == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("room", [0.0, torch.inf])
+def test_a_snapshot_on_a_gpu_is_that_of_its_moment(
+    room: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.state.snapshot._ROOM", room)
+    model, optimizer = trained()
+    before = joined(capture(model, optimizer, progress(2)).files({})[MODEL_FILE])
+    model.to("cuda")
+    snapshot = capture(model, optimizer, progress(2))
+    assert (snapshot.made is None) == (room > 0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    snapshot.bring_to_host()
+    assert joined(snapshot.files({})[MODEL_FILE]) == before
+
+
+def test_random_numbers_continue_where_they_stopped() -> None:
+    state = RandomState.model_validate_json(RandomState.capture().model_dump_json())
+    drawn = (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random())
+    state.restore()
+    assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()) == drawn
+
+
+def test_a_truncated_file_is_damaged(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    write(capture(model, optimizer, progress(2)), tmp_path)
+    path = tmp_path / MODEL_FILE
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(Damaged, match=r"model\.safetensors"):
+        restore(tmp_path, model, optimizer)
+
+
+def test_a_state_of_a_newer_version_is_not_called_damaged(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    write(capture(model, optimizer, progress(2)), tmp_path)
+    newer = json.loads((tmp_path / STATE_FILE).read_text()) | {"format_version": 99}
+    newer["random"]["jax"] = "of a later day"
+    (tmp_path / STATE_FILE).write_text(json.dumps(newer))
+    with pytest.raises(IncompatibleRun, match=r"state\.json has format 99.*use the newer image"):
+        restore(tmp_path, model, optimizer)
+
+
+def test_tensors_of_another_model_are_refused(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    write(capture(model, optimizer, progress(2)), tmp_path)
+    wider = SmolLM2(dataclasses.replace(SMALL, intermediate_size=64))
+    wider_optimizer = build_optimizer(wider, OptimizerSettings(), torch.device("cpu"))
+    with pytest.raises(IncompatibleRun, match="gate_proj"):
+        restore(tmp_path, wider, wider_optimizer)
+
+
+def test_config_json_carries_rope_theta_into_transformers(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    config = dataclasses.replace(SMALL, rope_theta=54_321.0, rms_norm_eps=3e-5)
+    (tmp_path / "tokenizer").mkdir()
+    for name, content in huggingface_files(config, tmp_path / "tokenizer", 0, 0).items():
+        (tmp_path / name).write_bytes(content)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert loaded.rope_parameters["rope_theta"] == 54_321.0
+    assert loaded.rms_norm_eps == 3e-5
+    assert loaded.tie_word_embeddings is True

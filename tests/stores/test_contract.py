@@ -1,0 +1,223 @@
+"""One contract, kept by every store."""
+
+import os
+import random
+import secrets
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import ConfigError, Damaged, NotFound
+from app.stores.contract import Store, is_key, open_store
+
+MIB = 2**20
+BAD_KEYS = ["", "/a", "a/", "a//b", ".", "..", "a/../b", "a b", "a\\b", "a\0", "é", ".store-lock"]
+
+
+def keys(store: Store, prefix: str = "") -> list[str]:
+    return [info.key for info in store.list(prefix)]
+
+
+class TestEveryStore:
+    def test_returns_what_was_put(self, store: Store) -> None:
+        store.put("a/b.json", [b"one", memoryview(b"two"), b"", b"three"])
+        content, etag = store.get("a/b.json")
+        assert content == b"onetwothree"
+        assert etag
+        assert [(info.key, info.size) for info in store.list("")] == [("a/b.json", 11)]
+
+    def test_puts_and_fetches_content_of_many_parts(self, store: Store, tmp_path: Path) -> None:
+        block = random.Random(7).randbytes(3 * MIB + 17)
+        store.put("large.bin", [block, memoryview(block)[: 2 * MIB], b"x", block, block])
+        path = store.fetch("large.bin", tmp_path / "down")
+        assert path.read_bytes() == block + block[: 2 * MIB] + b"x" + block + block
+        assert next(store.list("")).size == path.stat().st_size
+
+    def test_puts_an_empty_object(self, store: Store, tmp_path: Path) -> None:
+        store.put("empty", [])
+        assert store.get("empty")[0] == b""
+        assert store.fetch("empty", tmp_path).read_bytes() == b""
+
+    def test_replaces_what_is_there(self, store: Store) -> None:
+        store.put("a", [b"long content"])
+        first = store.get("a")[1]
+        store.put("a", [b"new"])
+        content, second = store.get("a")
+        assert content == b"new"
+        assert first != second
+
+    def test_says_not_found_for_a_missing_object(self, store: Store, tmp_path: Path) -> None:
+        store.put("a/b", [b"x"])
+        for key in ("missing", "a", "a/c", "a/b/c"):
+            with pytest.raises(NotFound, match=key):
+                store.get(key)
+            with pytest.raises(NotFound, match=key):
+                store.fetch(key, tmp_path)
+            with pytest.raises(NotFound, match=key):
+                store.move(key, "elsewhere")
+        assert keys(store) == ["a/b"]
+
+    def test_calls_an_object_that_is_too_large_damaged(self, store: Store) -> None:
+        store.put("a", [b"12345"])
+        assert store.get("a", max_bytes=5)[0] == b"12345"
+        with pytest.raises(Damaged, match="more than 4 bytes"):
+            store.get("a", max_bytes=4)
+
+    def test_lists_a_folder_and_nothing_beside_it(self, store: Store) -> None:
+        for key in ("b/2", "b/1", "b-c/1", "b/d/3", "bb/1", "a"):
+            store.put(key, [b"x"])
+        assert keys(store) == ["a", "b-c/1", "b/1", "b/2", "b/d/3", "bb/1"]
+        assert keys(store, "b") == keys(store, "b/") == ["b/1", "b/2", "b/d/3"]
+        assert keys(store, "none") == keys(store, "a/") == []
+
+    def test_lists_nothing_where_nothing_was_put(self, store: Store) -> None:
+        assert keys(store) == []
+
+    def test_deletes_and_does_not_mind_missing_keys(self, store: Store) -> None:
+        for key in ("a/1", "a/2", "b"):
+            store.put(key, [b"x"])
+        store.delete(["a/1", "a/2", "missing", "a/1/below", "missing/too"])
+        store.delete([])
+        assert keys(store) == ["b"]
+
+    def test_deletes_more_keys_than_one_request_takes(self, store: Store) -> None:
+        store.put("k-0", [b"x"])
+        store.put("k-1001", [b"x"])
+        store.delete([f"k-{number}" for number in range(1002)])
+        assert keys(store) == []
+
+    def test_moves_and_replaces_the_target(self, store: Store) -> None:
+        store.put("from/a", [b"new"])
+        store.put("to/b", [b"old"])
+        store.move("from/a", "to/b")
+        assert store.get("to/b")[0] == b"new"
+        assert keys(store) == ["to/b"]
+
+    def test_creates_only_what_is_absent(self, store: Store) -> None:
+        etag = store.put_if_absent("a/lease", b"1")
+        assert etag == store.get("a/lease")[1]
+        assert store.put_if_absent("a/lease", b"2") is None
+        assert store.get("a/lease")[0] == b"1"
+
+    def test_replaces_only_what_did_not_change(self, store: Store) -> None:
+        first = store.put_if_absent("lease", b"1")
+        assert first
+        second = store.put_if_match("lease", b"2", first)
+        assert second == store.get("lease")[1] != first
+        assert store.put_if_match("lease", b"3", first) is None
+        assert store.get("lease")[0] == b"2"
+
+    def test_does_not_replace_what_vanished(self, store: Store) -> None:
+        etag = store.put_if_absent("lease", b"1")
+        assert etag
+        store.delete(["lease"])
+        assert store.put_if_match("lease", b"2", etag) is None
+        assert keys(store) == []
+
+    def test_lets_one_of_many_creators_win(self, store: Store) -> None:
+        needs_conditions(store)
+        etags = race(lambda name: store.put_if_absent("lease", name))
+        assert store.get("lease") == single_winner(etags)
+
+    def test_lets_one_of_many_replacers_win(self, store: Store) -> None:
+        needs_conditions(store)
+        etag = store.put_if_absent("lease", b"old")
+        assert etag
+        etags = race(lambda name: store.put_if_match("lease", name, etag))
+        assert store.get("lease") == single_winner(etags)
+
+    def test_refuses_keys_that_could_lead_elsewhere(self, store: Store, tmp_path: Path) -> None:
+        uses: list[Callable[[str], object]] = [
+            lambda key: store.put(key, [b"x"]),
+            lambda key: store.put_if_absent(key, b"x"),
+            lambda key: store.put_if_match(key, b"x", "etag"),
+            store.get,
+            lambda key: store.fetch(key, tmp_path),
+            lambda key: store.delete(["fine", key]),
+            lambda key: store.move(key, "fine"),
+        ]
+        for key in BAD_KEYS:
+            for use in uses:
+                with pytest.raises(ConfigError, match="not the name of an object"):
+                    use(key)
+        assert not list(tmp_path.rglob("*"))
+
+    def test_checks_itself_and_leaves_nothing(
+        self, store: Store, tmp_path: Path, request: pytest.FixtureRequest
+    ) -> None:
+        store.check()
+        assert store.conditional_writes is ("rclone" not in request.node.name)
+        assert keys(store) == []
+        assert not list(tmp_path.rglob("*"))
+
+    def test_tells_of_what_is_half_written_and_discards_it(self, store: Store) -> None:
+        beside = open_store(store.uri.removesuffix("/run"), "run-2")
+        for place, key in ((store, "half"), (store, "a/b/c"), (store, "a/b/d"), (beside, "a/b/c")):
+            leave_half_written(place, key)
+        found = store.half_written()
+        assert sorted(half.folder for half in found) == ["", "a/b", "a/b"]
+        assert keys(store) == []
+        for half in found:
+            if half.folder == "a/b":
+                store.discard(half)
+                store.discard(half)  # somebody was faster: no error
+        assert [half.folder for half in store.half_written()] == [""]
+        assert len(beside.half_written()) == 1
+
+    def test_names_its_root(self, store: Store) -> None:
+        assert store.uri.endswith("/run")
+
+
+def leave_half_written(store: Store, key: str) -> None:
+    """As a writer that is killed while it writes `key`."""
+    uri = urlsplit(store.uri)
+    if uri.scheme == "file":
+        partial = (Path(uri.path) / key).with_name(f".store-partial-0-{secrets.token_hex(8)}")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(b"half")
+        return
+    client: Any = boto3.session.Session().client("s3")
+    client.create_multipart_upload(Bucket=uri.netloc, Key=f"{uri.path[1:]}/{key}")
+
+
+def needs_conditions(store: Store) -> None:
+    if not store.conditional_writes:
+        pytest.skip("this server ignores conditions: nothing keeps two writers apart")
+
+
+def race(write: Callable[[bytes], str | None]) -> dict[bytes, str | None]:
+    names = [f"writer {number}".encode() for number in range(16)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        return dict(zip(names, pool.map(write, names), strict=True))
+
+
+def single_winner(etags: dict[bytes, str | None]) -> tuple[bytes, str]:
+    winners = [(name, etag) for name, etag in etags.items() if etag is not None]
+    assert len(winners) == 1
+    return winners[0]
+
+
+@given(st.text(max_size=12))
+def test_a_key_never_resolves_outside_its_root(text: str) -> None:
+    if is_key(text):
+        path = os.path.normpath(f"/root/{text}")
+        assert path == f"/root/{text}"
+
+
+@pytest.mark.parametrize("uri", ["", "http://x/y", "file://host/x", "file:x", "s3://", "s3:///x"])
+def test_a_uri_of_no_store_is_a_configuration_error(uri: str) -> None:
+    with pytest.raises(ConfigError, match="CHECKPOINT_URI"):
+        open_store(uri, "run")
+
+
+def test_a_run_name_cannot_leave_the_uri(tmp_path: Path) -> None:
+    for name in ("..", "a/b", "", "/etc"):
+        with pytest.raises(ConfigError, match="RUN_NAME"):
+            open_store(f"file://{tmp_path}", name)

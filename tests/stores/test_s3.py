@@ -1,0 +1,475 @@
+"""A run in a bucket: what servers answer, what they do not know, what they leave behind."""
+
+import base64
+import errno
+import io
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.config import Config
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import AccessDenied, AppError, ConfigError, NoBucket, NotFound, Unavailable
+from app.stores.contract import MAX_GET_BYTES, Store, open_store, s3_client
+from app.stores.s3 import BufferReader, S3Store
+from tests.stores.test_contract import leave_half_written
+from tests.support.interposed import Answer, Answering, Interposed
+
+MIB = 2**20
+
+
+def keys(store: Store, prefix: str = "") -> list[str]:
+    return [info.key for info in store.list(prefix)]
+
+
+def xml(code: str, message: str = "no") -> str:
+    return f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+
+
+@pytest.fixture
+def s3(bucket: str) -> S3Store:
+    return S3Store(bucket, "some/prefix/run")
+
+
+class TestS3Store:
+    def test_lists_page_after_page(self, bucket: str) -> None:
+        store = S3Store(bucket, "run", page_size=3)
+        for number in range(10):
+            store.put(f"k/{number}", [b"x"])
+        assert keys(store, "k") == [f"k/{number}" for number in range(10)]
+
+    def test_sees_only_its_own_prefix(self, bucket: str) -> None:
+        run, longer = open_store(f"s3://{bucket}/", "run"), open_store(f"s3://{bucket}", "run-2")
+        longer.put("a", [b"x"])
+        assert keys(run) == []
+        assert run.uri == f"s3://{bucket}/run"
+
+    def test_leaves_out_what_no_writer_of_a_run_made(
+        self, s3: S3Store, bucket: str, s3_client: Any
+    ) -> None:
+        for name in ("", "folder/", "my notes.txt", ".store-probe-1"):
+            s3_client.put_object(Bucket=bucket, Key=f"some/prefix/run/{name}")
+        assert keys(s3) == []
+
+    def test_a_missing_bucket_is_not_taken_for_an_empty_one(self, bucket: str) -> None:
+        store = open_store(f"s3://{bucket}-missing", "run")
+        for use in (store.check, lambda: keys(store), lambda: store.put("a", [b"x"])):
+            with pytest.raises(NoBucket, match=f"{bucket}-missing.*no such bucket"):
+                use()
+
+    @pytest.mark.usefixtures("bucket", "no_backoff")
+    def test_an_endpoint_that_nobody_listens_to_is_unavailable(
+        self, closed_endpoint: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", closed_endpoint)
+        store = open_store("s3://bucket", "run")
+        for use in (store.check, lambda: store.put("a", [b"x"]), lambda: keys(store)):
+            with pytest.raises(Unavailable, match=closed_endpoint):
+                use()
+
+    @pytest.mark.usefixtures("bucket", "no_backoff")
+    def test_a_server_that_says_nothing_is_spoken_of_at_each_try(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        hasty = s3_client._CONFIG.merge(Config(read_timeout=0.2))
+        monkeypatch.setattr(s3_client, "_CONFIG", hasty)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+            with pytest.raises(Unavailable, match=url):
+                open_store("s3://bucket", "run").check()
+        assert [record.message for record in caplog.records if "app." in record.name] == [
+            f"{url} does not answer (ListObjectsV2, try {n} of 3)" for n in (1, 2, 3)
+        ]
+
+    def test_missing_credentials_are_access_denied(
+        self, bucket: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        with pytest.raises(AccessDenied, match="AWS_ACCESS_KEY_ID"):
+            open_store(f"s3://{bucket}", "run").check()
+
+    @pytest.mark.usefixtures("bucket")
+    @pytest.mark.parametrize("url", ["not-a-url", "http://", "http://bad host/"])
+    def test_an_endpoint_that_is_no_url_is_a_configuration_error(
+        self, monkeypatch: pytest.MonkeyPatch, url: str
+    ) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+        with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL_S3"):
+            open_store("s3://bucket", "run").check()
+
+    @pytest.mark.parametrize(
+        ("answer", "expected"),
+        [
+            ((403, xml("AccessDenied")), AccessDenied),
+            ((403, xml("InvalidAccessKeyId")), AccessDenied),
+            ((403, xml("SignatureDoesNotMatch")), AccessDenied),
+            ((403, "no XML at all"), AccessDenied),
+            ((400, xml("ExpiredToken")), AccessDenied),
+            ((401, xml("Unauthorized")), AccessDenied),
+            ((404, xml("NoSuchKey")), NotFound),
+            ((404, xml("NoSuchBucket")), NoBucket),
+            ((404, "<html>default backend</html>"), Unavailable),
+            ((503, xml("SlowDown")), Unavailable),
+            ((500, xml("InternalError")), Unavailable),
+            ((502, "<html>bad gateway</html>"), Unavailable),
+            ((507, xml("XMinioStorageFull")), Unavailable),
+            ((400, xml("RequestTimeout")), Unavailable),
+            ((400, xml("InvalidBucketName")), ConfigError),
+            ((404, ""), Unavailable),
+        ],
+    )
+    @pytest.mark.usefixtures("no_backoff")
+    def test_keeps_the_servers_answers_apart(
+        self,
+        s3: S3Store,
+        s3_answers: Interposed,
+        tmp_path: Path,
+        answer: Answer,
+        expected: type[AppError],
+    ) -> None:
+        s3.put("a", [b"x"])
+        s3_answers.answering = lambda environ: answer
+        uses: list[Callable[[], object]] = [
+            lambda: s3.get("a"),
+            lambda: s3.fetch("a", tmp_path),
+            lambda: s3.move("a", "b"),
+            lambda: keys(s3),
+            lambda: s3.put("a", [b"y"]),
+        ]
+        for use in uses:
+            with pytest.raises(expected) as caught:
+                use()
+            assert type(caught.value) is expected
+            assert "testing-secret" not in str(caught.value)
+        s3_answers.reset()
+        assert s3.get("a")[0] == b"x"
+
+    @pytest.mark.usefixtures("no_backoff")
+    def test_a_web_server_that_is_no_s3_is_unavailable(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        s3_answers.answering = lambda environ: (200, "<!doctype html><html><br>console</html>")
+        for use in (s3.check, lambda: keys(s3)):
+            with pytest.raises(Unavailable, match="does not serve now"):
+                use()
+
+    def test_a_key_that_cannot_be_deleted_is_an_error_although_the_answer_is_200(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        errors = "<Error><Key>some/prefix/run/a</Key><Code>AccessDenied</Code></Error>"
+        s3_answers.answering = lambda environ: (200, f"<DeleteResult>{errors}</DeleteResult>")
+        with pytest.raises(AccessDenied, match="some/prefix/run/a"):
+            s3.delete(["a"])
+
+    def test_a_policy_without_delete_is_found_at_the_start(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        s3_answers.answering = only("POST", (403, xml("AccessDenied")))
+        with pytest.raises(AccessDenied):
+            s3.check()
+
+    @pytest.mark.parametrize("answer", ["refuses", "stores them"])
+    def test_a_server_that_does_not_know_the_checksums_of_uploads_gets_none(
+        self, s3: S3Store, s3_answers: Interposed, caplog: pytest.LogCaptureFixture, answer: str
+    ) -> None:
+        def answering(environ: dict[str, Any]) -> Answer | None:
+            if environ["REQUEST_METHOD"] != "PUT" or "HTTP_X_AMZ_CHECKSUM_CRC32" not in environ:
+                return None
+            if answer == "refuses":
+                return 501, xml("NotImplemented", "A header you provided implies what is not.")
+            environ["wsgi.input"].read(length := int(environ["CONTENT_LENGTH"]))
+            environ["wsgi.input"] = io.BytesIO(bytes(length))
+            for name in [name for name in environ if "CHECKSUM" in name]:
+                del environ[name]
+            return None
+
+        s3_answers.answering = answering
+        s3.check()
+        assert s3.conditional_writes
+        assert "does not know the checksums of uploads" in caplog.text
+        s3.put("a", [bytes([1]) * 9 * MIB])
+        assert s3.put_if_absent("b", b"1")
+        s3_answers.reset()
+        assert (s3.get("a", 10 * MIB)[0], s3.get("b")[0]) == (bytes([1]) * 9 * MIB, b"1")
+
+    def test_a_bit_that_flips_on_the_way_is_read_again(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        s3.put("a", [b"whole"])
+        s3_answers.answering = first(1, (200, "whale"))
+        s3_answers.headers = {"x-amz-checksum-crc32": base64.b64encode(bytes(4)).decode()}
+        assert s3.get("a")[0] == b"whole"
+        assert s3_answers.requests.count(f"GET /{s3.uri.removeprefix('s3://')}/a") == 2
+
+    @pytest.mark.parametrize("support", ["ignored", "unknown"])
+    def test_a_server_without_conditional_writes_is_found_out(
+        self, s3: S3Store, s3_answers: Interposed, support: str
+    ) -> None:
+        def answering(environ: dict[str, Any]) -> Answer | None:
+            given = [environ.pop(f"HTTP_IF_{name}", None) for name in ("MATCH", "NONE_MATCH")]
+            return (501, xml("NotImplemented")) if support == "unknown" and any(given) else None
+
+        s3_answers.answering = answering
+        s3.check()
+        assert not s3.conditional_writes
+        assert keys(s3) == []
+        etag = s3.put_if_absent("a", b"1")
+        assert etag
+        assert s3.put_if_absent("a", b"2") is None
+        assert s3.put_if_match("a", b"2", "other") is None
+        assert s3.put_if_match("a", b"2", etag)
+        assert s3.get("a")[0] == b"2"
+
+    def test_a_large_object_is_replaced_also_without_conditional_writes(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        def answering(environ: dict[str, Any]) -> Answer | None:
+            for name in ("MATCH", "NONE_MATCH"):
+                environ.pop(f"HTTP_IF_{name}", None)
+            return None
+
+        s3_answers.answering = answering
+        s3.check()
+        large = bytes(MAX_GET_BYTES + 1)
+        etag = s3.put_if_absent("a", large)
+        assert etag and s3.put_if_absent("a", b"2") is None
+        s3_answers.requests.clear()
+        assert s3.put_if_match("a", b"2", etag)
+        assert not [request for request in s3_answers.requests if request.startswith("GET")]
+
+    @pytest.mark.usefixtures("no_backoff")
+    def test_a_larger_object_that_stands_in_the_way_is_not_ours(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        s3.put("a", [bytes(MAX_GET_BYTES + 1)])
+        s3_answers.answering = first(1, (500, xml("InternalError")))
+        assert s3.put_if_absent("a", b"ours") is None
+
+    def test_a_server_that_compares_etags_without_quotes_still_keeps_two_writers_apart(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        def answering(environ: dict[str, Any]) -> Answer | None:
+            given = environ.get("HTTP_IF_MATCH")
+            if given and given.startswith('"'):
+                return 412, xml("PreconditionFailed")
+            if given:
+                environ["HTTP_IF_MATCH"] = f'"{given}"'
+            return None
+
+        s3_answers.answering = answering
+        s3.check()
+        assert s3.conditional_writes
+        etag = s3.put_if_absent("a", b"1")
+        assert etag and s3.put_if_match("a", b"2", etag)
+        assert s3.put_if_match("a", b"3", etag) is None
+        assert s3.get("a")[0] == b"2"
+
+    @pytest.mark.usefixtures("bucket", "no_backoff")
+    def test_a_connection_that_ends_within_an_interim_answer_is_an_outage(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def answer(listener: socket.socket) -> None:
+            with suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    with client:
+                        client.recv(65_536)
+                        client.sendall(b"HTTP/1.1 100 Continue\r\n")
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            threading.Thread(target=answer, args=(listener,), daemon=True).start()
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+            with pytest.raises(Unavailable):
+                open_store("s3://bucket", "run").put("a", [b"x"])
+            listener.shutdown(socket.SHUT_RDWR)
+
+    @pytest.mark.usefixtures("bucket", "no_backoff")
+    def test_an_answer_that_ends_anywhere_is_never_taken_for_a_whole_one(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Without "close" the next request can go down a connection that is about to end.
+        head = b'HTTP/1.1 200 OK\r\nConnection: close\r\nETag: "1"\r\n'
+        whole = head + b"Content-Length: 7\r\nDate: today\r\n\r\n<a></a>"
+        sent = [whole]
+
+        def answer(listener: socket.socket) -> None:
+            with suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    with client:
+                        client.recv(65_536)
+                        client.sendall(sent[0])
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            threading.Thread(target=answer, args=(listener,), daemon=True).start()
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+            store = open_store("s3://bucket", "run")
+            for length in range(len(whole)):
+                sent[0] = whole[:length]
+                for use in (lambda: store.get("a"), lambda: keys(store)):
+                    with pytest.raises(Unavailable):
+                        use()
+            sent[0] = whole
+            assert store.get("a") == (b"<a></a>", '"1"')
+            assert keys(store) == []
+            listener.shutdown(socket.SHUT_RDWR)
+
+    def test_an_upload_is_sent_at_once_and_waits_for_no_interim_answer(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        expected: list[str | None] = []
+
+        def answering(environ: dict[str, Any]) -> Answer | None:
+            if environ["REQUEST_METHOD"] == "PUT":
+                expected.append(environ.get("HTTP_EXPECT"))
+            return None
+
+        s3_answers.answering = answering
+        s3.put("a", [bytes(9 * MIB)])
+        s3.put("b", [])
+        assert len(expected) == 3 and set(expected) == {None}
+
+    def test_an_answer_that_breaks_off_is_an_outage(
+        self, s3: S3Store, s3_answers: Interposed, tmp_path: Path
+    ) -> None:
+        s3.put("a", [b"whole"])
+        s3_answers.answering = only("GET", (200, "half"), path="/a")
+        s3_answers.withheld = 4
+        with pytest.raises(Unavailable, match=r"broke off|broken"):
+            s3.get("a")
+        s3_answers.reset()
+        assert s3.get("a")[0] == b"whole"
+
+    def test_a_server_that_stores_other_bytes_is_found_out(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        s3_answers.answering = only("GET", (200, "1000;chunk-signature"), path="probe")
+        with pytest.raises(ConfigError, match="does not return what was written"):
+            s3.check()
+        s3_answers.reset()
+        assert keys(s3) == []
+
+    def test_a_conflict_of_conditional_writes_is_tried_again(
+        self, s3: S3Store, s3_answers: Interposed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("app.stores.s3.time.sleep", lambda seconds: None)
+        conflict = (409, xml("ConditionalRequestConflict"))
+        s3_answers.answering = first(2, conflict)
+        assert s3.put_if_absent("a", b"1")
+        s3_answers.reset()
+        s3_answers.answering = first(1000, conflict)
+        assert s3.put_if_absent("b", b"1") is None
+        assert len(s3_answers.requests) == 5
+
+    @pytest.mark.parametrize(("stored", "wins"), [(b"ours", True), (b"theirs", False)])
+    @pytest.mark.usefixtures("no_backoff")
+    def test_a_conditional_write_whose_answer_was_lost_is_recognised(
+        self, s3: S3Store, s3_answers: Interposed, stored: bytes, wins: bool
+    ) -> None:
+        s3.put("a", [stored])
+        s3_answers.answering = first(1, (500, xml("InternalError")))
+        etag = s3.put_if_absent("a", b"ours")
+        assert etag == (s3.get("a")[1] if wins else None)
+
+    @pytest.mark.usefixtures("no_backoff")
+    def test_an_upload_that_fails_leaves_no_parts(
+        self, s3: S3Store, bucket: str, s3_client: Any, s3_answers: Interposed
+    ) -> None:
+        s3_answers.answering = only("PUT", (403, xml("AccessDenied")), query="partNumber=2")
+        with pytest.raises(AccessDenied):
+            s3.put("large", [bytes(17 * MIB)])
+        assert "Uploads" not in s3_client.list_multipart_uploads(Bucket=bucket)
+        assert keys(s3) == []
+
+    def test_an_upload_is_stale_once_it_began_long_ago(
+        self, s3: S3Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        leave_half_written(s3, "mine")
+        with monkeypatch.context() as patch:
+            # moto dates every upload to 2010.
+            patch.setattr("app.stores.s3._STALE", timedelta(days=36_500))
+            assert [half.stale for half in s3.half_written()] == [False]
+        assert [half.stale for half in s3.half_written()] == [True]
+
+    def test_who_uploads_on_what_was_discarded_is_told_and_can_upload_again(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        def discarding(environ: dict[str, Any]) -> Answer | None:
+            if "partNumber=2" not in environ["QUERY_STRING"]:
+                return None
+            for half in s3.half_written():
+                s3.discard(half)
+            return 404, xml("NoSuchUpload")  # as S3 answers; moto breaks down
+
+        s3_answers.answering = discarding
+        with pytest.raises(Unavailable, match="NoSuchUpload"):
+            s3.put("large", [bytes(17 * MIB)])
+        s3_answers.reset()
+        assert keys(s3) == []
+        s3.put("large", [bytes(17 * MIB)])
+        assert keys(s3) == ["large"]
+
+    def test_a_policy_that_hides_uploads_hinders_nothing(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        leave_half_written(s3, "mine")
+        found = s3.half_written()
+        s3_answers.answering = only("GET", (403, xml("AccessDenied")), query="uploads")
+        assert s3.half_written() == []
+        s3_answers.answering = only("DELETE", (403, xml("AccessDenied")), query="uploadId")
+        s3.discard(found[0])
+        s3_answers.reset()
+        assert s3.half_written() == found
+
+    def test_a_disk_that_fills_up_under_a_download_is_no_failure_of_the_store(
+        self, s3: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        s3.put("a", [b"x"])
+
+        def full(*paths: str) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("s3transfer.utils.rename_file", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            s3.fetch("a", tmp_path)
+        assert not list(tmp_path.iterdir())
+
+
+def only(method: str, answer: Answer, path: str = "", query: str = "") -> Answering:
+    def answering(environ: dict[str, Any]) -> Answer | None:
+        meant = (
+            environ["REQUEST_METHOD"] == method
+            and path in environ["PATH_INFO"]
+            and query in environ["QUERY_STRING"]
+        )
+        return answer if meant else None
+
+    return answering
+
+
+def first(count: int, answer: Answer) -> Answering:
+    """`answer` to the first `count` requests."""
+    left = [answer] * count
+    return lambda environ: left.pop() if left else None
+
+
+class TestBufferReader:
+    @given(st.lists(st.binary(max_size=20), max_size=6), st.integers(0, 40), st.integers(1, 30))
+    def test_reads_like_one_file(self, buffers: list[bytes], offset: int, amount: int) -> None:
+        whole = b"".join(buffers)
+        reader = BufferReader(buffers)
+        assert reader.seek(0, 2) == len(whole)
+        reader.seek(offset)
+        assert reader.read(amount) == whole[offset : offset + amount]
+        assert reader.read() == whole[offset + amount :]
