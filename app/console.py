@@ -2,13 +2,12 @@
 
 import json
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 from typing import Any
 
 from tqdm import tqdm
-
-from app.settings.variables import redacted
 
 
 class _Handler(logging.StreamHandler[Any]):
@@ -80,3 +79,10 @@ def size(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.1f} TB"
+
+
+def redacted(text: str) -> str:
+    """`text` without user:password and query values of URIs, and without token-like words."""
+    text = re.sub(r"//[^/@\s]*@", "//***@", text)
+    text = re.sub(r"([?&][A-Za-z0-9_.~%-]+=)[^&\s'\"]+", r"\1***", text)
+    return re.sub(r"\b(hf_|AKIA|ASIA)[A-Za-z0-9]{8,}", r"\1***", text)

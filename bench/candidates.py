@@ -59,7 +59,7 @@ def run_job(command: str, settings: Mapping[str, str]) -> None:
 
 def batches(shape: Shape, folder: Path) -> list[torch.Tensor]:
     """The token ids (B, T + 1) of each step, as the job itself sees them."""
-    from app.data.inspection import find_tokens
+    from app.cli.prepared_tokens import find_tokens
     from app.data.sample_order import corpus_order
     from app.settings.load import load_settings
 

@@ -62,12 +62,12 @@ def ours_prepare(folder: Path, case: Case) -> None:
 
 def ours_open(folder: Path, case: Case, step: int) -> Iterator[Any]:
     """As a start of the job: a shard is compared with its SHA-256 when it is first read."""
-    from app.data.loader import BatchGeometry, training_loader
+    from app.data.loader import training_loader
+    from app.data.sample_order import BatchGeometry
     from app.data.token_progress import TokenProgress
     from app.data.token_stream import Corpus
-    from app.training.preemption import StopRequest
 
-    corpus = Corpus(prepared(folder), TokenProgress(), StopRequest(), seed=1, seq_len=case.seq_len)
+    corpus = Corpus(prepared(folder), TokenProgress(), lambda: False, seed=1, seq_len=case.seq_len)
     geometry = BatchGeometry(case.batch_size, case.batch_size, case.seq_len)
     return iter(
         training_loader(

@@ -26,11 +26,12 @@ from torch import Tensor
 
 from app.data.sample_order import SampleOrder
 from app.data.tokenizer import train_tokenizer
-from app.model.loss import WSD_DECAY_SHARE, LossFunction, Schedule
+from app.model.loss import LossFunction
 from app.model.smollm2 import SmolLM2
 from app.settings.presets import ModelConfig
 from app.settings.variables import OptimizerSettings
 from app.training.optimizer import build_optimizer
+from app.training.schedule import WSD_DECAY_SHARE, Schedule
 from bench.curve import Curve, draw
 
 SHAPE = ModelConfig(

@@ -33,15 +33,11 @@ from app.model.smollm2 import SmolLM2
 from app.run.checkpoints import CheckpointName, commit, fetch
 from app.settings.presets import PRESETS
 from app.settings.variables import OptimizerSettings
-from app.state.snapshot import (
-    Progress,
-    RandomState,
-    Snapshot,
-    capture,
-    library_versions,
-    restore,
-)
-from app.stores.contract import Store, open_store
+from app.state.progress import Progress
+from app.state.random_state import RandomState
+from app.state.snapshot import Snapshot, capture, library_versions, restore
+from app.stores.contract import Store
+from app.stores.opening import open_store
 from app.training.optimizer import build_optimizer
 
 NAME = CheckpointName(1, 1)

@@ -20,7 +20,8 @@ import torch
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from app.stores.contract import Store, open_store
+from app.stores.contract import Store
+from app.stores.opening import open_store
 from tests.support.forwarded import Forwarded
 from tests.support.interposed import Interposed
 from tests.support.s3server import AtomicConditionalWrites, WsgiApp

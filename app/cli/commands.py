@@ -32,7 +32,8 @@ from app.run.journal import attempt_table, read_attempts
 from app.run.record import load_record
 from app.settings.load import Settings, refuse_several_processes, variable_table
 from app.settings.variables import variables
-from app.stores.contract import Store, open_store
+from app.stores.contract import Store
+from app.stores.opening import open_store
 from app.training.preemption import StopRequest
 from app.training.spot import watched_for_notices
 
@@ -226,10 +227,13 @@ def pull_checkpoint(settings: Settings, arguments: argparse.Namespace, _: StopRe
 
 
 def show_data(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
-    from app.data.inspection import Place, find_tokens, samples_of_step, step_text
+    from app.cli.prepared_tokens import find_tokens, sequence_length
+    from app.data.inspection import Place, samples_of_step, step_text
 
     place = Place(arguments.step, arguments.rank, arguments.world_size, arguments.micro_step)
-    samples = samples_of_step(settings, find_tokens(settings), place)
+    samples = samples_of_step(
+        find_tokens(settings), settings.batch, sequence_length(settings), settings.run.seed, place
+    )
     if arguments.json:
         print(json.dumps({**asdict(place), "samples": [asdict(s) for s in samples]}, indent=1))
         return
@@ -238,7 +242,8 @@ def show_data(settings: Settings, arguments: argparse.Namespace, _: StopRequest)
 
 
 def data_statistics(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
-    from app.data.inspection import find_tokens, statistics, statistics_text
+    from app.cli.prepared_tokens import find_tokens
+    from app.data.inspection import statistics, statistics_text
 
     prepared = find_tokens(settings)
     found = statistics(prepared)

@@ -12,18 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from app.data.sample_order import corpus_order, global_index
-from app.data.shards import SPLITS, ShardIndex, Split, Tokens, TokenShards, read_index, verify
-from app.data.tokenization import tokens_fingerprint
-from app.data.tokenizer import TokenizerFiles, load_tokenizer, open_tokenizer
-from app.errors import ConfigError, NotFound, UsageError
-from app.failures import disk_failures
-from app.run.recorded_source import source_of_named_run
-from app.settings.load import Settings
-from app.settings.presets import PRESETS
-from app.settings.variables import redacted
+from app.data.shards import SPLITS, ShardIndex, Split, Tokens, TokenShards, verify
+from app.data.tokenizer import TokenizerFiles, open_tokenizer
+from app.errors import ConfigError, UsageError
+from app.settings.variables import BatchSettings
 
 _CHUNK_TOKENS = 1 << 22
-_N_IDS = 1 << 16  # of uint16 tokens
+N_IDS = 1 << 16  # of uint16 tokens
 _LONGEST_BITS = 48
 
 # Text from strangers must not move the cursor of the terminal that shows it.
@@ -34,6 +29,7 @@ _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t
 class PreparedTokens:
     """The tokens in DATA_DIR that the settings name, and how they are cut."""
 
+    data_dir: Path
     directory: Path
     index: ShardIndex
     tokenizer: TokenizerFiles
@@ -74,36 +70,17 @@ class Sample:
     documents: tuple[Part, ...]
 
 
-def find_tokens(settings: Settings) -> PreparedTokens:
-    """Raises NotFound where nothing is prepared, and what `source_of_named_run` and the tokenizer
-    raise."""
-    data = settings.data
-    tokenizer = load_tokenizer(_tokenizer_spec(settings), data.data_dir, _N_IDS)
-    uri = settings.checkpoints.checkpoint_uri
-    source = source_of_named_run(data, uri, settings.run_names).fingerprint
-    directory = data.data_dir / "tokens" / tokens_fingerprint(source, tokenizer)[:24]
-    with disk_failures(f"DATA_DIR={data.data_dir}"):
-        index = read_index(directory, source, tokenizer.fingerprint)
-    if not index.n_tokens("train"):
-        raise NotFound(
-            f"DATA_DIR={data.data_dir} holds no tokens of DATASET={redacted(data.dataset)} with "
-            f"TOKENIZER={data.tokenizer}: make them with `python -m app prepare`"
-        )
-    return PreparedTokens(directory, index, tokenizer)
-
-
-def samples_of_step(settings: Settings, prepared: PreparedTokens, place: Place) -> list[Sample]:
-    """What `place` sees, in order.
+def samples_of_step(
+    prepared: PreparedTokens, batch: BatchSettings, seq_len: int, seed: int, place: Place
+) -> list[Sample]:
+    """What `place` sees, in order, of a run with SEED `seed` and sequences of `seq_len` tokens.
 
     Raises UsageError for a place that the run does not have, ConfigError for one whose
     tokens are not prepared, or where all of DATASET is less than a sequence, and for a shard
     what `TokenShards.read` raises.
     """
-    seq_len = sequence_length(settings)
     shards = prepared.open("train")
-    order = corpus_order(
-        shards.n_tokens, seq_len, complete=prepared.index.complete, seed=settings.run.seed
-    )
+    order = corpus_order(shards.n_tokens, seq_len, complete=prepared.index.complete, seed=seed)
     if order.n_sequences == 0:
         raise ConfigError(
             f"DATASET has only {shards.n_tokens} tokens to train on, and one sequence takes "
@@ -111,13 +88,13 @@ def samples_of_step(settings: Settings, prepared: PreparedTokens, place: Place) 
         )
     codec = open_tokenizer(prepared.tokenizer.directory / "tokenizer.json")
     samples = []
-    for micro_step, row, number in _numbers(settings, place):
+    for micro_step, row, number in _numbers(batch, place):
         needed = order.tokens_until(number + 1, seq_len)
         if not prepared.index.complete and shards.n_tokens < needed:
             # The last window of a corpus is shuffled otherwise than a whole one.
             raise ConfigError(
                 f"step {place.step} is not prepared yet: its order is known with training token "
-                f"{needed:,}, and DATA_DIR={settings.data.data_dir} holds {shards.n_tokens:,}. "
+                f"{needed:,}, and DATA_DIR={prepared.data_dir} holds {shards.n_tokens:,}. "
                 f"Prepare more: python -m app prepare --total_steps {place.step}"
             )
         sequence = order.sequence_at(number)
@@ -129,23 +106,6 @@ def samples_of_step(settings: Settings, prepared: PreparedTokens, place: Place) 
         epoch = order.epoch_of(number) + 1
         samples.append(Sample(micro_step, row, number, epoch, sequence, first, documents))
     return samples
-
-
-def sequence_length(settings: Settings) -> int:
-    """SEQ_LEN, or the context of the model; only an unnamed model needs a look at the device."""
-    model = settings.model
-    if model.seq_len:
-        return model.seq_len
-    if model.init_from:
-        from app.model.huggingface import model_directory, read_config
-
-        return read_config(model_directory(model.init_from, "INIT_FROM")).max_position_embeddings
-    if model.model != "auto":
-        return PRESETS[model.model].max_position_embeddings
-    from app.training.compute import resolve_device, resolve_model
-
-    device = resolve_device(settings.compute.device)
-    return resolve_model(model.model, device)[1].max_position_embeddings
 
 
 def step_text(place: Place, samples: list[Sample]) -> Iterator[str]:
@@ -193,7 +153,7 @@ class CorpusStatistics:
 
 def statistics(prepared: PreparedTokens) -> CorpusStatistics:
     """One scan over all tokens, in constant memory. Raises what `verify` raises."""
-    counts = np.zeros(_N_IDS, dtype=np.int64)
+    counts = np.zeros(N_IDS, dtype=np.int64)
     splits: dict[Split, SplitStatistics] = {}
     end = prepared.tokenizer.eos_token_id
     for split in SPLITS:
@@ -236,17 +196,8 @@ def statistics_text(prepared: PreparedTokens, found: CorpusStatistics) -> Iterat
         yield f"longest {train.longest:,}, mean {train.tokens / train.documents:,.0f}"
 
 
-def _tokenizer_spec(settings: Settings) -> str:
-    if settings.model.init_from and settings.is_default("TOKENIZER"):
-        from app.model.huggingface import model_directory
-
-        return str(model_directory(settings.model.init_from, "INIT_FROM"))
-    return settings.data.tokenizer
-
-
-def _numbers(settings: Settings, place: Place) -> Iterator[tuple[int, int, int]]:
+def _numbers(batch: BatchSettings, place: Place) -> Iterator[tuple[int, int, int]]:
     """(micro-step, row, sample number) of what `place` sees."""
-    batch = settings.batch
     together = batch.batch_size * place.world_size
     if batch.global_batch_size % together:
         raise UsageError(
@@ -291,7 +242,7 @@ def _scan(shards: TokenShards, end: int, counts: npt.NDArray[np.int64]) -> Split
     last, longest = -1, 0
     for start in range(0, shards.n_tokens, _CHUNK_TOKENS):
         chunk = shards.read(start, min(_CHUNK_TOKENS, shards.n_tokens - start))
-        counts += np.bincount(chunk, minlength=_N_IDS)
+        counts += np.bincount(chunk, minlength=N_IDS)
         ends = np.flatnonzero(chunk == end) + start
         if len(ends):
             lengths = np.diff(ends, prepend=last)

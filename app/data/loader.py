@@ -14,29 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from app.data.sample_order import Numbers, global_index
+from app.data.sample_order import BatchGeometry, Numbers, global_index
 from app.data.shards import TokenShards
-
-
-@dataclass(frozen=True)
-class BatchGeometry:
-    """How an optimizer step is cut into micro-batches over processes."""
-
-    batch_size: int
-    global_batch_size: int
-    seq_len: int
-    world_size: int = 1
-    rank: int = 0
-
-    @property
-    def accumulation(self) -> int:
-        """Micro-steps per optimizer step."""
-        return self.global_batch_size // (self.batch_size * self.world_size)
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.global_batch_size * self.seq_len
-
 
 SampleFeed = Callable[[int, int], Numbers]
 """(first, count) to the numbers of the sequences that the samples [first, first + count) show.

@@ -11,11 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from app.console import counted
+from app.console import counted, redacted
 from app.data.pieces import Piece, Pieces, Position, Source
 from app.errors import ConfigError
 from app.settings.dataset_spec import WeightedPart
-from app.settings.variables import redacted
 
 log = logging.getLogger(__name__)
 

@@ -174,3 +174,23 @@ def _mix_many(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
+
+
+@dataclass(frozen=True)
+class BatchGeometry:
+    """How an optimizer step is cut into micro-batches over processes."""
+
+    batch_size: int
+    global_batch_size: int
+    seq_len: int
+    world_size: int = 1
+    rank: int = 0
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-steps per optimizer step."""
+        return self.global_batch_size // (self.batch_size * self.world_size)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.global_batch_size * self.seq_len

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from app.data.shards import INDEX, NamedShard, ShardIndex, decode_index, encode_index, verify
 from app.errors import AppError, Damaged, NotFound, Unavailable
-from app.stores.contract import Store, open_store
+from app.stores.contract import Store
+from app.stores.opening import open_store
 
 log = logging.getLogger(__name__)
 

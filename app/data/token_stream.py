@@ -15,7 +15,6 @@ from app.data.sample_order import Numbers, SampleOrder, corpus_order
 from app.data.shards import ShardIndex, TokenShards
 from app.data.token_progress import TokenProgress
 from app.data.tokenizer import TokenizerFiles
-from app.training.preemption import StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +34,13 @@ class Corpus:
         self,
         preparation: Preparation,
         progress: TokenProgress,
-        stop: StopRequest,
+        stopping: Callable[[], bool],
         *,
         seed: int,
         seq_len: int,
     ) -> None:
         self.preparation = preparation
-        self._progress, self._stop = progress, stop
+        self._progress, self._stopping = progress, stopping
         self._seed, self._seq_len = seed, seq_len
         self._waited = 0.0
 
@@ -101,7 +100,7 @@ class Corpus:
 
     def _waiting_for(self, read: Callable[[Waiting], _T]) -> _T:
         def waiting(progress: PrepareProgress) -> None:
-            if self._stop.requested:
+            if self._stopping():
                 raise OutOfData
             self._progress.waiting(progress)
 

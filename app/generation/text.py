@@ -13,11 +13,12 @@ from app.errors import ConfigError, NotFound
 from app.failures import disk_failures
 from app.generation.decoding import Sampling, generate_tokens
 from app.generation.inference import InferenceModel
-from app.model.huggingface import load_pretrained, model_directory, read_config
+from app.model.device import resolve_device
+from app.model.huggingface import model_directory, read_config
 from app.model.smollm2 import SmolLM2
 from app.run.checkpoints import fetch, find_checkpoint, newest_valid
+from app.state.weights import load_pretrained
 from app.stores.contract import Store
-from app.training.compute import resolve_device
 
 log = logging.getLogger(__name__)
 

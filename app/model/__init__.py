@@ -1,1 +1,4 @@
-""""""
+"""SmolLM2 as arithmetic: layers, masks, loss, and the names and files that Hugging Face gives them.
+
+In come a shape and tensors. Nothing here knows a store, a data set or a run.
+"""

@@ -10,14 +10,13 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from app.data.loader import BatchGeometry
 from app.settings.presets import ModelConfig
-from app.training.compute import Compute
 
 KERNELS = (
     SDPBackend.FLASH_ATTENTION,
@@ -30,16 +29,26 @@ _REPEATS = 5
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class AttentionShape:
+    """One layer's attention over a micro-batch of `batch_size` sequences of `seq_len` tokens."""
+
+    config: ModelConfig
+    batch_size: int
+    seq_len: int
+    dtype: torch.dtype
+
+
 @contextmanager
 def fastest_attention(
-    compute: Compute, config: ModelConfig, geometry: BatchGeometry, *, masked: bool
+    device: torch.device, shape: AttentionShape, *, masked: bool
 ) -> Iterator[None]:
     """On a GPU, causal attention in here is done by the kernel that is the fastest for it.
 
     With a mask it is another kernel's, or a choice of torch's: then nothing is tried.
     """
-    tries = compute.device.type == "cuda" and not masked
-    seconds = kernel_seconds(compute, config, geometry) if tries else {}
+    tries = device.type == "cuda" and not masked
+    seconds = kernel_seconds(device, shape) if tries else {}
     chosen = preferred(seconds)
     if chosen is None:
         yield
@@ -60,28 +69,26 @@ def preferred(seconds: dict[SDPBackend, float]) -> SDPBackend | None:
     return next((kernel for kernel in seconds if seconds[kernel] <= _CLEARLY * fastest), None)
 
 
-def kernel_seconds(
-    compute: Compute, config: ModelConfig, geometry: BatchGeometry
-) -> dict[SDPBackend, float]:
+def kernel_seconds(device: torch.device, shape: AttentionShape) -> dict[SDPBackend, float]:
     """Seconds of one layer's attention, forwards and back, by each kernel that can do it."""
-    mixed = compute.precision == "bf16-mixed"
+    config = shape.config
     query, key, value = (
         torch.randn(
-            (geometry.batch_size, heads, geometry.seq_len, config.head_dim),
-            generator=torch.Generator(compute.device).manual_seed(0),
-            device=compute.device,
-            dtype=torch.bfloat16 if mixed else torch.float32,
+            (shape.batch_size, heads, shape.seq_len, config.head_dim),
+            generator=torch.Generator(device).manual_seed(0),
+            device=device,
+            dtype=shape.dtype,
             requires_grad=True,
         )
         for heads in (config.num_attention_heads, *2 * [config.num_key_value_heads])
     )
 
     def once() -> float:
-        _finish(compute.device)
+        _finish(device)
         began = time.perf_counter()
         out = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         out.backward(out.detach())
-        _finish(compute.device)
+        _finish(device)
         return time.perf_counter() - began
 
     seconds = {}

@@ -1,21 +1,22 @@
-"""Reading a Hugging Face model directory: its shape and its weights.
+"""A Hugging Face model directory: where it is, the shape in it, and the one that we write.
 
 Format: https://huggingface.co/docs/transformers (config.json of LlamaForCausalLM;
 model.safetensors, or shards listed in model.safetensors.index.json).
 """
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from app.errors import ConfigError, Damaged, NotFound
 from app.model.hub_snapshot import hub_snapshot, looks_like_path
 from app.settings.presets import ModelConfig
-from app.state.snapshot import MODEL_FILE, load_weights
 
-_INDEX_FILE = "model.safetensors.index.json"
+MODEL_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
 _SIZES = (
     "hidden_size",
     "intermediate_size",
@@ -26,7 +27,7 @@ _SIZES = (
 )
 _LARGEST_SIZE = 2**20
 _MOST_PARAMETERS = 8_000_000_000
-_FILES = ["config.json", MODEL_FILE, "model-*.safetensors", _INDEX_FILE, "tokenizer*", "special_*"]
+_FILES = ["config.json", MODEL_FILE, "model-*.safetensors", INDEX_FILE, "tokenizer*", "special_*"]
 
 
 def model_directory(spec: str, variable: str) -> Path:
@@ -102,16 +103,32 @@ def _shape(config: dict[str, Any], path: Path) -> ModelConfig:
     return result
 
 
-def load_pretrained(directory: Path, model: nn.Module) -> None:
-    """Copy the directory's weights into `model`. Raises NotFound, Damaged, IncompatibleRun."""
-    if (directory / MODEL_FILE).is_file():
-        load_weights([directory / MODEL_FILE], model)
-        return
-    try:
-        index = json.loads((directory / _INDEX_FILE).read_text("utf-8"))
-        names = sorted({Path(name).name for name in index["weight_map"].values()})
-    except FileNotFoundError as error:
-        raise NotFound(f"{directory} holds no {MODEL_FILE}") from error
-    except (ValueError, KeyError, AttributeError) as error:
-        raise Damaged(f"{directory / _INDEX_FILE} is not an index of shards") from error
-    load_weights([directory / name for name in names], model)
+def config_files(
+    config: ModelConfig, bos_token_id: int | None, eos_token_id: int
+) -> dict[str, bytes]:
+    """config.json and generation_config.json of a model, for `transformers`."""
+    special = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
+    shape = asdict(config)
+    shape.update(
+        architectures=["LlamaForCausalLM"],
+        model_type="llama",
+        hidden_act="silu",
+        head_dim=config.head_dim,
+        attention_bias=False,
+        mlp_bias=False,
+        attention_dropout=0.0,
+        rope_scaling=None,
+        tie_word_embeddings=True,
+        use_cache=True,
+        dtype="float32",
+        torch_dtype="float32",
+        **special,
+    )
+    return {
+        "config.json": _json_bytes(shape),
+        "generation_config.json": _json_bytes({"_from_model_config": True, **special}),
+    }
+
+
+def _json_bytes(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()

@@ -8,11 +8,13 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
+from app.console import redacted
 from app.data.sources import PinnedSource, follows_the_hub, pin_source
 from app.errors import AccessDenied, ConfigError, Damaged, NotFound, Unavailable
 from app.run.record import RunRecord, load_record
-from app.settings.variables import DataSettings, redacted
-from app.stores.contract import Store, open_store
+from app.settings.variables import DataSettings
+from app.stores.contract import Store
+from app.stores.opening import open_store
 
 SOURCE = "source.json"
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from dotenv import dotenv_values
 from pydantic import ValidationError
 
+from app.console import redacted
 from app.errors import AccessDenied, ConfigError
 from app.settings.presets import AUTO_MODELS, PRESETS
 from app.settings.variables import (
@@ -34,7 +35,6 @@ from app.settings.variables import (
     RunSettings,
     Section,
     Variable,
-    redacted,
     variables,
 )
 

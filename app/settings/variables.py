@@ -380,10 +380,3 @@ def variables() -> Iterator[Variable]:
     for section, model in SECTIONS.items():
         for name, info in model.model_fields.items():
             yield Variable(name.upper(), section, info)
-
-
-def redacted(text: str) -> str:
-    """`text` without user:password and query values of URIs, and without token-like words."""
-    text = re.sub(r"//[^/@\s]*@", "//***@", text)
-    text = re.sub(r"([?&][A-Za-z0-9_.~%-]+=)[^&\s'\"]+", r"\1***", text)
-    return re.sub(r"\b(hf_|AKIA|ASIA)[A-Za-z0-9]{8,}", r"\1***", text)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
 
 from app.errors import ConfigError
 
@@ -160,27 +159,6 @@ class Store(Protocol):
         None if another process has it, or if the store knows no such lock.
         """
         ...
-
-
-def open_store(uri: str, run_name: str) -> Store:
-    """The store of `run_name` below CHECKPOINT_URI. Nothing is contacted yet.
-
-    Raises ConfigError for a URI that is neither file:///folder nor s3://bucket/prefix,
-    and for AWS settings that cannot be used.
-    """
-    if not is_key(run_name) or "/" in run_name:
-        raise ConfigError(f"RUN_NAME={run_name!r} cannot name a folder")
-    parts = urlsplit(uri)
-    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
-        from app.stores.local import LocalStore
-
-        return LocalStore(Path(unquote(parts.path)) / run_name)
-    if parts.scheme == "s3" and parts.netloc:
-        from app.stores.s3 import S3Store
-
-        prefix = "/".join([*filter(None, parts.path.split("/")), run_name])
-        return S3Store(parts.netloc, prefix)
-    raise ConfigError(f"CHECKPOINT_URI={uri!r} is neither file:///folder nor s3://bucket/prefix")
 
 
 def is_key(text: str) -> bool:

@@ -17,8 +17,8 @@ from typing import Any
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
+from app.console import redacted
 from app.errors import AppError, ConfigError, Damaged, NotFound, Unavailable
-from app.settings.variables import redacted
 from app.stores.contract import (
     MAX_GET_BYTES,
     RESERVED,

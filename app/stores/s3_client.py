@@ -19,6 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from s3transfer.exceptions import RetriesExceededError as TransferRetriesExceededError
 from urllib3.exceptions import HTTPError
 
+from app.console import redacted
 from app.errors import (
     AccessDenied,
     AppError,
@@ -28,7 +29,6 @@ from app.errors import (
     NotFound,
     Unavailable,
 )
-from app.settings.variables import redacted
 
 _TRIES = 3
 # An endpoint that swallows packets is given up after about half a minute.

@@ -17,14 +17,15 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from app.console import on_terminal
-from app.data.loader import BatchGeometry, training_loader
+from app.data.loader import training_loader
+from app.data.sample_order import BatchGeometry
 from app.data.token_stream import Corpus, OutOfData
 from app.data.tokenizer import open_tokenizer
 from app.errors import ConfigError, Preempted
 from app.generation.decoding import Sampling, generate_tokens
 from app.generation.inference import InferenceModel
 from app.heartbeat import beat
-from app.model.loss import LossFunction, Schedule
+from app.model.loss import LossFunction
 from app.model.smollm2 import SmolLM2, flops_per_token
 from app.observe.metrics import MetricsLog, Row, perplexity, step_line
 from app.run.journal import AttemptJournal, seconds_of_this_process, summary
@@ -35,11 +36,14 @@ from app.settings.variables import (
     LogSettings,
     OptimizerSettings,
 )
-from app.state.snapshot import Progress, RandomState, capture, library_versions
+from app.state.progress import Progress
+from app.state.random_state import RandomState
+from app.state.snapshot import capture, library_versions
 from app.training.compute import Compute
 from app.training.evaluation import evaluate
 from app.training.preemption import GracePeriod, StopRequest
 from app.training.saver import CheckpointSaver, SaveRequest
+from app.training.schedule import Schedule
 from app.training.step_clock import StepClock
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from app.errors import ConfigError
+from app.model.device import resolve_device
 from app.settings.presets import AUTO_MODELS, PRESETS, ModelConfig
 from app.settings.variables import ComputeSettings
 
@@ -46,25 +47,15 @@ class Compute:
         """MFU: the share of the datasheet's peak; None where that is not known."""
         return flops_per_second / self.peak_flops if self.peak_flops else None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations."""
+        return torch.bfloat16 if self.precision == "bf16-mixed" else torch.float32
+
     def autocast(self) -> torch.autocast:
         """The context in which losses are computed."""
         mixed = self.precision == "bf16-mixed"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed)
-
-
-def resolve_device(requested: str) -> torch.device:
-    """The device to use. Raises ConfigError if DEVICE names one that does not work here."""
-    if requested == "auto":
-        requested = "cuda" if torch.cuda.is_available() else "cpu"
-    if requested == "cuda" and not torch.cuda.is_available():
-        build = torch.version.cuda or "none: this torch is the CPU build"
-        raise ConfigError(
-            "DEVICE=cuda, but no CUDA device works here "
-            f"(CUDA of this torch: {build}): give the container a GPU, or set DEVICE=cpu"
-        )
-    if requested == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("DEVICE=mps, but there is no Apple GPU here: set DEVICE=cpu")
-    return torch.device(requested)
 
 
 def resolve_compute(settings: ComputeSettings) -> Compute:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from app.data.loader import BatchGeometry
+from app.console import redacted
 from app.data.preparation import Preparation, PrepareProgress, TokenNeed, Waiting
-from app.data.sample_order import SampleOrder
+from app.data.sample_order import BatchGeometry, SampleOrder
 from app.data.sources import PinnedSource
 from app.data.token_cache import open_token_cache
 from app.data.tokenizer import TokenizerFiles, load_tokenizer
@@ -16,7 +16,7 @@ from app.model.huggingface import model_directory, read_config
 from app.run.record import Identity, one_path
 from app.settings.load import Settings
 from app.settings.presets import ModelConfig
-from app.settings.variables import ModelSettings, redacted
+from app.settings.variables import ModelSettings
 from app.training.compute import Compute, resolve_compute, resolve_model
 
 log = logging.getLogger(__name__)

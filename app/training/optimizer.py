@@ -9,9 +9,6 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from app.settings.variables import OptimizerSettings
 
-ADAMW_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-MUON_MOMENTS = ("momentum_buffer",)
-
 
 def build_optimizer(
     model: nn.Module, settings: OptimizerSettings, device: torch.device
@@ -65,14 +62,6 @@ class MuonWithAdamW(Optimizer):
         self._muon.param_groups = self.param_groups[:of_muon]
         self._adamw.param_groups = self.param_groups[of_muon:]
         self._muon.state = self._adamw.state = self.state
-
-
-def moments(group: dict[str, Any]) -> tuple[str, ...]:
-    """What the optimizer of a parameter group keeps for each of its parameters.
-
-    All have the parameter's shape, but for AdamW's `step`, which is a scalar.
-    """
-    return MUON_MOMENTS if "ns_steps" in group else ADAMW_MOMENTS
 
 
 def _adamw(

@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from app.console import counted
+from app.console import counted, redacted
 from app.data.locks import own_folder
 from app.data.sources import PinnedSource
 from app.data.token_progress import TokenProgress
@@ -21,9 +21,7 @@ from app.data.token_stream import Corpus, OutOfData
 from app.errors import AppError, Preempted
 from app.failures import disk_failures
 from app.heartbeat import beat
-from app.model.attention import fastest_attention
-from app.model.huggingface import load_pretrained
-from app.model.loss import Schedule
+from app.model.attention import AttentionShape, fastest_attention
 from app.model.smollm2 import SmolLM2
 from app.observe.metrics import MetricsLog, Row, local_rows, stored_rows
 from app.observe.report import publish
@@ -34,15 +32,18 @@ from app.run.record import StoredRecord, already_applied, create_record, extend,
 from app.run.recorded_source import names_recorded_data, remember_parts, source_of_run
 from app.run.retention import clean_up, quarantine
 from app.settings.load import Settings
-from app.settings.variables import redacted
-from app.state.snapshot import STATE_FILES, Progress, huggingface_files, restore
-from app.stores.contract import Store, open_store
+from app.state.progress import Progress
+from app.state.snapshot import STATE_FILES, huggingface_files, restore
+from app.state.weights import load_pretrained
+from app.stores.contract import Store
+from app.stores.opening import open_store
 from app.training.attempt import Attempt, Sections, Trainer
 from app.training.job import Job, check_data, open_preparation, resolve_job
 from app.training.optimizer import build_optimizer
 from app.training.preemption import NOTHING_TO_SAVE, GracePeriod, Interrupted, StopRequest
 from app.training.refusals import check_against_record, check_space, is_finished
 from app.training.saver import CheckpointSaver
+from app.training.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +77,13 @@ def _train(trainer: Trainer, attempt: Attempt) -> BaseException | None:
     gc.freeze()  # no collection in the loop walks through what the imports left
     try:
         with fastest_attention(
-            attempt.compute,
-            attempt.model.config,
-            attempt.geometry,
+            attempt.compute.device,
+            AttentionShape(
+                attempt.model.config,
+                attempt.geometry.batch_size,
+                attempt.geometry.seq_len,
+                attempt.compute.dtype,
+            ),
             masked=attempt.sections.data.document_mask,
         ):
             trainer(attempt)
@@ -121,7 +126,13 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
         data.start()
         check_data(job, data, progress.waiting)
         log.info("first tokens ready after %.1f s", progress.arrived())
-        corpus = Corpus(data, progress, stop, seed=settings.run.seed, seq_len=job.geometry.seq_len)
+        corpus = Corpus(
+            data,
+            progress,
+            lambda: stop.requested,
+            seed=settings.run.seed,
+            seq_len=job.geometry.seq_len,
+        )
         attempt = _open_with_lease(job, store, corpus, source, stop)
     except BaseException:
         data.close()

@@ -15,7 +15,7 @@ from app.errors import AppError
 from app.run.checkpoints import CheckpointName, commit
 from app.run.record import create_record
 from app.settings.variables import variables
-from app.stores.contract import open_store
+from app.stores.opening import open_store
 from tests.run.test_checkpoints import FreeLease
 from tests.run.test_record import IDENTITY
 from tests.test_architecture import HEAVY

@@ -15,23 +15,17 @@ import pytest
 from tokenizers import Tokenizer
 
 from app.cli import parser as cli
+from app.cli.prepared_tokens import find_tokens, sequence_length
 from app.data import inspection
 from app.data import tokenization as prepare_module
-from app.data.inspection import (
-    Place,
-    Sample,
-    find_tokens,
-    samples_of_step,
-    sequence_length,
-    statistics,
-)
-from app.data.loader import BatchGeometry, training_loader
+from app.data.inspection import Place, PreparedTokens, Sample, samples_of_step, statistics
+from app.data.loader import training_loader
 from app.data.preparation import Preparation
-from app.data.sample_order import WINDOW_SEQUENCES, corpus_order
+from app.data.sample_order import WINDOW_SEQUENCES, BatchGeometry, corpus_order
 from app.data.shards import Tokens
 from app.data.tokenizer import read_tokenizer
 from app.errors import ConfigError
-from app.settings.load import load_settings
+from app.settings.load import Settings, load_settings
 from app.settings.variables import DataSettings, variables
 from tests.support.job import ROOT
 from tests.support.prepared import prepare
@@ -150,7 +144,7 @@ def test_what_is_shown_of_an_unfinished_corpus_is_what_the_whole_one_shows(
         for step in range(1, int(1.5 * window_steps), 16):
             with contextlib.suppress(ConfigError):
                 place = Place(step, rank=0, world_size=1, micro_step=None)
-                found[step] = samples_of_step(settings, tokens, place)
+                found[step] = of_step(settings, tokens, place)
         return found
 
     assert not prepared(some, needed=100).index.complete
@@ -285,8 +279,13 @@ def test_looking_at_data_takes_no_torch(flags: dict[str, str]) -> None:
     assert result.stdout.splitlines()[-1] == "[]"
 
 
+def of_step(settings: Settings, tokens: PreparedTokens, place: Place) -> list[Sample]:
+    seq_len = sequence_length(settings)
+    return samples_of_step(tokens, settings.batch, seq_len, settings.run.seed, place)
+
+
 def test_samples_are_plain_data(flags: dict[str, str]) -> None:
     settings = load_settings(flags)
     place = inspection.Place(step=1, rank=0, world_size=1, micro_step=None)
-    (first, *_) = samples_of_step(settings, find_tokens(settings), place)
+    (first, *_) = of_step(settings, find_tokens(settings), place)
     assert dataclasses.asdict(first)["sample"] == 0

@@ -13,7 +13,8 @@ from app.data.token_cache import TOKENS
 from app.data.tokenizer import TokenizerFiles
 from app.errors import AccessDenied, Unavailable
 from app.settings.variables import DataSettings
-from app.stores.contract import Store, open_store
+from app.stores.contract import Store
+from app.stores.opening import open_store
 from tests.data.test_token_cache import MakeNode, Node, node, read, tokens_store
 from tests.support.small_corpus import SHARD, corpus, small_batches, tokenizer
 from tests.support.unreadable import make_unreadable

@@ -23,7 +23,8 @@ from app.data.token_cache import TOKENS, CacheUploader, TokenCache, open_token_c
 from app.data.tokenizer import TokenizerFiles, read_tokenizer
 from app.errors import AccessDenied, Damaged, Unavailable
 from app.settings.variables import DataSettings
-from app.stores.contract import Store, open_store
+from app.stores.contract import Store
+from app.stores.opening import open_store
 from tests.support.interposed import Answer, Interposed
 from tests.support.small_corpus import SHARD, corpus, small_batches, tokenizer
 from tests.support.unreadable import make_unreadable

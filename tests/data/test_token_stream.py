@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.data.loader import BatchGeometry, training_loader
+from app.data.loader import training_loader
 from app.data.preparation import Preparation, PrepareProgress, TokenNeed
-from app.data.sample_order import WINDOW_SEQUENCES, SampleOrder
+from app.data.sample_order import WINDOW_SEQUENCES, BatchGeometry, SampleOrder
 from app.data.shards import ShardIndex
 from app.data.sources import PinnedSource, pin_source
 from app.data.token_progress import TokenProgress
@@ -21,7 +21,6 @@ from app.data.tokenization import CorpusTokenizer
 from app.data.tokenizer import TokenizerFiles
 from app.errors import AppError, Unavailable
 from app.settings.variables import DataSettings
-from app.training.preemption import StopRequest
 from tests.support.small_corpus import SHARD, rows, small_batches, tokenizer
 
 __all__ = ["small_batches", "tokenizer"]
@@ -81,7 +80,7 @@ def make(tmp_path: Path, tokenizer: TokenizerFiles) -> Iterator[MakeCorpus]:
         name: str,
         act: Callable[[], None] = lambda: None,
         rows: int = len(ROWS),
-        stop: StopRequest | None = None,
+        stopping: Callable[[], bool] = lambda: False,
         **need: Any,
     ) -> Corpus:
         path = tmp_path / f"{rows}.jsonl"
@@ -93,9 +92,7 @@ def make(tmp_path: Path, tokenizer: TokenizerFiles) -> Iterator[MakeCorpus]:
             TokenNeed(**need),
             shard_tokens=SHARD,
         )
-        corpus = Corpus(
-            preparation, PatientProgress(act), stop or StopRequest(), seed=5, seq_len=SEQ_LEN
-        )
+        corpus = Corpus(preparation, PatientProgress(act), stopping, seed=5, seq_len=SEQ_LEN)
         made.append(corpus)
         return corpus
 
@@ -224,9 +221,7 @@ def test_a_need_that_was_too_little_is_an_error_of_ours(make: MakeCorpus) -> Non
 
 
 def test_a_stop_request_ends_the_waiting(make: MakeCorpus, gate: Gate) -> None:
-    stop = StopRequest()
-    stop.requested_at = 0.0
-    corpus = make("stopped", stop=stop)
+    corpus = make("stopped", stopping=lambda: True)
     corpus.preparation.start()
     with pytest.raises(OutOfData) as end:
         corpus.sequences(0, 1)

@@ -40,7 +40,8 @@ import torch._dynamo
 
 from app.cli.parser import main as job
 from app.run.checkpoints import FOLDER
-from app.stores.contract import Store, open_store
+from app.stores.contract import Store
+from app.stores.opening import open_store
 from tests.support.failpoints import KINDS, OPERATIONS, ZOMBIES, DeadlyStore, Failpoint
 from tests.support.job import ROOT, outcome
 from tests.support.small_job import make_tokenizer, small_job

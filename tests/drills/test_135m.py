@@ -12,7 +12,7 @@ from app.run.checkpoints import CheckpointName, commit, fetch
 from app.settings.presets import PRESETS
 from app.settings.variables import OptimizerSettings
 from app.state.snapshot import capture, huggingface_files
-from app.stores.contract import open_store
+from app.stores.opening import open_store
 from app.training.optimizer import build_optimizer
 from tests.run.test_checkpoints import FreeLease
 from tests.state.test_snapshot import progress

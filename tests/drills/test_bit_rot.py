@@ -20,8 +20,10 @@ from app.errors import Fenced, Preempted
 from app.run.checkpoints import LATEST, MANIFEST, CheckpointName
 from app.run.lease import LEASE
 from app.settings.load import load_settings
-from app.state.snapshot import Progress, restore
-from app.stores.contract import Store, open_store
+from app.state.progress import Progress
+from app.state.snapshot import restore
+from app.stores.contract import Store
+from app.stores.opening import open_store
 from app.training.attempt import Attempt
 from app.training.start import open_attempt
 from app.training.train_torch import train

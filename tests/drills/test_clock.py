@@ -19,7 +19,8 @@ from app.observe.metrics import stored_rows
 from app.run.checkpoints import stored_checkpoints
 from app.run.journal import read_attempts
 from app.run.lease import LEASE, Clock, Lease
-from app.stores.contract import Store, open_store
+from app.stores.contract import Store
+from app.stores.opening import open_store
 from tests.support.forked_job import ForkedJobRunner, at
 from tests.support.interposed import Interposed
 from tests.support.job import JobRunner, Outcome, outcome

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from app.stores.contract import open_store
+from app.stores.opening import open_store
 from tests.conftest import S3Server
 from tests.support.faulty_link import Fault, FaultyLink, faulty_link
 from tests.support.forked_job import ForkedJobRunner, signal_in_step

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from app.run.checkpoints import find_checkpoint
-from app.stores.contract import open_store
+from app.stores.opening import open_store
 from tests.support.forked_job import ForkedJobRunner
 from tests.support.job import Action, Outcome, both, outcome
 from tests.support.six_steps import SIX_STEPS, undisturbed

@@ -8,7 +8,8 @@ import pytest
 
 from app.run.checkpoints import CheckpointName, newest_valid, read_latest, stored_checkpoints
 from app.run.retention import prune
-from app.stores.contract import RESERVED, Store, open_store
+from app.stores.contract import RESERVED, Store
+from app.stores.opening import open_store
 from tests.run.test_checkpoints import FreeLease, commit_step
 from tests.support.power_cut import Files, PowerCuts
 

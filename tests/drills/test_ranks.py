@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from app.data.loader import BatchGeometry, training_loader
-from app.data.sample_order import global_index
+from app.data.loader import training_loader
+from app.data.sample_order import BatchGeometry, global_index
 from tests.support.job import ROOT
 from tests.support.ranks import (
     GLOBAL_BATCH_SIZE,

@@ -18,7 +18,8 @@ import pytest
 from app.data import tokenization as prepare
 from app.run.checkpoints import find_checkpoint
 from app.run.lease import Lease
-from app.stores.contract import Store, open_store
+from app.stores.contract import Store
+from app.stores.opening import open_store
 from tests.conftest import S3Server
 from tests.support.faulty_link import faulty_link
 from tests.support.forked_job import ForkedJobRunner, at, signal_at, signal_in_step, wait_at

@@ -1,43 +1,32 @@
 """The choice among torch's attention kernels, as far as a CPU shows it."""
 
 import dataclasses
-from typing import Literal
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend
 from torch.nn.functional import scaled_dot_product_attention
 
-from app.data.loader import BatchGeometry
 from app.model import attention
-from app.model.attention import fastest_attention, kernel_seconds, preferred
+from app.model.attention import AttentionShape, fastest_attention, kernel_seconds, preferred
 from app.settings.presets import PRESETS
-from app.settings.variables import ComputeSettings
-from app.training.compute import Compute, resolve_compute
 
 FLASH, EFFICIENT = SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION
 CUDNN = SDPBackend.CUDNN_ATTENTION
-GEOMETRY = BatchGeometry(batch_size=2, global_batch_size=2, seq_len=32)
+SHAPE = AttentionShape(PRESETS["tiny"], batch_size=2, seq_len=32, dtype=torch.float32)
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.fixture
-def cpu() -> Compute:
-    return resolve_compute(ComputeSettings.model_validate({"device": "cpu"}))
-
-
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_kernels_that_this_device_has_not_are_left_out(
-    cpu: Compute, precision: Literal["32-true", "bf16-mixed"]
-) -> None:
-    compute = dataclasses.replace(cpu, precision=precision)
-    seconds = kernel_seconds(compute, PRESETS["tiny"], GEOMETRY)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_that_this_device_has_not_are_left_out(dtype: torch.dtype) -> None:
+    seconds = kernel_seconds(CPU, dataclasses.replace(SHAPE, dtype=dtype))
     assert list(seconds) == [FLASH]
     assert seconds[FLASH] > 0
 
 
-def test_the_random_numbers_of_the_training_are_not_touched(cpu: Compute) -> None:
+def test_the_random_numbers_of_the_training_are_not_touched() -> None:
     before = torch.get_rng_state()
-    kernel_seconds(cpu, PRESETS["tiny"], GEOMETRY)
+    kernel_seconds(CPU, SHAPE)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -57,12 +46,11 @@ def test_the_fastest_is_chosen_and_a_draw_goes_to_the_first(
 
 
 def test_the_chosen_one_comes_first_and_the_others_stay_for_what_it_cannot_do(
-    cpu: Compute, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gpu = dataclasses.replace(cpu, device=torch.device("cuda"))
     monkeypatch.setattr(attention, "kernel_seconds", lambda *_: {FLASH: 2.0, CUDNN: 1.0})
     usual = torch._C._get_sdp_priority_order()
-    with fastest_attention(gpu, PRESETS["tiny"], GEOMETRY, masked=False):
+    with fastest_attention(GPU, SHAPE, masked=False):
         order = torch._C._get_sdp_priority_order()
         assert order[:4] == [kernel.value for kernel in (CUDNN, FLASH, EFFICIENT)] + [
             SDPBackend.MATH.value
@@ -75,11 +63,10 @@ def test_the_chosen_one_comes_first_and_the_others_stay_for_what_it_cannot_do(
 
 
 def test_a_cpu_and_masked_attention_are_left_as_they_are(
-    cpu: Compute, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(attention, "kernel_seconds", lambda *_: pytest.fail("measured"))
-    gpu = dataclasses.replace(cpu, device=torch.device("cuda"))
     usual = torch._C._get_sdp_priority_order()
-    for compute, masked in [(cpu, False), (gpu, True)]:
-        with fastest_attention(compute, PRESETS["tiny"], GEOMETRY, masked=masked):
+    for device, masked in [(CPU, False), (GPU, True)]:
+        with fastest_attention(device, SHAPE, masked=masked):
             assert torch._C._get_sdp_priority_order() == usual

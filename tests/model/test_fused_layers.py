@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from app.model import fused_layers
 from app.model.fused_layers import norm_linear, rotate, swiglu_linear
-from app.model.smollm2 import RMSNorm, SmolLM2, fused_layers, rope_tables
+from app.model.smollm2 import RMSNorm, SmolLM2, rope_tables
 from app.settings.presets import PRESETS
 
 EPS = 1e-5

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.nn import functional as F
 
-from app.model.loss import LossFunction, Schedule, next_token_loss, z_loss
+from app.model.loss import LossFunction, next_token_loss, z_loss
 from app.model.smollm2 import SmolLM2
 from app.settings.presets import PRESETS
 from app.settings.variables import OptimizerSettings
+from app.training.schedule import Schedule
 
 
 def schedule(horizons: list[int], **changes: object) -> Schedule:

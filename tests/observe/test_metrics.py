@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from app.errors import ConfigError, Unavailable
 from app.observe.metrics import METRICS_KEY, MetricsLog, Row, perplexity, step_line, stored_rows
 from app.settings.variables import LogSettings
-from app.stores.contract import Store, open_store
+from app.stores.contract import Store
+from app.stores.opening import open_store
 
 
 def row(step: int, loss: float | None = None) -> Row:

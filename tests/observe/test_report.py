@@ -19,7 +19,8 @@ from app.observe.report import REPORT_KEY, ReportedRun, page, publish, read_run
 from app.run.journal import AttemptJournal, AttemptRecord
 from app.run.record import RunRecord, create_record
 from app.settings.presets import PRESETS
-from app.stores.contract import Store, open_store
+from app.stores.contract import Store
+from app.stores.opening import open_store
 from tests.observe.test_metrics import row
 from tests.run.test_journal import record as attempt_record
 from tests.run.test_record import IDENTITY

@@ -25,7 +25,8 @@ from app.run.checkpoints import (
 )
 from app.run.lease import Lease
 from app.run.retention import prune, remove_unfinished
-from app.stores.contract import Data, Store, open_store
+from app.stores.contract import Data, Store
+from app.stores.opening import open_store
 from tests.run.test_lease import FakeTime
 from tests.support.interposed import Answer, Interposed
 from tests.support.unreadable import make_unreadable

@@ -22,7 +22,8 @@ from app.run.checkpoints import (
     stored_checkpoints,
 )
 from app.run.retention import clean_up, prune, quarantine
-from app.stores.contract import Data, Store, open_store
+from app.stores.contract import Data, Store
+from app.stores.opening import open_store
 from tests.run.test_checkpoints import FreeLease
 
 KEEP_TOP = 1

@@ -15,7 +15,8 @@ from app.run.journal import (
     seconds_of_this_process,
     summary,
 )
-from app.stores.contract import Store, open_store
+from app.stores.contract import Store
+from app.stores.opening import open_store
 
 
 def record(epoch: int = 1, start_step: int = 0) -> AttemptRecord:

@@ -13,7 +13,8 @@ import pytest
 
 from app.errors import AppError, Damaged, Fenced, Preempted, Unavailable
 from app.run.lease import LEASE, Clock, Lease, LeaseRecord, holder_identity
-from app.stores.contract import ExclusiveLock, Store, open_store
+from app.stores.contract import ExclusiveLock, Store
+from app.stores.opening import open_store
 
 TTL = 30.0
 ROOT = Path(__file__).parents[2]

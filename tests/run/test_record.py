@@ -15,7 +15,8 @@ from app.run.record import (
     extend,
     load_record,
 )
-from app.stores.contract import Store, open_store
+from app.stores.contract import Store
+from app.stores.opening import open_store
 
 IDENTITY = Identity(
     model="tiny",

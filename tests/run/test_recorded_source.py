@@ -17,7 +17,8 @@ from app.run.recorded_source import (
     source_of_named_run,
 )
 from app.settings.variables import DataSettings, variables
-from app.stores.contract import Store, open_store
+from app.stores.contract import Store
+from app.stores.opening import open_store
 from tests.run.test_record import IDENTITY
 from tests.support.hubserver import REVISION, Requests, hub
 from tests.support.interposed import Interposed

@@ -19,7 +19,8 @@ from app.run.checkpoints import (
     stored_checkpoints,
 )
 from app.run.retention import clean_up, prune, quarantine, remove_unfinished, set_late_aside
-from app.stores.contract import Store, open_store
+from app.stores.contract import Store
+from app.stores.opening import open_store
 from tests.run.test_checkpoints import (
     FILES,
     FreeLease,

@@ -16,7 +16,8 @@ from app.run.retention import quarantine
 from app.run.verification import Verification
 from app.settings.variables import variables
 from app.state.snapshot import STATE_FILES
-from app.stores.contract import Data, Store, open_store
+from app.stores.contract import Data, Store
+from app.stores.opening import open_store
 from tests.run.test_checkpoints import FreeLease
 from tests.run.test_journal import record
 from tests.run.test_record import IDENTITY

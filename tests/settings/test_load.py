@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from app.console import redacted
 from app.errors import ConfigError
 from app.settings.load import load_settings, variable_table
-from app.settings.variables import redacted, variables
+from app.settings.variables import variables
 
 README = Path(__file__).parents[2] / "README.md"
 

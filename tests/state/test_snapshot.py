@@ -10,14 +10,13 @@ import pytest
 import torch
 
 from app.errors import Damaged, IncompatibleRun
+from app.model.huggingface import MODEL_FILE
 from app.model.smollm2 import SmolLM2
 from app.settings.presets import PRESETS
 from app.settings.variables import OptimizerSettings
+from app.state.progress import STATE_FILE, Progress
+from app.state.random_state import RandomState
 from app.state.snapshot import (
-    MODEL_FILE,
-    STATE_FILE,
-    Progress,
-    RandomState,
     Snapshot,
     capture,
     checkpoint_bytes,

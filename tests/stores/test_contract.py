@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import ConfigError, Damaged, NotFound
-from app.stores.contract import Store, is_key, open_store
+from app.stores.contract import Store, is_key
+from app.stores.opening import open_store
 
 MIB = 2**20
 BAD_KEYS = ["", "/a", "a/", "a//b", ".", "..", "a/../b", "a b", "a\\b", "a\0", "é", ".store-lock"]

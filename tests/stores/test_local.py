@@ -12,7 +12,8 @@ import pytest
 
 from app.errors import AccessDenied, AppError, ConfigError, Unavailable
 from app.stores import local as local_store
-from app.stores.contract import Store, open_store
+from app.stores.contract import Store
+from app.stores.opening import open_store
 
 
 def keys(store: Store, prefix: str = "") -> list[str]:

@@ -17,7 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import AccessDenied, AppError, ConfigError, NoBucket, NotFound, Unavailable
-from app.stores.contract import MAX_GET_BYTES, Store, open_store, s3_client
+from app.stores import s3_client
+from app.stores.contract import MAX_GET_BYTES, Store
+from app.stores.opening import open_store
 from app.stores.s3 import BufferReader, S3Store
 from tests.stores.test_contract import leave_half_written
 from tests.support.interposed import Answer, Answering, Interposed

@@ -16,15 +16,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from app.data.loader import BatchGeometry, training_loader
-from app.data.sample_order import SampleOrder
+from app.data.loader import training_loader
+from app.data.sample_order import BatchGeometry, SampleOrder
 from app.data.shard_writer import ShardWriter
 from app.data.shards import ShardIndex, TokenShards, read_index
 from app.model.loss import LossFunction
 from app.model.smollm2 import SmolLM2
 from app.settings.presets import PRESETS
 from app.settings.variables import OptimizerSettings
-from app.state.snapshot import Progress, RandomState, capture, restore
+from app.state.progress import Progress
+from app.state.random_state import RandomState
+from app.state.snapshot import capture, restore
 from app.training.optimizer import build_optimizer
 
 SEQ_LEN = 16

@@ -5,7 +5,7 @@ A module that uses `undisturbed` has a fixture `variables_of_run` with its varia
 
 import pytest
 
-from app.stores.contract import open_store
+from app.stores.opening import open_store
 from tests.support.forked_job import ForkedJobRunner
 from tests.support.job import Outcome, outcome
 

@@ -15,7 +15,7 @@ from app.run.checkpoints import read_manifest, stored_checkpoints
 from app.run.journal import read_attempts
 from app.run.lease import LEASE
 from app.settings.load import load_settings
-from app.stores.contract import open_store
+from app.stores.opening import open_store
 from app.training.attempt import Attempt
 from app.training.preemption import StopRequest
 from app.training.start import open_attempt

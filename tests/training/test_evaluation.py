@@ -13,9 +13,9 @@ import torch
 from tokenizers import Tokenizer
 
 from app.data import tokenization as prepare_module
-from app.data.loader import BatchGeometry, ValidationBatches, training_loader
+from app.data.loader import ValidationBatches, training_loader
 from app.data.pieces import held_out
-from app.data.sample_order import corpus_order
+from app.data.sample_order import BatchGeometry, corpus_order
 from app.data.shard_writer import ShardWriter
 from app.data.shards import ShardIndex, TokenShards
 from app.data.tokenizer import read_tokenizer

@@ -11,13 +11,8 @@ from torch import Tensor, nn
 from app.model.smollm2 import SmolLM2
 from app.settings.presets import PRESETS
 from app.settings.variables import OptimizerSettings
-from app.training.optimizer import (
-    ADAMW_MOMENTS,
-    MUON_MOMENTS,
-    MuonWithAdamW,
-    build_optimizer,
-    moments,
-)
+from app.state.snapshot import ADAMW_MOMENTS, MUON_MOMENTS, moments
+from app.training.optimizer import MuonWithAdamW, build_optimizer
 
 SMALL = dataclasses.replace(PRESETS["tiny"], vocab_size=97)
 CPU = torch.device("cpu")

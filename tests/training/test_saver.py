@@ -14,7 +14,8 @@ from app.run.checkpoints import stored_checkpoints
 from app.run.journal import AttemptJournal, AttemptRecord
 from app.settings.variables import CheckpointSettings
 from app.state.snapshot import Snapshot
-from app.stores.contract import Data, Store, open_store
+from app.stores.contract import Data, Store
+from app.stores.opening import open_store
 from app.training.saver import CheckpointSaver, SaveRequest
 from tests.state.test_snapshot import progress
 

@@ -18,7 +18,8 @@ from app.run.journal import read_attempts
 from app.run.lease import LEASE, Lease, LeaseRecord
 from app.run.record import StoredRecord, load_record
 from app.settings.variables import variables
-from app.stores.contract import Store, open_store
+from app.stores.contract import Store
+from app.stores.opening import open_store
 from app.training.attempt import Attempt
 from app.training.preemption import Interrupted
 from tests.run.test_lease import FakeTime

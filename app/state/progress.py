@@ -1,0 +1,53 @@
+"""state.json: where a run stands, and what it was made with."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from app.errors import Damaged
+from app.state.random_state import RandomState
+from app.stores.formats import check_format
+
+STATE_FORMAT = 1
+
+
+STATE_FILE = "state.json"
+
+
+_MAX_STATE_BYTES = 16 * 2**20
+
+
+class Progress(BaseModel):
+    """state.json: where the run stands, and what it was made with.
+
+    Losses in nats per token; `saved_at` in seconds since 1970.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    format_version: int = STATE_FORMAT
+    step: int
+    tokens: int
+    train_loss: float | None
+    validation_loss: float | None = None
+    validation_perplexity: float | None = None
+    learning_rate: float | None = None
+    saved_at: float
+    trainer: str
+    optimizer: dict[str, Any]
+    document_mask: bool = False
+    versions: dict[str, str]
+    random: RandomState
+
+
+def read_progress(path: Path) -> Progress:
+    """Raises Damaged if the file is not a state.json, IncompatibleRun if it is a newer one."""
+    if path.stat().st_size > _MAX_STATE_BYTES:
+        raise Damaged(f"{path.name} has {path.stat().st_size} bytes: it is no training state")
+    content = path.read_bytes()
+    check_format(content, STATE_FORMAT, path.name)
+    try:
+        return Progress.model_validate_json(content)
+    except ValidationError as error:
+        raise Damaged(f"{path.name} is not a training state: {error.errors()[0]['msg']}") from error

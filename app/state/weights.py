@@ -1,0 +1,55 @@
+"""Weights, read into a model: of a checkpoint, or of a Hugging Face directory."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from app.errors import Damaged, IncompatibleRun, NotFound
+from app.model.huggingface import INDEX_FILE, MODEL_FILE
+from app.state.tensor_files import read_shapes, read_tensors
+
+
+def load_weights(paths: Sequence[Path], model: nn.Module) -> None:
+    """Copy safetensors files into `model`; a redundant lm_head.weight is left out."""
+    own = dict(model.state_dict())
+    found = {name: shape for path in paths for name, shape in read_shapes(path).items()}
+    found.pop("lm_head.weight", None)
+    same_tensors(paths[0], {name: tensor.shape for name, tensor in own.items()}, found)
+    with torch.no_grad():
+        for path in paths:
+            for name, tensor in read_tensors(path, own):
+                own[name].copy_(tensor)
+
+
+def same_tensors(
+    path: Path, expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]
+) -> None:
+    """Raises IncompatibleRun unless names and shapes are those of this model."""
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or extra:
+        example = f"{missing[0]} is missing" if missing else f"{extra[0]} is unknown"
+        raise IncompatibleRun(f"{path.name} belongs to another model: {example}")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise IncompatibleRun(
+                f"{path.name} belongs to another model: {name} is {tuple(found[name])}, "
+                f"expected {tuple(shape)}"
+            )
+
+
+def load_pretrained(directory: Path, model: nn.Module) -> None:
+    """Copy the directory's weights into `model`. Raises NotFound, Damaged, IncompatibleRun."""
+    if (directory / MODEL_FILE).is_file():
+        load_weights([directory / MODEL_FILE], model)
+        return
+    try:
+        index = json.loads((directory / INDEX_FILE).read_text("utf-8"))
+        names = sorted({Path(name).name for name in index["weight_map"].values()})
+    except FileNotFoundError as error:
+        raise NotFound(f"{directory} holds no {MODEL_FILE}") from error
+    except (ValueError, KeyError, AttributeError) as error:
+        raise Damaged(f"{directory / INDEX_FILE} is not an index of shards") from error
+    load_weights([directory / name for name in names], model)

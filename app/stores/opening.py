@@ -1,0 +1,27 @@
+"""The store that CHECKPOINT_URI names."""
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from app.errors import ConfigError
+from app.stores.contract import Store, is_key
+from app.stores.local import LocalStore
+
+
+def open_store(uri: str, run_name: str) -> Store:
+    """The store of `run_name` below CHECKPOINT_URI. Nothing is contacted yet.
+
+    Raises ConfigError for a URI that is neither file:///folder nor s3://bucket/prefix,
+    and for AWS settings that cannot be used.
+    """
+    if not is_key(run_name) or "/" in run_name:
+        raise ConfigError(f"RUN_NAME={run_name!r} cannot name a folder")
+    parts = urlsplit(uri)
+    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+        return LocalStore(Path(unquote(parts.path)) / run_name)
+    if parts.scheme == "s3" and parts.netloc:
+        from app.stores.s3 import S3Store
+
+        prefix = "/".join([*filter(None, parts.path.split("/")), run_name])
+        return S3Store(parts.netloc, prefix)
+    raise ConfigError(f"CHECKPOINT_URI={uri!r} is neither file:///folder nor s3://bucket/prefix")
