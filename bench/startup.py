@@ -39,7 +39,7 @@ MAKE_RUN = """
 import sys
 from app.run.checkpoints import CheckpointName, commit
 from app.run.record import Identity, create_record
-from app.stores.contract import open_store
+from app.stores.opening import open_store
 
 class OwnLease:
     def check(self): pass

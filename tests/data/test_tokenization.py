@@ -184,7 +184,7 @@ def test_sigkill_in_another_process_leaves_the_same_bytes_in_the_end(
     program = f"""
 import os, signal
 from pathlib import Path
-from app import preparation, prepare, shard_writer, sources
+from app.data import preparation, shard_writer, sources, tokenization
 from app.settings.variables import DataSettings
 from app.data.tokenizer import read_tokenizer
 
@@ -194,7 +194,7 @@ def kill(self, **more):
         os.kill(os.getpid(), signal.SIGKILL)
     seal(self, **more)
 shard_writer.ShardWriter.seal = kill
-prepare._BATCH_CHARACTERS = 1000
+tokenization._BATCH_CHARACTERS = 1000
 data = DataSettings(dataset={str(corpus)!r}, data_dir={str(tmp_path / "killed")!r})
 tokenizer = read_tokenizer(Path({str(tokenizer.directory)!r}), "")
 source = sources.pin_source(data)

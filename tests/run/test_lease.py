@@ -389,7 +389,7 @@ def test_a_store_without_conditional_writes_is_not_protected(
 _HOLD = """
 import sys
 from app.run.lease import Lease
-from app.stores.contract import open_store
+from app.stores.opening import open_store
 lease = Lease(open_store(sys.argv[1], "run"), 3600, "killed:1")
 lease.acquire(0, print, lambda: False)
 print("held", flush=True)
