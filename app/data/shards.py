@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from app.errors import AccessDenied, AppError, Damaged, Unavailable
-from app.stores.formats import check_format
+from app.stores.documents import check_format
 
 log = logging.getLogger(__name__)
 

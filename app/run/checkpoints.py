@@ -27,7 +27,7 @@ from app.errors import Damaged, NotFound, Unavailable
 from app.failures import from_os_error
 from app.run.journal import fences
 from app.stores.contract import Data, Store
-from app.stores.formats import check_format
+from app.stores.documents import check_format
 
 log = logging.getLogger(__name__)
 

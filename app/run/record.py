@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.errors import Damaged, Fenced, IncompatibleRun, NotFound
 from app.stores.contract import Store
-from app.stores.formats import check_format
+from app.stores.documents import check_format
 
 RECORD_FORMAT = 1
 RECORD = "run.json"

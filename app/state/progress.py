@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.errors import Damaged
 from app.state.random_state import RandomState
-from app.stores.formats import check_format
+from app.stores.documents import check_format
 
 STATE_FORMAT = 1
 
