@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from app.cli import commands
+from app.cli import checkpoints as commands
 from app.console import setup_logging
 from app.errors import EXIT_INTERRUPTED, EXIT_OK, AppError, Preempted, UsageError
 from app.settings.load import Settings, load_settings
