@@ -67,7 +67,7 @@ def test_the_rate_counts_every_token_whether_it_shows_or_not(
     monkeypatch.setattr("app.generation.text.load_model", lambda *_: loaded)
     monkeypatch.setattr("app.generation.text.generate_tokens", lambda *_: iter([0] * 5))
     clock = SimpleNamespace(monotonic=iter([10.0, 12.0]).__next__)
-    monkeypatch.setattr("app.cli.checkpoints.time", clock)
+    monkeypatch.setattr("app.cli.generate.time", clock)
     assert cli.main(["generate", "--model_dir", "any", "--prompt", "a"]) == 0
     assert "2.5 tokens/s" in capsys.readouterr().err
 

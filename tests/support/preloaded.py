@@ -5,7 +5,7 @@ import importlib
 import torch
 
 for name in (
-    "app.cli.checkpoints",
+    "app.cli.parser",
     "app.training.start",
     "app.training.train_lightning",
     "app.training.train_torch",

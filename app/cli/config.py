@@ -1,0 +1,30 @@
+"""`config` and `health`: what the job here is set to, and whether it makes progress."""
+
+import argparse
+
+from app.cli.arguments import Commands
+from app.heartbeat import check_heartbeat
+from app.settings.load import Settings, variable_table
+from app.settings.variables import variables
+from app.training.preemption import StopRequest
+
+
+def add_commands(commands: Commands) -> None:
+    command = commands.add("config", config, "show every variable, its value and its source")
+    command.add_argument("--markdown", action="store_true", help="the README's table")
+    commands.add("health", health, "exit 0 while the job in this container makes progress")
+
+
+def config(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
+    if arguments.markdown:
+        print(variable_table())
+        return
+    rows = [(v.name, settings.shown(v), settings.sources[v.name]) for v in variables()]
+    width = max(len(name) for name, _, _ in rows)
+    value_width = max(len(value) for _, value, _ in rows)
+    for name, value, source in rows:
+        print(f"{name:<{width}}  {value:<{value_width}}  {source}")
+
+
+def health(_settings: Settings, _arguments: argparse.Namespace, _stop: StopRequest) -> None:
+    print(check_heartbeat())

@@ -1,0 +1,32 @@
+"""`train`: start the run that the settings name, or continue it."""
+
+import argparse
+import logging
+
+import app
+from app.cli.arguments import Commands
+from app.settings.load import Settings, refuse_several_processes
+from app.training.preemption import StopRequest
+from app.training.spot import watched_for_notices
+
+log = logging.getLogger(__name__)
+
+
+def add_commands(commands: Commands) -> None:
+    commands.add("train", train, "train, or continue, the run that the settings name")
+
+
+def train(settings: Settings, _: argparse.Namespace, stop: StopRequest) -> None:
+    refuse_several_processes()
+    # The libraries take seconds to load: this line tells the user what the wait is for.
+    log.info(
+        "smollm2-spot-trainer %s starts: run %s, checkpoints in %s",
+        app.__version__,
+        " or ".join(settings.run_names),
+        settings.checkpoints.checkpoint_uri,
+    )
+    # Before the libraries load, so that a notice that comes meanwhile is seen too.
+    with watched_for_notices(settings.checkpoints, settings.metadata_servers):
+        from app.training.start import run
+
+        run(settings, stop)
