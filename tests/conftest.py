@@ -20,6 +20,7 @@ import torch
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
+from app.settings.variables import variables
 from app.stores.contract import Store
 from app.stores.opening import open_store
 from tests.support.forwarded import Forwarded
@@ -63,6 +64,14 @@ def undisturbed_log() -> Iterator[None]:
     level = log.level
     yield
     log.setLevel(level)
+
+
+@pytest.fixture
+def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable of the job is in the environment, and no `.env` in the working directory."""
+    for variable in variables():
+        monkeypatch.delenv(variable.name, raising=False)
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from app.settings.load import Settings, load_settings
+from app.settings.combined import Settings
+from app.settings.load import load_settings
 from app.settings.variables import variables
 
 ROOT = Path(__file__).parent.parent

@@ -1,11 +1,11 @@
-"""What the commands' own parsers are made of: how a command is added, and the types of flags."""
+"""What each command's parser is made of: how a command is added, and the types of its flags."""
 
 import argparse
 from collections.abc import Callable
 from typing import NoReturn
 
 from app.errors import UsageError
-from app.settings.load import Settings
+from app.settings.combined import Settings
 from app.settings.variables import SECTIONS, variables
 from app.training.preemption import StopRequest
 

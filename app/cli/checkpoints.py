@@ -23,7 +23,7 @@ from app.run.checkpoints import (
 )
 from app.run.journal import attempt_table, read_attempts
 from app.run.record import load_record
-from app.settings.load import Settings
+from app.settings.combined import Settings
 from app.stores.contract import Store
 from app.training.preemption import StopRequest
 

@@ -4,7 +4,8 @@ import argparse
 
 from app.cli.arguments import Commands
 from app.heartbeat import check_heartbeat
-from app.settings.load import Settings, variable_table
+from app.settings.combined import Settings
+from app.settings.values import as_typed
 from app.settings.variables import variables
 from app.training.preemption import StopRequest
 
@@ -24,6 +25,21 @@ def config(settings: Settings, arguments: argparse.Namespace, _: StopRequest) ->
     value_width = max(len(value) for _, value, _ in rows)
     for name, value, source in rows:
         print(f"{name:<{width}}  {value:<{value_width}}  {source}")
+
+
+def variable_table() -> str:
+    """The README's table of variables, in Markdown."""
+    rows = ["| variable | default | unit | what it does |", "|---|---|---|---|"]
+    for variable in variables():
+        shown = as_typed(variable.info.default)
+        choices = getattr(variable.info.annotation, "__args__", ())
+        named = " \\| ".join(choice for choice in choices if isinstance(choice, str))
+        text = variable.info.description or ""
+        rows.append(
+            f"| `{variable.name}` | {f'`{shown}`' if shown else ''} | {variable.unit} "
+            f"| {text}{f' ({named})' if named else ''} |"
+        )
+    return "\n".join(rows)
 
 
 def health(_settings: Settings, _arguments: argparse.Namespace, _stop: StopRequest) -> None:

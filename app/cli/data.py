@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 
 from app.cli.arguments import Commands, count_from
-from app.settings.load import Settings
+from app.settings.combined import Settings
 from app.training.preemption import StopRequest
 
 

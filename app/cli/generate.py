@@ -6,7 +6,7 @@ import time
 
 from app.cli.arguments import Commands, count_from, number_between
 from app.cli.named_run import existing_run, scratch_folder
-from app.settings.load import Settings
+from app.settings.combined import Settings
 from app.training.preemption import StopRequest
 
 log = logging.getLogger(__name__)

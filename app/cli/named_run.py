@@ -8,7 +8,7 @@ from pathlib import Path
 
 from app.errors import ConfigError, NotFound
 from app.run.record import load_record
-from app.settings.load import Settings
+from app.settings.combined import Settings
 from app.stores.contract import Store
 from app.stores.opening import open_store
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from app.cli.arguments import Commands
 from app.failures import disk_failures
-from app.settings.load import Settings
+from app.settings.combined import Settings
 from app.training.preemption import StopRequest
 
 

@@ -8,7 +8,7 @@ from app.data.tokenizer import load_tokenizer
 from app.errors import NotFound
 from app.failures import disk_failures
 from app.run.recorded_source import source_of_named_run
-from app.settings.load import Settings
+from app.settings.combined import Settings
 from app.settings.presets import PRESETS
 
 

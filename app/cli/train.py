@@ -5,7 +5,8 @@ import logging
 
 import app
 from app.cli.arguments import Commands
-from app.settings.load import Settings, refuse_several_processes
+from app.settings.combined import Settings
+from app.settings.load import refuse_several_processes
 from app.training.preemption import StopRequest
 from app.training.spot import watched_for_notices
 

@@ -1,6 +1,6 @@
-"""How DATASET is written: one source, or several with weights; and how a hub dataset is.
+"""How a user writes DATASET: one source, or several with weights.
 
-a:0.7,b:0.3                          a mixture; a and b as below
+a:0.7,b:0.3                          a mixture; a and b are each written as below
 owner/name@revision#config/split     a hub dataset; all but the name can be left out
 anything else                        builtin, a path, glob or URI
 """
@@ -27,8 +27,9 @@ class WeightedPart:
 def mixture_parts(dataset: str) -> tuple[WeightedPart, ...]:
     """The parts of a mixture; none if DATASET names a single source.
 
-    Paths and URIs hold colons and commas too: only `:number` before a comma or at the end is
-    a weight, and what exists as a path is one. Raises ValueError that says what is wrong.
+    Paths and URIs hold colons and commas too. So only `:number` before a comma or at the end
+    counts as a weight, and a DATASET that exists as a path is taken as that path. Raises
+    ValueError, with what is wrong.
     """
     if not _meant_as_mixture(dataset):
         return ()
@@ -65,13 +66,13 @@ def _meant_as_mixture(dataset: str) -> bool:
 def _exists(path: str) -> bool:
     try:
         return Path(path).expanduser().exists()
-    except (OSError, RuntimeError, ValueError):  # too long for a name, or no such user
+    except (OSError, RuntimeError, ValueError):  # the name is too long, or ~user is unknown
         return False
 
 
 @dataclass(frozen=True, slots=True)
 class HubName:
-    """owner/name@revision#config/split; None for what was left out."""
+    """owner/name@revision#config/split, taken apart; what was left out is None."""
 
     repo_id: str
     revision: str | None = None
@@ -87,7 +88,7 @@ class HubName:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether the revision is a commit, and no branch that moves."""
+        """Whether the revision is a commit: a branch or a tag can move."""
         return bool(self.revision and re.fullmatch("[0-9a-f]{40}", self.revision))
 
     def at(self, revision: str) -> "HubName":

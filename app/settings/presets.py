@@ -51,9 +51,9 @@ class ModelConfig:
         return sum(self.parameter_breakdown().values())
 
 
-# Shapes of the published SmolLM2 family (their config.json files); `tiny` is ours.
-AUTO_MODELS = ("smollm2-135m", "tiny")  # what MODEL=auto is, with a GPU and without
+AUTO_MODELS = ("smollm2-135m", "tiny")  # what MODEL=auto means with a GPU, and without one
 
+# The shapes of the published SmolLM2 family, from their config.json files, and `tiny`.
 PRESETS: dict[str, ModelConfig] = {
     "smollm2-135m": ModelConfig(
         hidden_size=576,
@@ -78,8 +78,8 @@ PRESETS: dict[str, ModelConfig] = {
         num_key_value_heads=32,
         initializer_range=0.02,
     ),
-    # 3.4 million parameters, nearly all of them the embedding: the vocabulary and the
-    # code path are those of its big sisters, a step takes about a second on two cores.
+    # 3.4 million parameters, nearly all of them in the embedding. Vocabulary and code path are
+    # those of the larger models, and a step takes about a second on two cores.
     "tiny": ModelConfig(
         hidden_size=64,
         intermediate_size=192,

@@ -1,25 +1,23 @@
 """The variables that configure the job: type, bounds, unit, one line of help.
 
-Each section is handed to the modules that need it, never the whole. `settings` fills
-them from flags, the environment and a file.
+They are grouped into sections, and a module is handed only the section that it needs. `load`
+fills the sections; what no type and no bound can say about a single value is in `values`.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.settings.dataset_spec import mixture_parts
+from app.settings.values import path_safe, store_uri, without_credentials
 
 ENV_FILE = Path(".env")
-CREDENTIALS = "credentials do not belong in a URI"
-MAX_VALIDATION_TOKENS = 4_000_000  # more held-out text is left out
+MAX_VALIDATION_TOKENS = 4_000_000  # held-out text beyond this is not tokenized
 
 
 class Section(BaseSettings):
@@ -34,43 +32,8 @@ def _unit(name: str) -> dict[str, Any]:
     return {"unit": name}
 
 
-def _name(signs: str, longest: int) -> AfterValidator:
-    """Letters, digits and `signs`: safe as a part of a path and of a key."""
-    allowed = re.compile(rf"[A-Za-z0-9][A-Za-z0-9{re.escape(signs)}]{{0,{longest - 1}}}")
-
-    def check(value: str) -> str:
-        if not allowed.fullmatch(value):
-            raise ValueError(
-                f"allowed: up to {longest} letters, digits and {' '.join(signs)}, "
-                "of which the first is a letter or a digit"
-            )
-        return value
-
-    return AfterValidator(check)
-
-
-def _without_credentials(spec: str) -> str:
-    """`spec`. Raises ValueError, without any of its text, for a URI that names a user.
-
-    A password with a slash in it looks like a port that is no number.
-    """
-    if "://" not in spec:
-        return spec
-    try:
-        parts = urlsplit(spec)
-        plain = "@" not in parts.netloc and (parts.port is None or parts.port >= 0)
-    except ValueError:
-        plain = False
-    if not plain:
-        raise ValueError(
-            f"{CREDENTIALS}, and a port is a number; give a web file a signed address, and set "
-            "AWS_ACCESS_KEY_ID for a bucket"
-        )
-    return spec
-
-
 class RunSettings(Section):
-    run_name: Annotated[str, _name("._-", 100)] | None = Field(
+    run_name: Annotated[str, path_safe("._-", 100)] | None = Field(
         None,
         description="name of the run, and of its folder in the store; default: the model's name",
     )
@@ -88,7 +51,7 @@ class RunSettings(Section):
         description="extend a finished run by this many steps",
         json_schema_extra=_unit("steps"),
     )
-    extension_id: Annotated[str, _name("._:-", 200)] | None = Field(
+    extension_id: Annotated[str, path_safe("._:-", 200)] | None = Field(
         None,
         description="name of the extension: the same name is applied once, however often it starts",
     )
@@ -109,7 +72,7 @@ class ModelSettings(Section):
         description="length of a training sequence; default: the model's context",
         json_schema_extra=_unit("tokens"),
     )
-    init_from: Annotated[str, AfterValidator(_without_credentials)] | None = Field(
+    init_from: Annotated[str, AfterValidator(without_credentials)] | None = Field(
         None,
         description="start from the weights of a Hugging Face directory or hub id",
     )
@@ -134,7 +97,7 @@ class DataSettings(Section):
     dataset_config: str | None = Field(None, description="configuration (subset) of a hub dataset")
     dataset_split: str = Field("train", min_length=1, description="split of the dataset")
     text_column: str = Field("text", min_length=1, description="column that holds the text")
-    tokenizer: Annotated[str, AfterValidator(_without_credentials)] = Field(
+    tokenizer: Annotated[str, AfterValidator(without_credentials)] = Field(
         "builtin", min_length=1, description="builtin, or a Hugging Face directory or hub id"
     )
     document_mask: bool = Field(
@@ -163,10 +126,11 @@ class DataSettings(Section):
         try:
             specs = [part.spec for part in mixture_parts(dataset)] or [dataset]
         except ValueError:
-            _without_credentials(dataset)  # else the error would quote it
+            # The error of a mixture quotes DATASET, so a credential in it is reported first.
+            without_credentials(dataset)
             raise
         for spec in specs:
-            _without_credentials(spec)
+            without_credentials(spec)
         return dataset
 
     @field_validator("data_dir")
@@ -246,7 +210,7 @@ class ComputeSettings(Section):
 
 
 class CheckpointSettings(Section):
-    checkpoint_uri: str = Field(
+    checkpoint_uri: Annotated[str, AfterValidator(store_uri)] = Field(
         "file:///checkpoints", description="file:///absolute/folder or s3://bucket/prefix"
     )
     checkpoint_every_steps: int = Field(
@@ -286,30 +250,6 @@ class CheckpointSettings(Section):
         description="how long saving may fail before exit 75",
         json_schema_extra=_unit("seconds"),
     )
-
-    @field_validator("checkpoint_uri")
-    @classmethod
-    def _usable_uri(cls, uri: str) -> str:
-        try:
-            parts = urlsplit(uri)
-        except ValueError as error:
-            raise ValueError("not a URI") from error
-        if "@" in parts.netloc:
-            raise ValueError(f"{CREDENTIALS}; set AWS_ACCESS_KEY_ID instead")
-        if parts.query or parts.fragment or ".." in parts.path.split("/"):
-            raise ValueError("'?', '#' and '..' have no meaning here")
-        if parts.scheme == "file":
-            if parts.netloc or not parts.path.startswith("/"):
-                raise ValueError("a file URI has three slashes: file:///absolute/folder")
-        elif parts.scheme == "s3":
-            if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", parts.netloc):
-                raise ValueError(
-                    "an s3 URI names a bucket, of 3 to 63 small letters, digits, dots and dashes: "
-                    "s3://bucket/prefix"
-                )
-        else:
-            raise ValueError("it starts with file:/// or s3://")
-        return uri.rstrip("/") if parts.path.strip("/") else f"{parts.scheme}://{parts.netloc}/"
 
 
 class LogSettings(Section):

@@ -14,7 +14,7 @@ from app.data.tokenizer import TokenizerFiles, load_tokenizer
 from app.errors import ConfigError
 from app.model.huggingface import model_directory, read_config
 from app.run.record import Identity, one_path
-from app.settings.load import Settings
+from app.settings.combined import Settings
 from app.settings.presets import ModelConfig
 from app.settings.variables import ModelSettings
 from app.training.compute import Compute, resolve_compute, resolve_model

@@ -31,7 +31,7 @@ from app.run.lease import Lease, holder_identity
 from app.run.record import StoredRecord, already_applied, create_record, extend, load_record
 from app.run.recorded_source import names_recorded_data, remember_parts, source_of_run
 from app.run.retention import clean_up, quarantine
-from app.settings.load import Settings
+from app.settings.combined import Settings
 from app.state.progress import Progress
 from app.state.snapshot import STATE_FILES, huggingface_files, restore
 from app.state.weights import load_pretrained

@@ -25,7 +25,8 @@ from app.data.sample_order import WINDOW_SEQUENCES, BatchGeometry, corpus_order
 from app.data.shards import Tokens
 from app.data.tokenizer import read_tokenizer
 from app.errors import ConfigError
-from app.settings.load import Settings, load_settings
+from app.settings.combined import Settings
+from app.settings.load import load_settings
 from app.settings.variables import DataSettings, variables
 from tests.support.job import ROOT
 from tests.support.prepared import prepare

@@ -1,0 +1,99 @@
+"""All sections together: as one value, and the combinations of values that are refused."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from app.console import redacted
+from app.settings.presets import AUTO_MODELS, PRESETS
+from app.settings.values import as_typed
+from app.settings.variables import (
+    BatchSettings,
+    CheckpointSettings,
+    ComputeSettings,
+    DataSettings,
+    LogSettings,
+    MetadataServers,
+    ModelSettings,
+    OptimizerSettings,
+    RunSettings,
+    Variable,
+)
+
+Source = Literal["default", "environment", "file", "flag"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All sections, checked one by one and against each other."""
+
+    run: RunSettings = field(default_factory=RunSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
+    logs: LogSettings = field(default_factory=LogSettings)
+    metadata_servers: MetadataServers = field(default_factory=MetadataServers)
+    sources: Mapping[str, Source] = field(default_factory=dict)
+
+    def value(self, variable: Variable) -> Any:
+        return getattr(getattr(self, variable.section), variable.name.lower())
+
+    def shown(self, variable: Variable) -> str:
+        """The value as `config` prints it, without a credential inside a URI."""
+        return redacted(as_typed(self.value(variable)))
+
+    @property
+    def run_names(self) -> tuple[str, ...]:
+        """The names that the run may have: both of them for MODEL=auto.
+
+        Which one it is depends on the device, and only a look at it, through torch, can tell.
+        """
+        if self.run.run_name:
+            return (self.run.run_name,)
+        if self.model.init_name:
+            return (self.model.init_name,)
+        return AUTO_MODELS if self.model.model == "auto" else (self.model.model,)
+
+    def is_default(self, name: str) -> bool:
+        return self.sources.get(name, "default") == "default"
+
+
+def impossible_combinations(settings: Settings) -> Iterator[str]:
+    """One line for each, with what to set instead."""
+    batch, model, data = settings.batch, settings.model, settings.data
+    if rest := batch.global_batch_size % batch.batch_size:
+        divisor = next(n for n in range(batch.batch_size, 0, -1) if not batch.global_batch_size % n)
+        multiple = batch.global_batch_size - rest or batch.batch_size
+        yield (
+            f"GLOBAL_BATCH_SIZE={batch.global_batch_size} is not a multiple of "
+            f"BATCH_SIZE={batch.batch_size}: set BATCH_SIZE={divisor} or "
+            f"GLOBAL_BATCH_SIZE={multiple}"
+        )
+    if model.seq_len and not model.init_from:
+        contexts = [PRESETS[model.model]] if model.model != "auto" else list(PRESETS.values())
+        longest = max(preset.max_position_embeddings for preset in contexts)
+        if model.seq_len > longest:
+            yield (
+                f"SEQ_LEN={model.seq_len} is above the context of MODEL={model.model}: "
+                f"at most {longest} tokens"
+            )
+    if model.seq_len and data.val_every_steps and data.val_tokens < model.seq_len:
+        yield (
+            f"VAL_TOKENS={data.val_tokens} is less than one sequence of SEQ_LEN={model.seq_len}: "
+            "set it higher"
+        )
+    if model.init_from and not settings.is_default("MODEL"):
+        yield (
+            f"MODEL={model.model} has no meaning with INIT_FROM={model.init_from}, whose "
+            "config.json gives the shape: unset one of them"
+        )
+    if model.init_from and not settings.is_default("INIT"):
+        yield (
+            f"INIT={model.init} has no meaning with INIT_FROM={model.init_from}, which brings its "
+            "own weights: unset one of them"
+        )
+    if data.dataset == "builtin" and not settings.is_default("DATASET_CONFIG"):
+        yield "DATASET_CONFIG has no meaning with DATASET=builtin: unset it or name a dataset"

@@ -1,0 +1,28 @@
+"""The config command: every variable with its source, and the README's table."""
+
+import pytest
+
+from app.cli import parser as cli
+from app.cli.config import variable_table
+from app.settings.variables import variables
+from tests.support.repository import ROOT
+
+pytestmark = pytest.mark.usefixtures("nothing_set")
+
+
+def test_config_prints_every_variable_with_its_source(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEED", "9")
+    assert cli.main(["config", "--total_steps", "7"]) == 0
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert set(rows) == {variable.name for variable in variables()}
+    assert rows["SEED"] == ["9", "environment"]
+    assert rows["TOTAL_STEPS"] == ["7", "flag"]
+    assert rows["BATCH_SIZE"] == ["2", "default"]
+
+
+def test_the_table_in_the_readme_is_the_generated_one() -> None:
+    assert variable_table() in (ROOT / "README.md").read_text("utf-8"), (
+        "README.md is stale: replace its table by the output of `python -m app config --markdown`"
+    )
