@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-ENTRYPOINT = Path(__file__).parent.parent / "entrypoint.sh"
+from tests.support.repository import ROOT
+
+ENTRYPOINT = ROOT / "entrypoint.sh"
 STAND_IN = '#!/bin/sh\necho "$@"\necho "HF_HOME=${HF_HOME:-}"\necho "pid=$$"\n'
 
 

@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from app.settings.variables import DataSettings
-from tests.test_shipped_config import GRACE_MARGIN_SECONDS, ROOT, parsed, unknown_variables
+from tests.support.repository import ROOT
+from tests.support.shipped_settings import GRACE_MARGIN_SECONDS, settings_of, unknown_variables
 
 MANIFESTS = sorted((ROOT / "k8s").glob("*.yaml"))
 
@@ -222,7 +223,7 @@ def test_the_manifest_names_only_variables_that_exist_with_values_that_can_be_us
     pod = of_kind(documents(choices), "Job")["spec"]["template"]["spec"]
     env = {entry["name"] for container in pod["containers"] for entry in container["env"]}
     assert unknown_variables(set(config) | env) == []
-    settings = parsed(config, monkeypatch, tmp_path)
+    settings = settings_of(config, monkeypatch, tmp_path)
     assert settings.model.model == "smollm2-135m"
     assert settings.compute.device == "cuda"
 

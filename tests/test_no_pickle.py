@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.forked_job import ForkedJobRunner, at
-from tests.test_architecture import MODULES
+from tests.support.repository import MODULES
 
 # Each name stands for everything below it too.
 FORBIDDEN = (

@@ -3,39 +3,21 @@
 import json
 import re
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from app.settings.combined import Settings
-from app.settings.load import load_settings
-from app.settings.variables import variables
+from tests.support.repository import ROOT
+from tests.support.shipped_settings import (
+    GRACE_MARGIN_SECONDS,
+    KNOWN,
+    settings_of,
+    unknown_variables,
+)
 
-ROOT = Path(__file__).parent.parent
 COMPOSE_FILES = sorted(ROOT.glob("docker-compose*.yml"))
-
-KNOWN = {variable.name for variable in variables()}
-# boto3's and the hub client's own names.
-FOREIGN = re.compile(r"(AWS|HF)_[A-Z0-9_]+")
-# Between the moment when the job wants to be done and SIGKILL.
-GRACE_MARGIN_SECONDS = 5
-
-
-def unknown_variables(names: Iterator[str] | set[str]) -> list[str]:
-    return sorted(name for name in names if name not in KNOWN and not FOREIGN.fullmatch(name))
-
-
-def parsed(values: dict[str, str], monkeypatch: pytest.MonkeyPatch, empty: Path) -> Settings:
-    """The settings that a process with just these variables would have."""
-    for name in KNOWN:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(empty)
-    for name, value in values.items():
-        monkeypatch.setenv(name, value)
-    return load_settings()
 
 
 def services(path: Path) -> dict[str, Any]:
@@ -81,7 +63,7 @@ def test_the_values_in_compose_can_be_used(
 ) -> None:
     environment = job_environment(path)
     values = {name: compose_default(value) for name, value in environment.items() if value}
-    assert parsed(values, monkeypatch, tmp_path)
+    assert settings_of(values, monkeypatch, tmp_path)
 
 
 def test_compose_waits_longer_for_the_job_than_the_job_needs() -> None:
@@ -111,7 +93,7 @@ def test_the_example_environment_file_names_only_variables_that_exist(
     values = dict(lines)
     assert "AWS_SECRET_ACCESS_KEY" in values
     assert unknown_variables(set(values)) == []
-    assert parsed({k: v for k, v in values.items() if k in KNOWN}, monkeypatch, tmp_path)
+    assert settings_of({k: v for k, v in values.items() if k in KNOWN}, monkeypatch, tmp_path)
 
 
 def instructions(stage: str) -> list[tuple[str, str]]:
