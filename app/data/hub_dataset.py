@@ -8,7 +8,8 @@ from app.data.pieces import Pieces, Placed, PlacedPieces, Position, row_pieces
 from app.data.readers import no_column, text_of
 from app.data.retries import Backoff
 from app.errors import ConfigError, Damaged, Unavailable
-from app.failures import first_line, hub_failures
+from app.failures import first_line
+from app.model.hub_failures import hub_failures
 from app.settings.dataset_spec import HubName
 from app.settings.variables import DataSettings
 

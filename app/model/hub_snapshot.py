@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.failures import disk_failures, hub_failures
+from app.failures import disk_failures
+from app.model.hub_failures import hub_failures
 
 
 def looks_like_path(spec: str) -> bool:
