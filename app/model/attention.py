@@ -1,14 +1,14 @@
 """Which of torch's attention kernels is the fastest for these shapes on this device.
 
 No table can say it: cuDNN's is twice as fast as the default on some GPUs, and slower on others.
-So each is tried once, for some milliseconds.
+So the job tries each of them when it starts, for some milliseconds.
 """
 
 import logging
 import statistics
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ KERNELS = (
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.CUDNN_ATTENTION,
 )
-_CLEARLY = 1.05  # less is noise, and each start of a run should choose alike
+_CLEARLY = 1.05  # a smaller ratio is noise, and every start of a run should choose alike
 _REPEATS = 5
 
 log = logging.getLogger(__name__)
@@ -37,30 +37,6 @@ class AttentionShape:
     batch_size: int
     seq_len: int
     dtype: torch.dtype
-
-
-@contextmanager
-def fastest_attention(
-    device: torch.device, shape: AttentionShape, *, masked: bool
-) -> Iterator[None]:
-    """On a GPU, causal attention in here is done by the kernel that is the fastest for it.
-
-    With a mask it is another kernel's, or a choice of torch's: then nothing is tried.
-    """
-    tries = device.type == "cuda" and not masked
-    seconds = kernel_seconds(device, shape) if tries else {}
-    chosen = preferred(seconds)
-    if chosen is None:
-        yield
-        return
-    measured = ", ".join(f"{kernel.name} {1000 * s:.2f} ms" for kernel, s in seconds.items())
-    log.info("attention by %s (a layer and micro-batch: %s)", chosen.name, measured)
-    others = [kernel for kernel in (*KERNELS, SDPBackend.MATH) if kernel is not chosen]
-    # Compiled code is kept across starts, and its key does not know of this choice.
-    tag = f"attention by {chosen.name}"
-    tagged = torch.compiler.config.patch(cache_key_tag=tag)  # type: ignore[attr-defined]
-    with sdpa_kernel([chosen, *others], set_priority=True), tagged:
-        yield
 
 
 def preferred(seconds: dict[SDPBackend, float]) -> SDPBackend | None:
@@ -96,7 +72,7 @@ def kernel_seconds(device: torch.device, shape: AttentionShape) -> dict[SDPBacke
         with sdpa_kernel(kernel), warnings.catch_warnings(action="ignore"):
             try:
                 once()
-            except RuntimeError:  # torch's word for: not on this device, or not for these shapes
+            except RuntimeError:  # so torch says: not on this device, or not for these shapes
                 continue
             seconds[kernel] = statistics.median(once() for _ in range(_REPEATS))
     return seconds
@@ -105,3 +81,32 @@ def kernel_seconds(device: torch.device, shape: AttentionShape) -> dict[SDPBacke
 def _finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@contextmanager
+def fastest_attention(
+    device: torch.device,
+    shape: AttentionShape,
+    *,
+    masked: bool,
+    measure: Callable[[torch.device, AttentionShape], dict[SDPBackend, float]] = kernel_seconds,
+) -> Iterator[None]:
+    """On a GPU, causal attention inside this context is done by the fastest kernel for it.
+
+    Attention with a mask goes to FlexAttention or is torch's own choice, so nothing is tried.
+    `measure` gives the seconds that each kernel takes.
+    """
+    tries = device.type == "cuda" and not masked
+    seconds = measure(device, shape) if tries else {}
+    chosen = preferred(seconds)
+    if chosen is None:
+        yield
+        return
+    measured = ", ".join(f"{kernel.name} {1000 * s:.2f} ms" for kernel, s in seconds.items())
+    log.info("attention by %s (a layer and micro-batch: %s)", chosen.name, measured)
+    others = [kernel for kernel in (*KERNELS, SDPBackend.MATH) if kernel is not chosen]
+    # Torch keeps compiled code across starts under a key, which must name this choice.
+    tag = f"attention by {chosen.name}"
+    tagged = torch.compiler.config.patch(cache_key_tag=tag)  # type: ignore[attr-defined]
+    with sdpa_kernel([chosen, *others], set_priority=True), tagged:
+        yield

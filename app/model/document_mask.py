@@ -1,9 +1,9 @@
-"""Documents packed into one sequence: where each lies, and who may attend to whom.
+"""Documents packed into one sequence: where each lies, and which tokens may attend to which.
 
 Shapes: B sequences, T tokens.
 
-A document ends with its end-of-text token, which belongs to it. What a sequence begins
-with is a document too, whether or not its beginning is in the sequence before.
+A document ends with its end-of-text token, which belongs to it. A sequence may begin in the
+middle of a document; that rest counts as a document of its own.
 """
 
 from functools import partial

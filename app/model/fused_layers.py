@@ -2,8 +2,8 @@
 
 Autograd keeps every intermediate tensor for its backward pass. Here what is cheap is computed
 again: a normalized row, SwiGLU's product. No matrix product is made twice. Each piece also has
-its plain operations, for where that is of no use (`by_hand`); both compute the same, operation
-by operation.
+its plain operations, which compute the same, operation by operation. They are used where a
+backward pass by hand is of no use (`by_hand`), and where `fused` is False.
 
 Shapes: N rows, D hidden size, O outputs, F size between the MLP's two maps, E head size.
 Under autocast the matrix products are made in its type.
@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 
 def by_hand() -> bool:
-    """Whether these are of use: not without gradients, nor to a compiler, which decides by
-    itself what to keep."""
+    """Whether a backward pass by hand is of use: not without gradients, and not to a compiler,
+    which decides itself what to keep."""
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
@@ -36,26 +36,28 @@ def rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
     return scale * x32.to(x.dtype)
 
 
-def norm_linear(x: Tensor, scale: Tensor, eps: float, *weights: Tensor) -> tuple[Tensor, ...]:
+def norm_linear(
+    x: Tensor, scale: Tensor, eps: float, *weights: Tensor, fused: bool = True
+) -> tuple[Tensor, ...]:
     """`rms_norm` of x (…, D), then a linear map with each of `weights` (O, D)."""
-    if not by_hand():
+    if not (fused and by_hand()):
         normed = rms_norm(x, scale, eps)
         return tuple(F.linear(normed, weight) for weight in weights)
     outputs: tuple[Tensor, ...] = _NormLinear.apply(x, scale, eps, *weights)
     return outputs
 
 
-def swiglu_linear(gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
+def swiglu_linear(gate: Tensor, up: Tensor, weight: Tensor, *, fused: bool = True) -> Tensor:
     """silu(gate) · up, both (…, F), then a linear map with `weight` (O, F)."""
-    if not by_hand():
+    if not (fused and by_hand()):
         return F.linear(F.silu(gate) * up, weight)
     output: Tensor = _SwigluLinear.apply(gate, up, weight)
     return output
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, fused: bool = True) -> Tensor:
     """Apply rotary embeddings to x (…, T, E): its halves are the rotated pairs."""
-    if not by_hand():
+    if not (fused and by_hand()):
         first, second = x.chunk(2, dim=-1)
         return x * cos + torch.cat((-second, first), dim=-1) * sin
     output: Tensor = _Rotate.apply(x, cos, sin)

@@ -1,4 +1,4 @@
-"""A Hugging Face model directory: where it is, the shape in it, and the one that we write.
+"""A Hugging Face model directory: where it is, the shape in it, and the files that we write.
 
 Format: https://huggingface.co/docs/transformers (config.json of LlamaForCausalLM;
 model.safetensors, or shards listed in model.safetensors.index.json).

@@ -16,28 +16,36 @@ from torch.autograd.function import once_differentiable
 
 from app.model.fused_layers import products_dtype
 
-_LOGITS_IN_FLIGHT = 1 << 24
-"""At most so many logits at a time: 64 MiB in float32."""
-
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss_weight: float = 0.0
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    z_loss_weight: float = 0.0,
+    *,
+    most_logits: int = 1 << 24,
 ) -> Tensor:
     """Mean cross-entropy in nats of hidden (N, D) @ weight (V, D)ᵀ against targets (N,).
 
     The same as `next_token_loss(linear(hidden, weight), targets, z_loss_weight)`, up to
     rounding. Under autocast the products are made in its type, everything between in float32.
+    At most `most_logits` are held at a time; the default is 64 MiB in float32.
     """
-    if not torch.is_grad_enabled():  # else their gradients would be made all the same
+    if not torch.is_grad_enabled():  # the function below looks at its inputs alone
         hidden, weight = hidden.detach(), weight.detach()
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, z_loss_weight)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, z_loss_weight, most_logits)
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss_weight: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        z_loss_weight: float,
+        most_logits: int,
     ) -> Tensor:
         n, vocabulary = hidden.shape[0], weight.shape[0]
         of_hidden, of_weight, *_ = ctx.needs_input_grad
@@ -48,8 +56,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_weight = torch.zeros_like(weight) if of_weight else None
             wide = torch.promote_types(dtype, torch.float32)
             total = inputs.new_zeros((), dtype=wide)
-            rows = min(n, max(1, _LOGITS_IN_FLIGHT // vocabulary))
-            # Used by each part again: new memory of this size costs as much as to fill it.
+            rows = min(n, max(1, most_logits // vocabulary))
+            # Every part uses this memory again: to allocate it costs as much as to fill it.
             logits = inputs.new_empty((rows, vocabulary))
             buffers = logits, logits if dtype == wide else torch.empty_like(logits, dtype=wide)
             for start in range(0, n, rows):
@@ -76,7 +84,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_hidden = grad_hidden.to(ctx.hidden_dtype) * scale
         if grad_weight is not None:
             grad_weight = grad_weight * scale
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight, None, None, None
 
 
 def _add_part(
@@ -89,8 +97,9 @@ def _add_part(
     z_loss_weight: float,
 ) -> Tensor:
     """The summed loss of some rows; its gradients are written to `grad_inputs` and added to
-    `grad_weight`. `buffers` hold logits, in the products' type, and as wide as the loss: one and
-    the same where the types are, since a row is read before it is written."""
+    `grad_weight`. The first of `buffers` is for logits in the products' type, the second for
+    log-probabilities in the loss's. Where the types are the same, so is the tensor: a row is
+    read before it is written."""
     logits, log_p = (buffer[: len(targets)] for buffer in buffers)
     torch.matmul(inputs, matrix.T, out=logits)
     rows = torch.arange(len(targets), device=targets.device)

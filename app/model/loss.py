@@ -1,4 +1,4 @@
-"""What is minimized, and at which learning rate.
+"""The loss that training minimizes.
 
 Shapes: B sequences, T tokens, V vocabulary.
 """
@@ -43,17 +43,17 @@ def z_loss(log_z: Tensor) -> Tensor:
 class LossFunction:
     """Mean cross-entropy of the model on token ids (B, T + 1), in one of two ways.
 
-    dense   the logits (B, T, V) are made, and compiled together with the rest
-    fused   they are made and used part by part: `app.model.linear_loss`
+    dense   all logits (B, T, V) are made at once, and compiled together with the rest
+    fused   they are made and used part by part, by `app.model.linear_loss`
 
     With `z_loss_weight` the gradient is that of cross-entropy + weight · z-loss; the value
     stays the cross-entropy alone, so that runs with and without it compare.
 
-    With an `end_token`, the documents that it ends do not see each other. The first token of
-    a document is still a target, of the end token before it: so every sequence has T targets
-    with and without the mask, and a text that starts from the end token has been trained.
+    With an `end_token`, documents do not attend to each other. The first token of a document is
+    still predicted, from the end token before it: so every sequence has T targets with and
+    without the mask, and the model learns to start a text from the end token.
 
-    A compiler that fails is a reason for one line in the log, not for the end of a run.
+    Where the compiler fails, the log says so in one line and training goes on without it.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class LossFunction:
         return self._eager(inputs, *targets, *self._packing(inputs, blocks=False))
 
     def _packing(self, inputs: Tensor, *, blocks: bool) -> tuple[()] | tuple[Tensor, Mask]:
-        """Positions and mask; nothing where documents may see each other."""
+        """Positions and mask; nothing where documents may attend to each other."""
         if self._end_token is None:
             return ()
         documents, positions = document_places(inputs, self._end_token)

@@ -64,9 +64,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None) -> Tensor:
 class Attention(nn.Module):
     """Causal grouped-query attention: H query heads share K key/value heads."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, fused: bool) -> None:
         super().__init__()
-        self.head_dim = config.head_dim
+        self.head_dim, self.fused = config.head_dim, fused
         d, kv = config.hidden_size, config.num_key_value_heads * config.head_dim
         self.q_proj = nn.Linear(d, d, bias=False)
         self.k_proj = nn.Linear(d, kv, bias=False)
@@ -79,8 +79,7 @@ class Attention(nn.Module):
         """What `q_proj`, `k_proj` and `v_proj` made, each (B, T, heads · E), to (B, T, D)."""
         batch, length, _ = q.shape
         heads = (batch, length, -1, self.head_dim)
-        q = rotate(q.view(heads).transpose(1, 2), cos, sin)
-        k = rotate(k.view(heads).transpose(1, 2), cos, sin)
+        q, k = (rotate(x.view(heads).transpose(1, 2), cos, sin, fused=self.fused) for x in (q, k))
         out = attend(q, k, v.view(heads).transpose(1, 2), mask)
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
 
@@ -88,8 +87,9 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU feed-forward block (Shazeer, 2020)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, fused: bool) -> None:
         super().__init__()
+        self.fused = fused
         d, hidden = config.hidden_size, config.intermediate_size
         self.gate_proj = nn.Linear(d, hidden, bias=False)
         self.up_proj = nn.Linear(d, hidden, bias=False)
@@ -97,41 +97,44 @@ class MLP(nn.Module):
 
     def forward(self, gate: Tensor, up: Tensor) -> Tensor:
         """What `gate_proj` and `up_proj` made, both (B, T, F), to (B, T, D)."""
-        return swiglu_linear(gate, up, self.down_proj.weight)
+        return swiglu_linear(gate, up, self.down_proj.weight, fused=self.fused)
 
 
 class DecoderLayer(nn.Module):
     """Pre-norm residual block: attention, then MLP."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, fused: bool) -> None:
         super().__init__()
-        self.self_attn = Attention(config)
-        self.mlp = MLP(config)
+        self.fused = fused
+        self.self_attn = Attention(config, fused)
+        self.mlp = MLP(config, fused)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Mask | None = None) -> Tensor:
         attn, mlp = self.self_attn, self.mlp
-        q, k, v = projections(self.input_layernorm, x, attn.q_proj, attn.k_proj, attn.v_proj)
+        q, k, v = self._projections(self.input_layernorm, x, attn.q_proj, attn.k_proj, attn.v_proj)
         x = x + attn(q, k, v, cos, sin, mask)
-        gate, up = projections(self.post_attention_layernorm, x, mlp.gate_proj, mlp.up_proj)
+        gate, up = self._projections(self.post_attention_layernorm, x, mlp.gate_proj, mlp.up_proj)
         return x + mlp(gate, up)
 
-
-def projections(norm: RMSNorm, x: Tensor, *linears: nn.Linear) -> tuple[Tensor, ...]:
-    """Each of the linear maps of norm(x)."""
-    return norm_linear(x, norm.weight, norm.eps, *(linear.weight for linear in linears))
+    def _projections(self, norm: RMSNorm, x: Tensor, *linears: nn.Linear) -> tuple[Tensor, ...]:
+        """Each of the linear maps of norm(x)."""
+        weights = (linear.weight for linear in linears)
+        return norm_linear(x, norm.weight, norm.eps, *weights, fused=self.fused)
 
 
 class Decoder(nn.Module):
     """Embedding, layers and final norm: (B, T) token ids to (B, T, D)."""
 
-    def __init__(self, config: ModelConfig, gradient_checkpointing: bool) -> None:
+    def __init__(self, config: ModelConfig, gradient_checkpointing: bool, fused: bool) -> None:
         super().__init__()
         self.config = config
         self.gradient_checkpointing = gradient_checkpointing
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, fused) for _ in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
@@ -156,13 +159,21 @@ class Decoder(nn.Module):
 class SmolLM2(nn.Module):
     """The language model: (B, T) token ids to (B, T, V) logits, output layer tied.
 
-    Packed documents are kept apart by `positions` (B, T) below T and a `mask` (see `packing`).
+    Packed documents are kept apart by `positions` (B, T) below T and a `mask`, which
+    `app.model.document_mask` makes. With `fused_layers` False, autograd alone makes the
+    gradients: the same function, slower, to compare with.
     """
 
-    def __init__(self, config: ModelConfig, *, gradient_checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        gradient_checkpointing: bool = False,
+        fused_layers: bool = True,
+    ) -> None:
         super().__init__()
         self.config = config
-        self.model = Decoder(config, gradient_checkpointing)
+        self.model = Decoder(config, gradient_checkpointing, fused_layers)
 
     def forward(
         self,
@@ -179,7 +190,7 @@ class SmolLM2(nn.Module):
     ) -> "SmolLM2":
         """A model with memory for its weights and nothing in it: load them, or `initialize`.
 
-        The constructor draws weights that nobody uses, a second's work for 135M.
+        The constructor alone would draw weights that nobody uses, which takes a second for 135M.
         """
         with _WithoutDrawing(), torch.device(device):
             return cls(config, gradient_checkpointing=gradient_checkpointing)
@@ -211,9 +222,9 @@ class SmolLM2(nn.Module):
 
 
 class _WithoutDrawing(TorchFunctionMode):
-    """Modules that are made in it leave the memory of their weights as it is.
+    """Inside this context, new modules leave the memory of their weights as it is.
 
-    Making them on the meta device costs more than it saves: it loads half of torch.
+    To make them on the meta device would cost more than it saves, since that loads half of torch.
     """
 
     def __torch_function__(

@@ -7,7 +7,6 @@ import torch
 from torch.nn.attention import SDPBackend
 from torch.nn.functional import scaled_dot_product_attention
 
-from app.model import attention
 from app.model.attention import AttentionShape, fastest_attention, kernel_seconds, preferred
 from app.settings.presets import PRESETS
 
@@ -45,12 +44,10 @@ def test_the_fastest_is_chosen_and_a_draw_goes_to_the_first(
     assert preferred(seconds) is choice
 
 
-def test_the_chosen_one_comes_first_and_the_others_stay_for_what_it_cannot_do(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(attention, "kernel_seconds", lambda *_: {FLASH: 2.0, CUDNN: 1.0})
+def test_the_chosen_one_comes_first_and_the_others_stay_for_what_it_cannot_do() -> None:
     usual = torch._C._get_sdp_priority_order()
-    with fastest_attention(GPU, SHAPE, masked=False):
+    seconds = {FLASH: 2.0, CUDNN: 1.0}
+    with fastest_attention(GPU, SHAPE, masked=False, measure=lambda *_: seconds):
         order = torch._C._get_sdp_priority_order()
         assert order[:4] == [kernel.value for kernel in (CUDNN, FLASH, EFFICIENT)] + [
             SDPBackend.MATH.value
@@ -62,11 +59,10 @@ def test_the_chosen_one_comes_first_and_the_others_stay_for_what_it_cannot_do(
     assert torch.compiler.config.cache_key_tag == ""
 
 
-def test_a_cpu_and_masked_attention_are_left_as_they_are(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(attention, "kernel_seconds", lambda *_: pytest.fail("measured"))
+def test_a_cpu_and_masked_attention_are_left_as_they_are() -> None:
     usual = torch._C._get_sdp_priority_order()
     for device, masked in [(CPU, False), (GPU, True)]:
-        with fastest_attention(device, SHAPE, masked=masked):
+        with fastest_attention(
+            device, SHAPE, masked=masked, measure=lambda *_: pytest.fail("measured")
+        ):
             assert torch._C._get_sdp_priority_order() == usual

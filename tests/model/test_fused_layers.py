@@ -73,44 +73,36 @@ def test_a_rotation(packed: bool) -> None:
         cos, sin = cos[places][:, None], sin[places][:, None]
 
     def plain(x: Tensor) -> tuple[Tensor, ...]:
-        with mock.patch("app.model.fused_layers.by_hand", return_value=False):
-            return (rotate(x, cos, sin),)
+        return (rotate(x, cos, sin, fused=False),)
 
     assert_same(lambda x: (rotate(x, cos, sin),), plain, drawn((2, 3, 7, 8)), 1e-14)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_whole_model_has_the_gradients_of_plain_operations(
-    autocast: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = SmolLM2(PRESETS["tiny"])
-    model.initialize(seed=3)
+def test_a_whole_model_has_the_gradients_of_plain_operations(autocast: bool) -> None:
     tokens = torch.randint(0, 49_152, (2, 32), generator=torch.Generator().manual_seed(1))
 
-    def gradients() -> dict[str, Tensor]:
-        model.zero_grad()
+    def gradients(model: SmolLM2) -> dict[str, Tensor]:
+        model.initialize(seed=3)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             logits = model(tokens)
         F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten()).backward()
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
-    ours = gradients()
-    monkeypatch.setattr("app.model.fused_layers.by_hand", lambda: False)
-    theirs = gradients()
+    model = SmolLM2(PRESETS["tiny"])
+    ours = gradients(model)
+    theirs = gradients(SmolLM2(PRESETS["tiny"], fused_layers=False))
     assert ours.keys() == theirs.keys() == dict(model.named_parameters()).keys()
     for name, gradient in theirs.items():
         difference = (ours[name] - gradient).norm() / gradient.norm()
         assert difference < (0.02 if autocast else 1e-5), name
 
 
-def test_little_more_than_half_is_kept_for_the_backward_pass(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model = SmolLM2(PRESETS["tiny"])
+def test_little_more_than_half_is_kept_for_the_backward_pass() -> None:
     tokens = torch.zeros((2, 128), dtype=torch.long)
-    weights = {p.data_ptr() for p in model.parameters()}
 
-    def kept() -> int:
+    def kept(model: SmolLM2) -> int:
+        weights = {p.data_ptr() for p in model.parameters()}
         sizes: dict[int, int] = {}
 
         def pack(tensor: Tensor) -> Tensor:
@@ -124,9 +116,8 @@ def test_little_more_than_half_is_kept_for_the_backward_pass(
         assert hidden.requires_grad
         return sum(sizes.values())
 
-    by_hand = kept()
-    monkeypatch.setattr("app.model.fused_layers.by_hand", lambda: False)
-    assert by_hand < 0.6 * kept()
+    by_hand = kept(SmolLM2(PRESETS["tiny"]))
+    assert by_hand < 0.6 * kept(SmolLM2(PRESETS["tiny"], fused_layers=False))
 
 
 def test_they_are_left_to_the_compiler_and_not_used_without_gradients() -> None:
