@@ -1,4 +1,4 @@
-"""`python -m app`."""
+"""`python -m app`: the words of a command line come in, the exit code goes out."""
 
 import os
 import sys
@@ -9,8 +9,8 @@ from app.cli.parser import main
 if __name__ == "__main__":
     code = main(sys.argv[1:])
     if threading.active_count() > 1:
-        # At exit Python joins the threads of an upload, and one that hangs would keep the
-        # process beyond GRACE_SECONDS. What it has not committed does not exist.
+        # At exit Python waits for the threads of an upload, and one that hangs would keep the
+        # process alive beyond GRACE_SECONDS. Whatever they still upload is not committed.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
