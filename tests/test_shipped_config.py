@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.repository import ROOT
+from scripts.rooms import ImportGraph
+from tests.support.repository import APP, ROOT
 from tests.support.shipped_settings import (
     GRACE_MARGIN_SECONDS,
     KNOWN,
@@ -119,6 +120,16 @@ def test_the_image_runs_under_tini_with_nothing_but_python_below() -> None:
     assert runtime["STOPSIGNAL"] == "SIGTERM"
     installed = [rest for word, rest in instructions("environment") if "apt-get install" in rest]
     assert len(installed) == 1 and " tini " in installed[0]
+
+
+def test_the_stage_that_trains_the_tokenizer_has_the_files_that_it_imports_and_no_others() -> None:
+    graph, needed = ImportGraph(APP), ["app.data.tokenizer"]
+    for module in needed:  # grows while it is read
+        found = (i.imported for i in graph.imports if i.importer == module)
+        needed += [name for name in dict.fromkeys(found) if name not in needed]
+    copied = " ".join(rest for word, rest in instructions("tokenizer") if word == "COPY").split()
+    files = {name for name in copied if name.endswith(".py") and not name.endswith("__init__.py")}
+    assert files == {graph.where(module) for module in needed}
 
 
 @pytest.mark.parametrize("stage", ["runtime", "test"])
