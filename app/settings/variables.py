@@ -28,57 +28,46 @@ class Section(BaseSettings):
     )
 
 
-def _unit(name: str) -> dict[str, Any]:
-    return {"unit": name}
+def _field(default: Any, description: str, unit: str = "", **bounds: Any) -> Any:
+    """A variable with its default, one line of help, its unit, and pydantic's bounds (ge, lt …)."""
+    return Field(default, description=description, json_schema_extra={"unit": unit}, **bounds)
 
 
 class RunSettings(Section):
-    run_name: Annotated[str, path_safe("._-", 100)] | None = Field(
-        None,
-        description="name of the run, and of its folder in the store; default: the model's name",
+    run_name: Annotated[str, path_safe("._-", 100)] | None = _field(
+        None, "name of the run, and of its folder in the store; default: the model's name"
     )
-    total_steps: int = Field(
-        5000,
-        ge=1,
-        le=100_000_000,
-        description="optimizer steps of the original run",
-        json_schema_extra=_unit("steps"),
+    total_steps: int = _field(
+        5000, "optimizer steps of the original run", "steps", ge=1, le=100_000_000
     )
-    additional_steps: int = Field(
-        0,
-        ge=0,
-        le=100_000_000,
-        description="extend a finished run by this many steps",
-        json_schema_extra=_unit("steps"),
+    additional_steps: int = _field(
+        0, "extend a finished run by this many steps", "steps", ge=0, le=100_000_000
     )
-    extension_id: Annotated[str, path_safe("._:-", 200)] | None = Field(
-        None,
-        description="name of the extension: the same name is applied once, however often it starts",
+    extension_id: Annotated[str, path_safe("._:-", 200)] | None = _field(
+        None, "name of the extension: the same name is applied once, however often it starts"
     )
-    seed: int = Field(1337, ge=0, lt=2**63, description="seed of the weights and of the data order")
-    trainer: Literal["lightning", "torch"] = Field(
-        "lightning", description="pytorch-lightning, or a plain PyTorch loop"
+    seed: int = _field(1337, "seed of the weights and of the data order", ge=0, lt=2**63)
+    trainer: Literal["lightning", "torch"] = _field(
+        "lightning", "pytorch-lightning, or a plain PyTorch loop"
     )
 
 
 class ModelSettings(Section):
-    model: Literal["auto", "smollm2-135m", "smollm2-360m", "smollm2-1.7b", "tiny"] = Field(
-        "auto", description="the model's shape; auto: 135m where there is a GPU, tiny where not"
+    model: Literal["auto", "smollm2-135m", "smollm2-360m", "smollm2-1.7b", "tiny"] = _field(
+        "auto", "the model's shape; auto: 135m where there is a GPU, tiny where not"
     )
-    seq_len: int | None = Field(
+    seq_len: int | None = _field(
         None,
+        "length of a training sequence; default: the model's context",
+        "tokens",
         ge=8,
         le=131_072,
-        description="length of a training sequence; default: the model's context",
-        json_schema_extra=_unit("tokens"),
     )
-    init_from: Annotated[str, AfterValidator(without_credentials)] | None = Field(
-        None,
-        description="start from the weights of a Hugging Face directory or hub id",
+    init_from: Annotated[str, AfterValidator(without_credentials)] | None = _field(
+        None, "start from the weights of a Hugging Face directory or hub id"
     )
-    init: Literal["normal", "scaled"] = Field(
-        "normal",
-        description="first weights: one deviation; or o_proj, down_proj / sqrt(2 · layers)",
+    init: Literal["normal", "scaled"] = _field(
+        "normal", "first weights: one deviation; or o_proj, down_proj / sqrt(2 · layers)"
     )
 
     @property
@@ -88,36 +77,25 @@ class ModelSettings(Section):
 
 
 class DataSettings(Section):
-    dataset: str = Field(
+    dataset: str = _field(
         "builtin",
-        min_length=1,
-        description="builtin, a hub id, or a path, glob or URI of .txt, .jsonl or .parquet; "
+        "builtin, a hub id, or a path, glob or URI of .txt, .jsonl or .parquet; "
         "or several of them with weights: a:0.7,b:0.3",
+        min_length=1,
     )
-    dataset_config: str | None = Field(None, description="configuration (subset) of a hub dataset")
-    dataset_split: str = Field("train", min_length=1, description="split of the dataset")
-    text_column: str = Field("text", min_length=1, description="column that holds the text")
-    tokenizer: Annotated[str, AfterValidator(without_credentials)] = Field(
-        "builtin", min_length=1, description="builtin, or a Hugging Face directory or hub id"
+    dataset_config: str | None = _field(None, "configuration (subset) of a hub dataset")
+    dataset_split: str = _field("train", "split of the dataset", min_length=1)
+    text_column: str = _field("text", "column that holds the text", min_length=1)
+    tokenizer: Annotated[str, AfterValidator(without_credentials)] = _field(
+        "builtin", "builtin, or a Hugging Face directory or hub id", min_length=1
     )
-    document_mask: bool = Field(
-        False, description="documents packed into one sequence do not attend to each other"
+    document_mask: bool = _field(
+        False, "documents packed into one sequence do not attend to each other"
     )
-    data_dir: Path = Field(
-        Path("/data"), description="folder for prepared tokens, caches and local logs"
-    )
-    val_every_steps: int = Field(
-        0,
-        ge=0,
-        description="validation loss every so many steps; 0: off",
-        json_schema_extra=_unit("steps"),
-    )
-    val_tokens: int = Field(
-        131_072,
-        ge=256,
-        le=MAX_VALIDATION_TOKENS,
-        description="size of the validation set",
-        json_schema_extra=_unit("tokens"),
+    data_dir: Path = _field(Path("/data"), "folder for prepared tokens, caches and local logs")
+    val_every_steps: int = _field(0, "validation loss every so many steps; 0: off", "steps", ge=0)
+    val_tokens: int = _field(
+        131_072, "size of the validation set", "tokens", ge=256, le=MAX_VALIDATION_TOKENS
     )
 
     @field_validator("dataset")
@@ -140,135 +118,91 @@ class DataSettings(Section):
 
 
 class BatchSettings(Section):
-    batch_size: int = Field(
-        2,
-        ge=1,
-        le=65_536,
-        description="sequences per device and micro-step",
-        json_schema_extra=_unit("sequences"),
-    )
-    global_batch_size: int = Field(
+    batch_size: int = _field(2, "sequences per device and micro-step", "sequences", ge=1, le=65_536)
+    global_batch_size: int = _field(
         16,
+        "sequences per optimizer step; gradient accumulation follows from it",
+        "sequences",
         ge=1,
         le=1_048_576,
-        description="sequences per optimizer step; gradient accumulation follows from it",
-        json_schema_extra=_unit("sequences"),
     )
 
 
 class OptimizerSettings(Section):
-    optimizer: Literal["adamw", "muon"] = Field(
-        "adamw",
-        description="of the matrices inside the layers; embedding and norms always have AdamW",
+    optimizer: Literal["adamw", "muon"] = _field(
+        "adamw", "of the matrices inside the layers; embedding and norms always have AdamW"
     )
-    learning_rate: float = Field(
-        3e-4, gt=0, le=1, description="peak learning rate, of both optimizers"
+    learning_rate: float = _field(3e-4, "peak learning rate, of both optimizers", gt=0, le=1)
+    lr_schedule: Literal["cosine", "wsd", "constant"] = _field(
+        "cosine", "after warm-up: cosine to the floor, stable then decay, or constant"
     )
-    lr_schedule: Literal["cosine", "wsd", "constant"] = Field(
-        "cosine", description="after warm-up: cosine to the floor, stable then decay, or constant"
+    warmup_steps: int = _field(100, "linear warm-up", "steps", ge=0)
+    min_lr_ratio: float = _field(0.1, "floor, as a share of the peak", ge=0, le=1)
+    extension_lr: Literal["hold", "stretch"] = _field(
+        "hold", "in an extension: stay at the floor, or follow the longer schedule"
     )
-    warmup_steps: int = Field(
-        100, ge=0, description="linear warm-up", json_schema_extra=_unit("steps")
-    )
-    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="floor, as a share of the peak")
-    extension_lr: Literal["hold", "stretch"] = Field(
-        "hold", description="in an extension: stay at the floor, or follow the longer schedule"
-    )
-    weight_decay: float = Field(0.1, ge=0, le=10, description="of matrices; norms have none")
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first-moment decay")
-    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second-moment decay")
-    adam_epsilon: float = Field(1e-8, gt=0, le=1, description="AdamW's denominator term")
-    grad_clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
-    z_loss: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="weight of z-loss in the gradient; losses are reported without it; 0: off",
+    weight_decay: float = _field(0.1, "of matrices; norms have none", ge=0, le=10)
+    adam_beta1: float = _field(0.9, "AdamW's first-moment decay", ge=0, lt=1)
+    adam_beta2: float = _field(0.999, "AdamW's second-moment decay", ge=0, lt=1)
+    adam_epsilon: float = _field(1e-8, "AdamW's denominator term", gt=0, le=1)
+    grad_clip: float = _field(1.0, "largest gradient norm; 0: no clipping", ge=0)
+    z_loss: float = _field(
+        0.0, "weight of z-loss in the gradient; losses are reported without it; 0: off", ge=0, le=1
     )
 
 
 class ComputeSettings(Section):
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="auto: a GPU where there is one"
+    device: Literal["auto", "cpu", "cuda", "mps"] = _field("auto", "auto: a GPU where there is one")
+    precision: Literal["auto", "32-true", "bf16-mixed"] = _field(
+        "auto", "auto: bf16-mixed on GPUs and CPUs that have it, else 32-true"
     )
-    precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
-        "auto", description="auto: bf16-mixed on GPUs and CPUs that have it, else 32-true"
+    compile: Literal["auto", "true", "false"] = _field("auto", "torch.compile; auto: on CUDA")
+    fused_loss: Literal["auto", "true", "false"] = _field(
+        "auto", "never hold all logits; auto: on a CPU, and on GPUs of less than 32 GiB"
     )
-    compile: Literal["auto", "true", "false"] = Field(
-        "auto", description="torch.compile; auto: on CUDA"
+    gradient_checkpointing: bool = _field(
+        False, "recompute activations in the backward pass, to save memory"
     )
-    fused_loss: Literal["auto", "true", "false"] = Field(
-        "auto",
-        description="never hold all logits; auto: on a CPU, and on GPUs of less than 32 GiB",
-    )
-    gradient_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass, to save memory"
-    )
-    num_workers: int | None = Field(
-        None, ge=0, le=256, description="data loading processes; default: 0 on CPU, 2 on a GPU"
+    num_workers: int | None = _field(
+        None, "data loading processes; default: 0 on CPU, 2 on a GPU", ge=0, le=256
     )
 
 
 class CheckpointSettings(Section):
-    checkpoint_uri: Annotated[str, AfterValidator(store_uri)] = Field(
-        "file:///checkpoints", description="file:///absolute/folder or s3://bucket/prefix"
+    checkpoint_uri: Annotated[str, AfterValidator(store_uri)] = _field(
+        "file:///checkpoints", "file:///absolute/folder or s3://bucket/prefix"
     )
-    checkpoint_every_steps: int = Field(
-        20, ge=1, description="steps between checkpoints", json_schema_extra=_unit("steps")
+    checkpoint_every_steps: int = _field(20, "steps between checkpoints", "steps", ge=1)
+    keep_top: int = _field(
+        5, "checkpoints kept by train loss; the newest is kept too", ge=0, le=10_000
     )
-    keep_top: int = Field(
-        5, ge=0, le=10_000, description="checkpoints kept by train loss; the newest is kept too"
+    grace_seconds: float = _field(
+        25, "time between SIGTERM and SIGKILL", "seconds", gt=0, le=86_400
     )
-    grace_seconds: float = Field(
-        25,
-        gt=0,
-        le=86_400,
-        description="time between SIGTERM and SIGKILL",
-        json_schema_extra=_unit("seconds"),
+    spot_notices: Literal["off", "aws", "gcp"] = _field(
+        "off", "ask the cloud's metadata server for spot notices, and act as on SIGTERM"
     )
-    spot_notices: Literal["off", "aws", "gcp"] = Field(
-        "off", description="ask the cloud's metadata server for spot notices, and act as on SIGTERM"
+    lease_ttl: float = _field(
+        30, "a silent holder of the run is dead after this long", "seconds", ge=2, le=3_600
     )
-    lease_ttl: float = Field(
-        30,
-        ge=2,
-        le=3_600,
-        description="a silent holder of the run is dead after this long",
-        json_schema_extra=_unit("seconds"),
+    lease_wait: float = _field(
+        120, "how long to wait for a live holder before exit 79", "seconds", ge=0, le=86_400
     )
-    lease_wait: float = Field(
-        120,
-        ge=0,
-        le=86_400,
-        description="how long to wait for a live holder before exit 79",
-        json_schema_extra=_unit("seconds"),
-    )
-    give_up_seconds: float = Field(
-        1800,
-        ge=0,
-        le=604_800,
-        description="how long saving may fail before exit 75",
-        json_schema_extra=_unit("seconds"),
+    give_up_seconds: float = _field(
+        1800, "how long saving may fail before exit 75", "seconds", ge=0, le=604_800
     )
 
 
 class LogSettings(Section):
-    log_every_steps: int = Field(
-        1, ge=1, description="steps between log lines", json_schema_extra=_unit("steps")
+    log_every_steps: int = _field(1, "steps between log lines", "steps", ge=1)
+    log_format: Literal["text", "json"] = _field("text", "one line per event, as …")
+    sample_every_steps: int = _field(
+        0, "steps between text samples in the log; 0: off", "steps", ge=0
     )
-    log_format: Literal["text", "json"] = Field("text", description="one line per event, as …")
-    sample_every_steps: int = Field(
-        0,
-        ge=0,
-        description="steps between text samples in the log; 0: off",
-        json_schema_extra=_unit("steps"),
+    loggers: str = _field(
+        "tensorboard,csv", "beside metrics.jsonl: any of tensorboard, csv; or none"
     )
-    loggers: str = Field(
-        "tensorboard,csv", description="beside metrics.jsonl: any of tensorboard, csv; or none"
-    )
-    metrics_port: int = Field(
-        0, ge=0, le=65_535, description="serve Prometheus metrics on this port; 0: off"
-    )
+    metrics_port: int = _field(0, "serve Prometheus metrics on this port; 0: off", ge=0, le=65_535)
 
     @field_validator("loggers")
     @classmethod
