@@ -57,7 +57,7 @@ class CheckpointSaver:
         self.last_commit_seconds = 0.0
         self.saves_committed = 0
         self.failed_saves = 0  # since the last commit
-        self._store, self._lease, self._settings = store, lease, settings
+        self.store, self._lease, self._settings = store, lease, settings
         self._extra_files, self._journal, self._protected = extra_files, journal, protected
         self._first_pause = first_pause
         self._waiting: SaveRequest | None = None
@@ -159,9 +159,9 @@ class CheckpointSaver:
         for key, rows in request.logs.items():
             self._lease.put(key, rows.content())
         for key, buffers in self._journal.objects().items():
-            self._store.put(key, buffers)
+            self.store.put(key, buffers)
         manifest = commit(
-            self._store,
+            self.store,
             CheckpointName(snapshot.step, self._lease.epoch),
             snapshot.files(self._extra_files),
             snapshot.progress.train_loss,
@@ -184,7 +184,7 @@ class CheckpointSaver:
     def _prune(self) -> None:
         """Failing to tidy up is no reason to lose a step: the next save tries again."""
         try:
-            pruned = prune(self._store, self._settings.keep_top, self._protected, self._lease)
+            pruned = prune(self.store, self._settings.keep_top, self._protected, self._lease)
         except (Unavailable, AccessDenied) as error:
             log.warning("old checkpoints could not be removed: %s", error)
             return

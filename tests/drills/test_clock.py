@@ -52,12 +52,12 @@ def is_off_by(seconds: float) -> None:
 def jumps_in_step_3(seconds: float) -> None:
     jumped: list[bool] = []
     wrong_clock(lambda: seconds if jumped else 0.0)
-    at("app.training.attempt.Attempt._log_row", 3, lambda: jumped.append(True))
+    at("app.training.step_log.StepLog.log_row", 3, lambda: jumped.append(True))
 
 
 def dies_in_step_4(seconds: float) -> None:
     is_off_by(seconds)
-    at("app.training.attempt.Attempt._log_row", 4, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    at("app.training.step_log.StepLog.log_row", 4, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def off_by(job: JobRunner, seconds: float) -> ForkedJobRunner:

@@ -67,7 +67,7 @@ def disturbed(
     job: ForkedJobRunner, folder: Path, begin: Action
 ) -> tuple[ForkedJobRunner, dict[str, Action]]:
     """`begin` in step 3, which waits for it: at least the last commit is still to come."""
-    return job.halting("app.training.attempt.Attempt._log_row", folder, begin, occurrence=3)
+    return job.halting("app.training.step_log.StepLog.log_row", folder, begin, occurrence=3)
 
 
 def assert_whole(job: JobRunner, undisturbed: Outcome, bucket: str) -> None:

@@ -123,7 +123,7 @@ def test_a_full_data_dir_in_the_middle_ends_the_job_and_the_next_start_goes_on(
     uri, filler = f"file://{tmp_path}/store", small / "filler"
     job = ForkedJobRunner({**variables_of_run, "CHECKPOINT_URI": uri, "DATA_DIR": str(small)})
     # The loop waits, not the saver: it is the one that writes to DATA_DIR.
-    place = "app.training.attempt.Attempt._log_row"
+    place = "app.training.step_log.StepLog.log_row"
     waiting, actions = job.halting(place, tmp_path, lambda _: fill(filler))
     ended = waiting.run("train", when=actions)
     assert ended.code == 75, ended.log

@@ -131,7 +131,7 @@ def test_a_signal_to_the_whole_group_is_the_jobs_and_not_its_workers(
 ) -> None:
     runner = job(job_environment, tmp_path, trainer).with_(NUM_WORKERS="2")
     to_all = functools.partial(os.killpg, 0, number)
-    stopped = runner.preceded_by(at, "app.training.attempt.Attempt._log_row", 4, to_all).run(
+    stopped = runner.preceded_by(at, "app.training.step_log.StepLog.log_row", 4, to_all).run(
         "train"
     )
     assert stopped.code == 143, stopped.log

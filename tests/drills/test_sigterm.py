@@ -260,7 +260,7 @@ def test_while_a_save_is_in_flight(
 ) -> None:
     # The loop waits in step 3 for the signal, and the server with the save for what follows.
     os.mkfifo(pipe := tmp_path / "pipe")
-    place = "app.training.attempt.Attempt._log_row"
+    place = "app.training.step_log.StepLog.log_row"
     waiting = ForkedJobRunner(job.environment, before=functools.partial(wait_at, place, pipe, 3))
     held: list[Held] = []
 
@@ -406,7 +406,7 @@ def stopped_in_a_request(
 def stopped_at_step_3(job: ForkedJobRunner) -> ForkedJobRunner:
     return ForkedJobRunner(
         job.environment,
-        before=functools.partial(signal_at, "app.training.attempt.Attempt._log_row", 3),
+        before=functools.partial(signal_at, "app.training.step_log.StepLog.log_row", 3),
     )
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 from unittest import mock
 
-from app.training.attempt import Attempt
+from app.training.step_log import StepLog
 from tests.support.job import Action, JobProcess, JobRunner
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -113,15 +113,15 @@ def signal_at(place: str, occurrence: int = 1) -> None:
 
 def signal_in_step(step: int, number: signal.Signals) -> None:
     """That signal in that step, once the checkpoints of the steps before are committed."""
-    original = Attempt._log_row
+    original = StepLog.log_row
 
-    def log_row(self: Attempt, *arguments: Any) -> None:
-        if self.step == step:
-            self._saver.wait()
+    def log_row(self: StepLog, made: int, *arguments: Any) -> None:
+        if made == step:
+            self.checkpointing.saver.wait()
             os.kill(os.getpid(), number)
-        original(self, *arguments)
+        original(self, made, *arguments)
 
-    mock.patch.object(Attempt, "_log_row", log_row).start()
+    mock.patch.object(StepLog, "log_row", log_row).start()
 
 
 def wait_at(place: str, pipe: Path, occurrence: int = 1) -> None:

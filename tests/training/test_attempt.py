@@ -74,7 +74,7 @@ def test_half_made_gradients_are_dropped_when_the_step_does_not_fit(
 ) -> None:
     attempt = opened(grace_seconds="100")
     attempt.micro_step_done = _after(9, attempt.micro_step_done, stop.request)  # type: ignore[method-assign]
-    attempt._clock.step_seconds = 600.0
+    attempt.clock.step_seconds = 600.0
     train(attempt)
     weights = [parameter.detach().clone() for parameter in attempt.model.parameters()]
     with pytest.raises(Preempted, match="stopped at step 2 of 6; newest checkpoint: step 2"):
@@ -103,8 +103,8 @@ def test_without_time_for_a_save_the_one_before_is_kept_and_said(
     def late(loss: torch.Tensor, grad_norm: torch.Tensor) -> bool:
         original(loss, grad_norm)
         if attempt.step == 3:
-            attempt._saver.wait()
-            attempt._saver.last_commit_seconds = 60.0
+            attempt.checkpointing.saver.wait()
+            attempt.checkpointing.saver.last_commit_seconds = 60.0
             stop.request()
         return stop.requested
 
@@ -122,8 +122,8 @@ def test_a_stop_in_the_last_step_warns_of_nothing(
     caplog.set_level("INFO")
     attempt = opened(total_steps="1")
     train(attempt)
-    attempt._saver.wait()
-    attempt._saver.last_commit_seconds = 60.0
+    attempt.checkpointing.saver.wait()
+    attempt.checkpointing.saver.last_commit_seconds = 60.0
     stop.request()
     attempt.finish()
     assert committed(tmp_path) == [1]
@@ -191,9 +191,9 @@ def test_an_evaluation_that_does_not_fit_into_the_grace_is_left_out(
     attempt = opened(dataset=str(tmp_path / "long.txt"), val_every_steps="1", val_tokens="256")
     attempt.begin()
     stop.request(seconds_ago=24.0)
-    attempt._saver.last_commit_seconds = 60.0
+    attempt.checkpointing.saver.last_commit_seconds = 60.0
     assert attempt.evaluate() is None
-    attempt._saver.last_commit_seconds = 0.0
+    attempt.checkpointing.saver.last_commit_seconds = 0.0
     stop.request()
     assert attempt.evaluate() is not None
 
@@ -202,7 +202,7 @@ def test_the_last_save_is_waited_for_no_longer_than_the_grace(
     opened: Opener, stop: QuietStop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = opened(total_steps="1", grace_seconds="1")
-    monkeypatch.setattr(attempt._saver._store, "put", unreachable)
+    monkeypatch.setattr(attempt.checkpointing.saver.store, "put", unreachable)
     train(attempt)
     stop.request()
     with pytest.raises(Preempted, match="stopped at step 1 of 1; newest checkpoint: step 0"):
@@ -226,9 +226,9 @@ def test_an_attempt_that_lost_the_run_says_so_and_writes_nothing_else(
     attempt = opened()
     store = open_store(f"file://{tmp_path}", "tiny")
     before = {info.key for info in store.list("")}
-    store.put(LEASE, [store.get(LEASE)[0].replace(attempt._lease.holder.encode(), b"other:1:x")])
+    store.put(LEASE, [store.get(LEASE)[0].replace(attempt.lease.holder.encode(), b"other:1:x")])
     with pytest.raises(Fenced) as lost:
-        attempt._lease.check()
+        attempt.lease.check()
     attempt.close(f"exit 79: {lost.value}")
     (record,) = read_attempts(store, newest=9)
     assert record.ended is not None and "was taken over by other:1:x" in record.ended
@@ -240,7 +240,7 @@ def test_an_attempt_that_trained_says_what_it_did_however_it_ends(
 ) -> None:
     caplog.set_level("INFO")
     attempt = opened(give_up_seconds="0.01")
-    monkeypatch.setattr(attempt._saver._store, "put", unreachable)
+    monkeypatch.setattr(attempt.checkpointing.saver.store, "put", unreachable)
     train(attempt)
     with pytest.raises(Unavailable):
         attempt.finish()
@@ -253,15 +253,15 @@ def test_a_row_says_how_saving_goes(opened: Opener, monkeypatch: pytest.MonkeyPa
     attempt = opened(checkpoint_every_steps="2")
     attempt.begin()
     rows: list[Row] = []
-    monkeypatch.setattr(attempt._metrics, "add", rows.append)
+    monkeypatch.setattr(attempt.step_log.metrics, "add", rows.append)
 
     def step() -> None:
         attempt.step_done(torch.tensor(1.0), torch.tensor(1.0))
-        attempt._saver.wait()
+        attempt.checkpointing.saver.wait()
 
     for _ in range(3):
         step()
-    attempt._saver.failed_saves = 2
+    attempt.checkpointing.saver.failed_saves = 2
     step()
     assert [(row.saves_committed, row.failed_saves) for row in rows] == [
         (0, 0),
@@ -301,10 +301,10 @@ def test_the_end_of_an_attempt_puts_the_report_into_the_store(
 
 
 def test_a_report_that_does_not_fit_into_the_grace_is_left_out(
-    opened: Opener, stop: QuietStop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Opener, stop: QuietStop, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("app.training.attempt._REPORT_SECONDS", 200.0)
     attempt = opened(grace_seconds="100")
+    attempt.report_seconds = 200.0
     stop.request()
     attempt.close("stopped")
     store = open_store(f"file://{tmp_path}", "tiny")
@@ -323,8 +323,8 @@ def test_a_store_that_goes_silent_at_the_end_keeps_no_process_beyond_its_grace(
         heard.set()
         silent.wait(60)
 
-    monkeypatch.setattr(attempt._journal, "end", never_answered)
-    monkeypatch.setattr(attempt._lease, "release", never_answered)
+    monkeypatch.setattr(attempt.journal, "end", never_answered)
+    monkeypatch.setattr(attempt.lease, "release", never_answered)
     if asked == "before":
         stop.request(seconds_ago=30.0)
         attempt.close("stopped")
@@ -367,7 +367,7 @@ def test_the_log_says_when_an_epoch_begins_and_a_resumed_run_says_no_other(
         attempt.close("target reached")
         turns.append([r.getMessage() for r in caplog.records if r.getMessage().startswith("epoch")])
         caplog.clear()
-    n = attempt._corpus.order.n_sequences
+    n = attempt.corpus.order.n_sequences
     assert n is not None and 40 < n < 80  # 5 to 10 steps of 8 samples
     begun = [f"epoch {e + 1} begins at step {e * n // 8 + 1}" for e in range(1, 50 * 8 // n + 1)]
     assert turns[0] == [line for line in begun if int(line.split()[-1]) <= 20]

@@ -1,0 +1,120 @@
+"""What is shown of an attempt while it runs: rows of metrics, log lines, a bar, samples of text."""
+
+import logging
+import time
+
+from tqdm import tqdm
+
+from app.console import on_terminal
+from app.data.sample_order import BatchGeometry
+from app.data.token_stream import Corpus
+from app.data.tokenizer import open_tokenizer
+from app.generation.decoding import Sampling, generate_tokens
+from app.generation.inference import InferenceModel
+from app.model.smollm2 import SmolLM2, flops_per_token
+from app.observe.metrics import MetricsLog, Row, perplexity, step_line
+from app.training.checkpointing import Checkpointing
+from app.training.compute import Compute
+from app.training.step_clock import StepClock
+
+log = logging.getLogger(__name__)
+
+_SAMPLE = Sampling(max_tokens=40)
+
+
+class StepLog:
+    """Shows each finished step of an attempt, up to the run's `target`.
+
+    `epoch` is that of the attempt's lease: each row says which attempt made it.
+    """
+
+    def __init__(
+        self,
+        *,
+        metrics: MetricsLog,
+        clock: StepClock,
+        checkpointing: Checkpointing,
+        compute: Compute,
+        geometry: BatchGeometry,
+        corpus: Corpus,
+        target: int,
+        epoch: int,
+    ) -> None:
+        self.metrics = metrics
+        self.checkpointing, self._clock = checkpointing, clock
+        self._compute, self._geometry, self._corpus = compute, geometry, corpus
+        self._target, self._epoch = target, epoch
+        self._bar: tqdm[None] | None = None
+
+    def begin(self, step: int) -> None:
+        """Training goes on after `step`. On a terminal a bar shows it."""
+        if on_terminal():
+            self._bar = tqdm(total=self._target, initial=step, unit="step", smoothing=0.05)
+
+    def advance(self) -> None:
+        """A step is over."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def log_row(
+        self,
+        step: int,
+        model: SmolLM2,
+        loss: float,
+        rate: float,
+        grad_norm: float,
+        evaluated: float | None,
+    ) -> None:
+        """One row of metrics, and its line. `evaluated` is the validation loss, if there is one.
+
+        Losses are in nats per token.
+        """
+        geometry, saver = self._geometry, self.checkpointing.saver
+        speed = self._clock.row(step, geometry.tokens_per_step)
+        shape = model.config, geometry.seq_len
+        row = Row(
+            step=step,
+            tokens=step * geometry.tokens_per_step,
+            loss=loss,
+            learning_rate=rate,
+            grad_norm=grad_norm,
+            tokens_per_second=speed,
+            mfu=self._compute.utilization(speed * flops_per_token(*shape)),
+            mfu_full=self._compute.utilization(speed * flops_per_token(*shape, causal=False)),
+            validation_loss=evaluated,
+            validation_perplexity=perplexity(evaluated),
+            attempt=self._epoch,
+            time=time.time(),
+            checkpoint_age_seconds=self.checkpointing.age(),
+            saves_committed=saver.saves_committed,
+            failed_saves=saver.failed_saves,
+        )
+        self.metrics.add(row)
+        text = step_line(row, self._target, self._clock.step_seconds)
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {row.loss:.3f}, lr {row.learning_rate:.2e}")
+            if evaluated is None:
+                return
+        log.info(text, extra={"fields": vars(row)})
+
+    def log_epoch(self, step: int) -> None:
+        """Say if `step`, which was just made, began an epoch. An epoch may begin inside a step."""
+        samples = self._geometry.global_batch_size
+        first = (step - 1) * samples
+        begun = self._corpus.order.epochs_begun(first, first + samples)
+        if len(begun) == 1:
+            log.info("epoch %d begins at step %d", begun[0] + 1, step)
+        elif begun:
+            log.info("epochs %d to %d begin at step %d", begun[0] + 1, begun[-1] + 1, step)
+
+    def log_sample(self, step: int, model: SmolLM2) -> None:
+        """A short text from the model as it is; the run's random numbers are left alone."""
+        files = self._corpus.tokenizer
+        tokenizer = open_tokenizer(files.directory / "tokenizer.json")
+        with self._compute.autocast():
+            ids = list(generate_tokens(InferenceModel(model), [files.eos_token_id], _SAMPLE, None))
+        log.info("sample at step %d: %r", step, tokenizer.decode(ids))
