@@ -22,7 +22,6 @@ from app.errors import ConfigError, Preempted
 from app.heartbeat import beat
 from app.model.loss import LossFunction
 from app.model.smollm2 import SmolLM2
-from app.observe.metrics import MetricsLog
 from app.run.journal import AttemptJournal, seconds_of_this_process, summary
 from app.run.lease import Lease
 from app.settings.variables import (
@@ -31,12 +30,10 @@ from app.settings.variables import (
     LogSettings,
     OptimizerSettings,
 )
-from app.state.progress import Progress
-from app.training.checkpointing import Checkpointing, Recipe
+from app.training.checkpointing import Checkpointing
 from app.training.compute import Compute
 from app.training.evaluation import evaluate
 from app.training.preemption import GracePeriod, StopRequest
-from app.training.saver import CheckpointSaver
 from app.training.schedule import Schedule
 from app.training.step_clock import StepClock
 from app.training.step_log import StepLog
@@ -54,7 +51,6 @@ class Sections:
     optimizer: OptimizerSettings
     checkpoints: CheckpointSettings
     logs: LogSettings
-    trainer: str
 
 
 class Attempt:
@@ -70,15 +66,18 @@ class Attempt:
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
         corpus: Corpus,
-        saver: CheckpointSaver,
+        checkpointing: Checkpointing,
+        step_log: StepLog,
         lease: Lease,
-        metrics: MetricsLog,
         journal: AttemptJournal,
+        clock: StepClock,
         stop: StopRequest,
+        grace: GracePeriod,
         publish_report: Callable[[], None],
         start_step: int,
-        resumed: Progress | None = None,
+        validation_loss: float | None,
     ) -> None:
+        """`validation_loss` is the newest one of the run, in nats per token."""
         self.sections, self.compute, self.geometry = sections, compute, geometry
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.loss_function = LossFunction(
@@ -90,37 +89,13 @@ class Attempt:
         )
         self.step = self.start_step = start_step
         self.target = schedule.horizons[-1]
-        self.corpus, self.lease, self.journal = corpus, lease, journal
-        self.clock = StepClock(start_step)
         self.report_seconds = REPORT_SECONDS
-        self._stop, self._publish_report = stop, publish_report
-        self._grace = GracePeriod(stop, sections.checkpoints.grace_seconds)
+        self.corpus, self.lease, self.journal, self.clock = corpus, lease, journal, clock
+        self.checkpointing, self.step_log = checkpointing, step_log
+        self._stop, self._grace, self._publish_report = stop, grace, publish_report
         self._loss: Tensor | None = None  # of the last finished step
         self._finite = torch.ones((), dtype=torch.bool, device=compute.device)
-        self._validation_loss = resumed.validation_loss if resumed else None  # the newest
-        self.checkpointing = Checkpointing(
-            model=model,
-            optimizer=optimizer,
-            recipe=Recipe(
-                sections.trainer, sections.optimizer, sections.data, geometry.tokens_per_step
-            ),
-            saver=saver,
-            journal=journal,
-            logs=metrics.objects,
-            grace=self._grace,
-            start_step=start_step,
-            resumed_from_save_at=resumed.saved_at if resumed else None,
-        )
-        self.step_log = StepLog(
-            metrics=metrics,
-            clock=self.clock,
-            checkpointing=self.checkpointing,
-            compute=compute,
-            geometry=geometry,
-            corpus=corpus,
-            target=self.target,
-            epoch=lease.epoch,
-        )
+        self._validation_loss = validation_loss
 
     def loader(self) -> DataLoader[Tensor]:
         """Micro-batches (B, T + 1) of all steps that are left."""

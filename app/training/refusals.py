@@ -69,7 +69,7 @@ def check_against_record(
         )
 
 
-def is_finished(job: Job, record: RunRecord, store: Store) -> bool:
+def nothing_left_to_do(job: Job, record: RunRecord, store: Store) -> bool:
     """Whether this start has nothing to do. Reads only.
 
     Of the newest checkpoint, manifest and sizes are looked at; every byte is what

@@ -175,7 +175,7 @@ def test_a_start_that_loses_the_run_while_it_restores_sets_nothing_aside_and_put
         run.store.put(LEASE, [json.dumps(record).encode()])
         return restore(*arguments)
 
-    monkeypatch.setattr("app.training.start.restore", taken_over)
+    monkeypatch.setattr("app.training.restoring.restore", taken_over)
     with pytest.raises(Fenced, match="successor"):
         run.open()
     assert {info.key for info in run.store.list("")} == keys

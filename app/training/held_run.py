@@ -1,0 +1,18 @@
+"""A run that this process may write to."""
+
+from dataclasses import dataclass
+
+from app.data.token_stream import Corpus
+from app.run.lease import Lease
+from app.stores.contract import Store
+from app.training.job import Job
+
+
+@dataclass(frozen=True)
+class HeldRun:
+    """The job, its store and tokens, and the lease that lets this process write."""
+
+    job: Job
+    store: Store
+    lease: Lease
+    corpus: Corpus

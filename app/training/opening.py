@@ -1,0 +1,187 @@
+"""From a run that this process holds to an attempt that is ready to train."""
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from app.console import counted
+from app.data.sources import PinnedSource
+from app.model.smollm2 import SmolLM2
+from app.observe.metrics import MetricsLog, Row, local_rows, stored_rows
+from app.observe.report import publish
+from app.run.journal import AttemptJournal, AttemptRecord, now, read_attempts
+from app.run.record import StoredRecord, create_record, extend, load_record
+from app.run.recorded_source import remember_parts
+from app.run.retention import clean_up
+from app.state.snapshot import huggingface_files
+from app.training.announcement import announce
+from app.training.attempt import Attempt, Sections
+from app.training.checkpointing import Checkpointing, Recipe
+from app.training.held_run import HeldRun
+from app.training.optimizer import build_optimizer
+from app.training.preemption import GracePeriod, StopRequest
+from app.training.refusals import check_against_record
+from app.training.restoring import Resumed, restore_newest
+from app.training.saver import CheckpointSaver
+from app.training.schedule import Schedule
+from app.training.step_clock import StepClock
+from app.training.step_log import StepLog
+
+log = logging.getLogger(__name__)
+
+
+def open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> Attempt | None:
+    """Read the store again, now that nobody else writes to it, and restore.
+
+    None if nothing is left to do; the lease is given back then.
+    """
+    job, settings = run.job, run.job.settings
+    stored = _record(run, source)
+    remember_parts(run.store, source.parts)
+    clean_up(run.store, run.lease.epoch, run.lease)
+    model = SmolLM2.empty(
+        job.config,
+        job.compute.device,
+        gradient_checkpointing=settings.compute.gradient_checkpointing,
+    )
+    optimizer = build_optimizer(model, settings.optimizer, job.compute.device)
+    resumed = restore_newest(run, model, optimizer)
+    step = resumed.progress.step if resumed else 0
+    outcome = extend(
+        run.store,
+        stored,
+        step=step,
+        additional_steps=settings.run.additional_steps,
+        extension_id=settings.run.extension_id,
+    )
+    if outcome.note:
+        log.info(outcome.note)
+    if step >= outcome.stored.record.target:
+        log.info("nothing to do: %s is finished at step %d", job.run_name, step)
+        run.lease.release()
+        return None
+    schedule = Schedule(settings.optimizer, outcome.stored.record.horizons)
+    announce(run, schedule, resumed)
+    return _attempt(run, model, optimizer, schedule, resumed, stop)
+
+
+def _record(run: HeldRun, source: PinnedSource) -> StoredRecord:
+    """The run's record, made now if this is the run's first start."""
+    job = run.job
+    stored = load_record(run.store)
+    check_against_record(job, stored, source, run.store)
+    if stored is not None:
+        return stored
+    identity = job.identity(source.revision, source.fingerprint)
+    return create_record(run.store, job.run_name, identity, job.settings.run.total_steps)
+
+
+def _attempt(
+    run: HeldRun,
+    model: SmolLM2,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    resumed: Resumed | None,
+    stop: StopRequest,
+) -> Attempt:
+    job, settings = run.job, run.job.settings
+    step = resumed.progress.step if resumed else 0
+    logs_dir = settings.data.data_dir / "logs" / job.run_name
+    rows = stored_rows(run.store)
+    journal = _journal(run, resumed, [*rows, *local_rows(logs_dir)])
+    run.lease.check()  # the model may have taken long to restore
+    journal.begin()
+    metrics = MetricsLog(
+        logs_dir, settings.logs, job.run_name, [row for row in rows if row.step <= step]
+    )
+    grace, clock = GracePeriod(stop, settings.checkpoints.grace_seconds), StepClock(step)
+    checkpointing = _checkpointing(run, model, optimizer, metrics, journal, grace, resumed)
+    step_log = StepLog(
+        metrics=metrics,
+        clock=clock,
+        checkpointing=checkpointing,
+        compute=job.compute,
+        geometry=job.geometry,
+        corpus=run.corpus,
+        target=schedule.horizons[-1],
+        epoch=run.lease.epoch,
+    )
+    return Attempt(
+        sections=Sections(settings.data, settings.optimizer, settings.checkpoints, settings.logs),
+        compute=job.compute,
+        geometry=job.geometry,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        corpus=run.corpus,
+        checkpointing=checkpointing,
+        step_log=step_log,
+        lease=run.lease,
+        journal=journal,
+        clock=clock,
+        stop=stop,
+        grace=grace,
+        publish_report=partial(publish, run.store, run.lease),
+        start_step=step,
+        validation_loss=resumed.progress.validation_loss if resumed else None,
+    )
+
+
+def _checkpointing(
+    run: HeldRun,
+    model: SmolLM2,
+    optimizer: torch.optim.Optimizer,
+    metrics: MetricsLog,
+    journal: AttemptJournal,
+    grace: GracePeriod,
+    resumed: Resumed | None,
+) -> Checkpointing:
+    job, settings, tokenizer = run.job, run.job.settings, run.job.tokenizer
+    saver = CheckpointSaver(
+        run.store,
+        run.lease,
+        settings.checkpoints,
+        huggingface_files(
+            job.config, tokenizer.directory, tokenizer.bos_token_id, tokenizer.eos_token_id
+        ),
+        journal,
+        protected=[resumed.name] if resumed else [],
+    )
+    return Checkpointing(
+        model=model,
+        optimizer=optimizer,
+        recipe=Recipe(
+            settings.run.trainer, settings.optimizer, settings.data, job.geometry.tokens_per_step
+        ),
+        saver=saver,
+        journal=journal,
+        logs=metrics.objects,
+        grace=grace,
+        start_step=resumed.progress.step if resumed else 0,
+        resumed_from_save_at=resumed.progress.saved_at if resumed else None,
+    )
+
+
+def _journal(run: HeldRun, resumed: Resumed | None, rows: Sequence[Row]) -> AttemptJournal:
+    """What this attempt starts from, and what it cost. `rows` are all that anybody wrote down."""
+    step = resumed.progress.step if resumed else 0
+    lost = 0
+    for before in read_attempts(run.store, newest=1):
+        # The attempt before that one has counted the rows that were lost until then.
+        made = [row.step for row in rows if row.attempt == before.epoch]
+        if lost := max(0, max([*made, before.step]) - step):
+            steps = counted(lost, "step")
+            log.info("attempt %d lost %s after step %d", before.epoch, steps, step)
+    record = AttemptRecord(
+        epoch=run.lease.epoch,
+        holder=run.lease.holder,
+        trainer=run.job.settings.run.trainer,
+        started_at=now(),
+        resumed_from=str(resumed.name) if resumed else None,
+        start_step=step,
+        steps_lost=lost,
+        step=step,
+    )
+    return AttemptJournal(run.store, record)

@@ -1,0 +1,56 @@
+"""From the newest valid checkpoint, or from first weights, to a model that can train."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from app.data.locks import own_folder
+from app.failures import disk_failures
+from app.heartbeat import beat
+from app.model.smollm2 import SmolLM2
+from app.run.checkpoints import CheckpointName, newest_valid
+from app.run.retention import quarantine
+from app.state.progress import Progress
+from app.state.snapshot import STATE_FILES, restore
+from app.state.weights import load_pretrained
+from app.training.held_run import HeldRun
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The checkpoint that was restored."""
+
+    name: CheckpointName
+    progress: Progress
+
+
+def restore_newest(
+    run: HeldRun, model: SmolLM2, optimizer: torch.optim.Optimizer
+) -> Resumed | None:
+    """Load the newest valid checkpoint, or draw the first weights. Damaged ones move aside."""
+    job, settings = run.job, run.job.settings
+    data_dir = settings.data.data_dir
+    with disk_failures(f"DATA_DIR={data_dir}"), own_folder(data_dir / "restore") as scratch:
+        found = newest_valid(run.store, scratch, required=STATE_FILES, alive=beat)
+        if found is None:
+            if job.init_directory:
+                with disk_failures(f"INIT_FROM={settings.model.init_from}"):
+                    load_pretrained(job.init_directory, model)
+            else:
+                model.initialize(settings.run.seed, settings.model.init)
+            torch.manual_seed(settings.run.seed)
+            return None
+        with disk_failures(str(found.directory)):
+            progress = restore(found.directory, model, optimizer)
+    for name, reason in found.damaged:
+        target = quarantine(run.store, name, reason, run.lease)
+        log.error("DAMAGED CHECKPOINT %s moved to %s: %s", name, target, reason)
+    before = progress.optimizer | {"document_mask": progress.document_mask}
+    now = settings.optimizer.model_dump() | {"document_mask": settings.data.document_mask}
+    for key in sorted(set(before) & set(now)):
+        if before[key] != now[key]:
+            log.warning("%s changed during the run: %s, was %s", key.upper(), now[key], before[key])
+    return Resumed(found.name, progress)
