@@ -28,7 +28,7 @@ from app.training.attempt import Attempt
 from app.training.start import open_attempt
 from app.training.train_torch import train
 from tests.support.job import Outcome, outcome
-from tests.training.test_attempt import QuietStop
+from tests.support.quiet_stop import QuietStop
 
 pytestmark = pytest.mark.slow
 

@@ -25,8 +25,8 @@ from tests.support.faulty_link import faulty_link
 from tests.support.forked_job import ForkedJobRunner, at, signal_at, signal_in_step, wait_at
 from tests.support.interposed import Held, Interposed
 from tests.support.job import Finished, JobProcess, JobRunner, Outcome, outcome
+from tests.support.quiet_stop import LONG_TEXT
 from tests.support.six_steps import SIX_STEPS, undisturbed
-from tests.training.test_attempt import LONG_TEXT
 
 __all__ = ["undisturbed"]
 

@@ -22,7 +22,7 @@ from app.stores.opening import open_store
 from tests.run.test_record import IDENTITY
 from tests.support.hubserver import REVISION, Requests, hub
 from tests.support.interposed import Interposed
-from tests.training.test_start import Train, assert_refused, train
+from tests.support.train_command import Train, assert_refused, train
 
 __all__ = ["train"]
 

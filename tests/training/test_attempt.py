@@ -1,7 +1,6 @@
 """What happens around a step: rows, saves, evaluation, and stopping in time."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,25 +16,12 @@ from app.run.lease import LEASE
 from app.settings.load import load_settings
 from app.stores.opening import open_store
 from app.training.attempt import Attempt
-from app.training.preemption import StopRequest
 from app.training.start import open_attempt
 from app.training.train_torch import train
 from tests.support.job import losses
+from tests.support.quiet_stop import LONG_TEXT, QuietStop
 
 Opener = Callable[..., Attempt]
-
-
-LONG_TEXT = "\n".join(f"Line {number} of a text that is long enough." for number in range(20_000))
-
-
-class QuietStop(StopRequest):
-    """A stop request that leaves this process's signals alone."""
-
-    def install(self) -> None:
-        pass
-
-    def request(self, seconds_ago: float = 0.0) -> None:
-        self.requested_at = time.monotonic() - seconds_ago
 
 
 @pytest.fixture

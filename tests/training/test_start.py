@@ -4,20 +4,17 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
-from app.cli import parser as cli
 from app.data.locks import own_folder
 from app.run.checkpoints import CheckpointName
 from app.run.journal import read_attempts
 from app.run.lease import LEASE, Lease, LeaseRecord
 from app.run.record import StoredRecord, load_record
-from app.settings.variables import variables
 from app.stores.contract import Store
 from app.stores.opening import open_store
 from app.training.attempt import Attempt
@@ -25,51 +22,7 @@ from app.training.preemption import Interrupted
 from tests.run.test_lease import FakeTime
 from tests.stores.test_contract import leave_half_written
 from tests.support.job import newest_checkpoint
-
-Train = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def train(
-    job_environment: dict[str, str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> Train:
-    """Run the train command in this process; returns exit code and log."""
-    for variable in variables():
-        monkeypatch.delenv(variable.name, raising=False)
-    base = {
-        **job_environment,
-        "CHECKPOINT_URI": f"file://{tmp_path}/store",
-        "TRAINER": "torch",
-        "TOTAL_STEPS": "4",
-        "CHECKPOINT_EVERY_STEPS": "2",
-    }
-
-    def run(**changes: str) -> tuple[int, str]:
-        with monkeypatch.context() as patch:
-            for name, value in {**base, **changes}.items():
-                patch.setenv(name, value)
-            code = cli.main(["train"])
-        return code, capsys.readouterr().err
-
-    return run
-
-
-def error_lines(log: str) -> list[str]:
-    return [line for line in log.splitlines() if " ERROR: " in line]
-
-
-def files_below(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-
-
-def assert_refused(outcome: tuple[int, str], code: int, text: str) -> None:
-    assert outcome[0] == code, outcome[1]
-    lines = error_lines(outcome[1])
-    assert len(lines) == 1, outcome[1]
-    assert text in lines[0]
+from tests.support.train_command import Train, assert_refused, error_lines, files_below
 
 
 def assert_nothing_written(store: Path) -> None:
