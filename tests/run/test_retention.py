@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from app.run.checkpoints import (
 )
 from app.run.retention import clean_up, prune, quarantine, remove_unfinished, set_late_aside
 from app.stores.contract import Store
+from app.stores.limits import StoreLimits
 from app.stores.opening import open_store
 from tests.run.test_checkpoints import (
     FILES,
@@ -28,7 +28,7 @@ from tests.run.test_checkpoints import (
     committed_steps,
     go_on_from,
 )
-from tests.stores.test_contract import leave_half_written
+from tests.support.store_contents import leave_half_written
 
 REASON = "does not match its SHA-256"
 
@@ -260,10 +260,15 @@ def test_who_has_lost_the_run_moves_and_deletes_nothing_more(
     assert looks - 1 == things
 
 
+# moto dates every upload to 2010.
+NOTHING_IS_STALE = StoreLimits(stale_upload=100 * 365 * 86_400)
+ALL_IS_STALE = StoreLimits(stale_upload=-1e9, stale_file_elsewhere=-1e9)
+
+
+@pytest.mark.parametrize("store_limits", [NOTHING_IS_STALE], ids=["patient"])
 def test_what_attempts_before_left_half_written_goes_at_once_and_nothing_else(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store,
 ) -> None:
-    monkeypatch.setattr("app.stores.s3._STALE", timedelta(days=36_500))  # moto: all of 2010
     kept = [f"checkpoints/{CheckpointName(20, epoch)}" for epoch in (2, 3)]
     kept += ["logs", f"elsewhere/checkpoints/{CheckpointName(20, 1)}"]
     gone = [f"{place}/{CheckpointName(40, 1)}" for place in ("checkpoints", "quarantine")]
@@ -273,11 +278,8 @@ def test_what_attempts_before_left_half_written_goes_at_once_and_nothing_else(
     assert sorted(half.folder for half in store.half_written()) == sorted(kept)
 
 
-def test_no_age_makes_a_half_written_file_of_a_live_attempt_go(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.stores.s3._STALE", timedelta(days=-36_500))
-    monkeypatch.setattr("app.stores.local._STALE_ELSEWHERE", -1e9)
+@pytest.mark.parametrize("store_limits", [ALL_IS_STALE], ids=["impatient"])
+def test_no_age_makes_a_half_written_file_of_a_live_attempt_go(store: Store) -> None:
     live = f"checkpoints/{CheckpointName(20, 3)}"
     for folder in (live, "logs"):
         leave_half_written(store, f"{folder}/large")
