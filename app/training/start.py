@@ -25,8 +25,11 @@ from app.model.attention import AttentionShape, fastest_attention
 from app.model.smollm2 import SmolLM2
 from app.observe.metrics import MetricsLog, Row, local_rows, stored_rows
 from app.observe.report import publish
-from app.run.checkpoints import CheckpointName, highest_epoch, newest_valid, stored_checkpoints
-from app.run.journal import AttemptJournal, AttemptRecord, now, read_attempts
+from app.run.checkpoints import highest_epoch, stored_checkpoints
+from app.run.clock import utc_now
+from app.run.fetching import newest_valid
+from app.run.journal import AttemptJournal, AttemptRecord, read_attempts
+from app.run.layout import CheckpointName
 from app.run.lease import Lease, holder_identity
 from app.run.record import StoredRecord, already_applied, create_record, extend, load_record
 from app.run.recorded_source import names_recorded_data, remember_parts, source_of_run
@@ -372,7 +375,7 @@ def _journal(run: HeldRun, resumed: Resumed | None, rows: Sequence[Row]) -> Atte
         epoch=run.lease.epoch,
         holder=run.lease.holder,
         trainer=run.job.settings.run.trainer,
-        started_at=now(),
+        started_at=utc_now(),
         resumed_from=str(resumed.name) if resumed else None,
         start_step=step,
         steps_lost=lost,

@@ -12,12 +12,12 @@ import pytest
 import app
 from app.cli import parser as cli
 from app.errors import AppError
-from app.run.checkpoints import CheckpointName, commit
+from app.run.committing import commit
+from app.run.layout import CheckpointName
 from app.run.record import create_record
 from app.settings.variables import variables
 from app.stores.opening import open_store
-from tests.run.test_checkpoints import FreeLease
-from tests.run.test_record import IDENTITY
+from tests.support.stored_run import IDENTITY, FreeLease
 from tests.test_architecture import HEAVY
 
 

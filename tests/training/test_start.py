@@ -12,9 +12,9 @@ import pytest
 
 from app.cli import parser as cli
 from app.data.locks import own_folder
-from app.run.checkpoints import CheckpointName
 from app.run.journal import read_attempts
-from app.run.lease import LEASE, Lease, LeaseRecord
+from app.run.layout import LEASE, CheckpointName
+from app.run.lease import Lease, LeaseRecord
 from app.run.record import StoredRecord, load_record
 from app.settings.variables import variables
 from app.stores.contract import Store
@@ -22,7 +22,7 @@ from app.stores.limits import StoreLimits
 from app.stores.opening import open_store
 from app.training.attempt import Attempt
 from app.training.preemption import Interrupted
-from tests.run.test_lease import FakeTime
+from tests.support.fake_time import FakeTime
 from tests.support.job import newest_checkpoint
 from tests.support.store_contents import leave_half_written
 
