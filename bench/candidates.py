@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from app.model.smollm2 import SmolLM2
-from app.run.journal import seconds_of_this_process
+from app.run.clock import seconds_of_this_process
 from app.settings.presets import PRESETS
 from app.settings.variables import RunSettings
 from bench.reference import llama

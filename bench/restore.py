@@ -30,7 +30,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from app.model.smollm2 import SmolLM2
-from app.run.checkpoints import CheckpointName, commit, fetch
+from app.run.committing import commit
+from app.run.fetching import fetch
+from app.run.layout import CheckpointName
 from app.settings.presets import PRESETS
 from app.settings.variables import OptimizerSettings
 from app.state.progress import Progress

@@ -37,7 +37,8 @@ CASES = {
 }
 MAKE_RUN = """
 import sys
-from app.run.checkpoints import CheckpointName, commit
+from app.run.committing import commit
+from app.run.layout import CheckpointName
 from app.run.record import Identity, create_record
 from app.stores.opening import open_store
 

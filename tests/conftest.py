@@ -22,6 +22,7 @@ from werkzeug.serving import make_server
 
 from app.settings.variables import variables
 from app.stores.contract import Store
+from app.stores.limits import DEFAULT_LIMITS, StoreLimits
 from app.stores.opening import open_store
 from tests.support.forwarded import Forwarded
 from tests.support.interposed import Interposed
@@ -190,13 +191,20 @@ def rclone_bucket(rclone_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
+@pytest.fixture
+def store_limits() -> StoreLimits:
+    """The limits of `store`: a test that needs other ones is parametrized with them."""
+    return DEFAULT_LIMITS
+
+
 @pytest.fixture(params=["local", "s3", "rclone"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+def store(request: pytest.FixtureRequest, tmp_path: Path, store_limits: StoreLimits) -> Store:
     """Each kind of store in turn, empty: a folder, and two independent S3 servers."""
     if request.param == "local":
-        return open_store(f"file://{tmp_path}/store", "run")
+        return open_store(f"file://{tmp_path}/store", "run", store_limits)
     bucket = {"s3": "bucket", "rclone": "rclone_bucket"}[request.param]
-    store = open_store(f"s3://{request.getfixturevalue(bucket)}/some/prefix", "run")
+    uri = f"s3://{request.getfixturevalue(bucket)}/some/prefix"
+    store = open_store(uri, "run", store_limits)
     if request.param == "rclone" or "S3_UNDER_TEST" in os.environ:
         store.check()  # finds out whether conditional writes are to be trusted here
     return store

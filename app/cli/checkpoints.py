@@ -13,15 +13,16 @@ from app.cli.named_run import existing_run, scratch_folder
 from app.console import counted, size
 from app.errors import ConfigError, Damaged, IncompatibleRun, NotFound
 from app.failures import disk_failures
+from app.run.attempt_text import attempt_table
 from app.run.checkpoints import (
     StoredCheckpoint,
-    fetch,
     find_checkpoint,
     read_latest,
     read_manifest,
     stored_checkpoints,
 )
-from app.run.journal import attempt_table, read_attempts
+from app.run.fetching import fetch
+from app.run.journal import read_attempts
 from app.run.record import load_record
 from app.settings.combined import Settings
 from app.stores.contract import Store
@@ -85,7 +86,7 @@ def _checkpoint_row(store: Store, stored: StoredCheckpoint, latest: str | None) 
         "step": stored.name.step,
         "bytes": sum(stored.sizes.values()),
     }
-    if not stored.finished:
+    if not stored.has_manifest:
         lost = stored.lost_manifest(latest)
         return row | {"state": "damaged: its manifest is missing" if lost else "unfinished upload"}
     try:

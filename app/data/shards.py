@@ -22,11 +22,11 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from app.errors import AccessDenied, AppError, Damaged, Unavailable
-from app.stores.documents import check_format
+from app.stores.documents import decode_document
 
 log = logging.getLogger(__name__)
 
@@ -184,11 +184,13 @@ def decode_index(content: bytes, source: str, tokenizer: str, place: str) -> Sha
     Raises Damaged if it is not ours, or is of another source or tokenizer, IncompatibleRun if
     a newer version wrote it.
     """
-    check_format(content, FORMAT_VERSION, place)
-    try:
-        file = _IndexFile.model_validate_json(content)
-    except ValidationError as error:
-        raise Damaged(f"{place} is not readable") from error
+    file = decode_document(
+        content,
+        _IndexFile,
+        place,
+        newest_format=FORMAT_VERSION,
+        damaged=lambda _: f"{place} is not readable",
+    )
     if (file.format_version, file.source, file.tokenizer) != (FORMAT_VERSION, source, tokenizer):
         raise Damaged(f"{place} is of another dataset or version")
     return ShardIndex(source, tokenizer, file.seals, file.complete)

@@ -20,6 +20,7 @@ from app.data.shards import INDEX, NamedShard, ShardIndex, decode_index, encode_
 from app.errors import AppError, Damaged, NotFound, Unavailable
 from app.stores.contract import Store
 from app.stores.opening import open_store
+from app.stores.swap import swap
 
 log = logging.getLogger(__name__)
 
@@ -110,10 +111,7 @@ class TokenCache:
     def _replace_index(self, index: ShardIndex, etag: str | None) -> None:
         """Nothing happens if another process has replaced it since `etag`."""
         key, content = self._key(INDEX), encode_index(index)
-        if etag is None:
-            written = self._store.put_if_absent(key, content)
-        else:
-            written = self._store.put_if_match(key, content, etag)
+        written = swap(self._store, key, content, etag)
         if written is None and self._read_index(index.source, index.tokenizer)[1] == etag:
             raise Unavailable(f"{self.uri}/{INDEX} is refused, though no other process wrote it")
 

@@ -16,7 +16,8 @@ from app.generation.inference import InferenceModel
 from app.model.device import resolve_device
 from app.model.huggingface import model_directory, read_config
 from app.model.smollm2 import SmolLM2
-from app.run.checkpoints import fetch, find_checkpoint, newest_valid
+from app.run.checkpoints import find_checkpoint
+from app.run.fetching import fetch, newest_valid
 from app.state.weights import load_pretrained
 from app.stores.contract import Store
 

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from app.console import duration
 from app.errors import ConfigError, NotFound
 from app.failures import disk_failures
+from app.run.layout import METRICS_KEY, TENSORBOARD_KEY
 from app.settings.variables import LogSettings
 from app.stores.contract import Store
 
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-METRICS_KEY = "logs/metrics.jsonl"
-TENSORBOARD_KEY = "logs/tensorboard/events.out.tfevents.0"
 MOST_ROWS = 100_000  # 35 MB, sent with each checkpoint
 _MAX_METRICS_BYTES = 1 << 30
 

@@ -21,13 +21,13 @@ from app.console import counted, duration
 from app.errors import AppError
 from app.observe.charts import Line, line_chart, short
 from app.observe.metrics import Row, perplexity, stored_rows
-from app.run.checkpoints import Held
-from app.run.journal import AttemptRecord, now, read_attempts
+from app.run.clock import utc_now
+from app.run.journal import AttemptRecord, read_attempts
+from app.run.layout import REPORT_KEY
+from app.run.lease import WriteRight
 from app.run.record import RunRecord, load_record
 from app.settings.presets import ModelConfig
 from app.stores.contract import Store
-
-REPORT_KEY = "report/index.html"
 
 _NEWEST_ATTEMPTS = 200
 _LONGEST_TEXT = 300
@@ -62,7 +62,7 @@ def read_run(store: Store) -> ReportedRun:
     )
 
 
-def publish(store: Store, lease: Held) -> None:
+def publish(store: Store, lease: WriteRight) -> None:
     """Put the page into the store.
 
     Everything that counts is committed by then: whatever goes wrong is said, and no more.
@@ -91,7 +91,7 @@ def page(run: ReportedRun) -> str:
         f'<dl class="facts">{"".join(_facts(run))}</dl>\n'
         f'<section class="charts">{"".join(_charts(run))}</section>\n'
         f"{_attempts(run.attempts)}\n"
-        f'<p class="quiet">written {now()[:16].replace("T", " ")} UTC</p>\n'
+        f'<p class="quiet">written {utc_now()[:16].replace("T", " ")} UTC</p>\n'
         "</main></body></html>\n"
     )
 

@@ -1,42 +1,43 @@
 """One writer per run: lease.json names the process that may commit.
 
-A writer takes the lease by a conditional write that raises the epoch by one, renews it
-three times per LEASE_TTL, and asks for it before it commits, moves or deletes anything. Who
-has lost it stops; what it was still writing is under its own epoch and harms nobody.
+A process takes the lease by a conditional write that raises the epoch by one. It renews the lease
+three times per LEASE_TTL, and looks whether it still holds it before it commits, moves or deletes
+anything. A process that finds that it has lost the lease stops. What it was still writing at that
+moment carries its own epoch in its name, so it never mixes with what its successor writes.
 
-Whether the holder is alive is observed, not computed: clocks of two machines differ, so
-`expires_at` is for people. A record that has not changed for one time to live, by the
-waiting process's own clock, is a dead holder's. A holder that died on this machine gave
-back its kernel lock (`Store.exclusive_lock`), and need not be waited for.
+A waiting process decides by its own clock whether the holder is alive: it takes a record that has
+not changed for one time to live as that of a dead holder. The clocks of two machines differ, so
+nothing is computed from `expires_at`, which is there for people. The kernel releases the lock of
+a holder that died on this machine (`Store.exclusive_lock`): then nobody waits.
 """
 
-import json
 import logging
 import os
 import secrets
 import socket
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from app.errors import AppError, Damaged, Fenced, NotFound, Preempted
+from app.errors import AppError, Fenced, NotFound, Preempted
+from app.run.clock import Clock
+from app.run.layout import LEASE
 from app.stores.contract import ExclusiveLock, Store
+from app.stores.documents import decode_document, encode_document
+from app.stores.swap import current_etag, swap
 
-LEASE = "lease.json"
-
-_LARGEST_SHARED = 1 << 30
-_JOIN_SECONDS = 5.0  # of a grace period, for a renewal that is under way
+_LARGEST_SHARED = 1 << 30  # bytes
+_JOIN_SECONDS = 5.0  # what `release` waits, within the grace period, for a running renewal
 
 log = logging.getLogger(__name__)
 
 
 class LeaseRecord(BaseModel):
-    """lease.json. `ttl` in seconds, `expires_at` in Unix seconds (informative).
+    """lease.json. `ttl` is in seconds, `expires_at` in Unix seconds.
 
-    `lock_scope` is where the holder keeps the store's exclusive lock; "" if it has none.
+    `lock_scope` is the scope of the exclusive lock that the holder has; "" if it has none.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -50,20 +51,18 @@ class LeaseRecord(BaseModel):
     lock_scope: str = ""
 
 
-@dataclass(frozen=True)
-class Clock:
-    """Seconds. Tests hand in their own."""
+class WriteRight(Protocol):
+    """What a function that writes to the run needs of its `Lease`."""
 
-    monotonic: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-    unix: Callable[[], float] = time.time
+    def check(self) -> None: ...
+    def put(self, key: str, content: bytes) -> None: ...
 
 
 class Lease:
-    """The right to write to a run. `epoch` is 0 until `acquire` returns.
+    """The right to write to a run, for as long as it is renewed.
 
-    Where the store's conditional writes are not atomic, `protected` is False: two
-    processes that start at the same moment may both acquire it.
+    `epoch` is 0 until `acquire` returns. Where the store's conditional writes are not atomic,
+    `protected` is False: two processes that start at the same moment may both acquire the lease.
     """
 
     def __init__(self, store: Store, ttl: float, holder: str, clock: Clock | None = None) -> None:
@@ -79,7 +78,7 @@ class Lease:
 
     @property
     def lost(self) -> bool:
-        """Another process was seen to hold the run. `check` says who."""
+        """Whether another process was seen to hold the run. `check` says which one."""
         return self._lost.is_set()
 
     @property
@@ -95,10 +94,10 @@ class Lease:
     ) -> None:
         """Take the lease, waiting `wait` seconds for a live holder to end.
 
-        Beyond `wait`, it takes at most one time to live to tell a live holder from a dead
-        one. The epoch is greater than `above`, also where lease.json was deleted. `on_wait`
-        gets a line for the log when waiting begins and ends. Raises Fenced (naming the
-        holder), Preempted when `stopping()`, Damaged, and the store's errors.
+        After `wait`, it takes at most one more time to live to tell a live holder from a dead
+        one. The new epoch is greater than `above`, also where lease.json was deleted. `on_wait`
+        gets a line for the log when waiting begins and ends. Raises Fenced, which names the
+        holder, Preempted once `stopping()`, Damaged, and the store's errors.
         """
         try:
             self._acquire(wait, on_wait, stopping, above)
@@ -119,11 +118,11 @@ class Lease:
                 "expires_at": self._clock.unix() + self._ttl,
             }
         )
-        etag = self._store.put_if_match(LEASE, _encode(renewed), self._etag)
+        etag = swap(self._store, LEASE, encode_document(renewed), self._etag)
         if etag is not None:
             self._record, self._etag = renewed, etag
             return
-        # An earlier renewal of our own may have arrived without its answer reaching us.
+        # An earlier renewal by this process may have arrived although its answer did not.
         current = self._read()
         if current is not None and self._is_ours(current[0]):
             self._record, self._etag = current
@@ -131,7 +130,7 @@ class Lease:
             self._lost.set()
 
     def check(self) -> None:
-        """Return if this process still holds the run. To be asked before anything final.
+        """Return if this process still holds the run. To be called before anything final.
 
         Raises Fenced, Damaged, and the store's errors.
         """
@@ -151,27 +150,25 @@ class Lease:
         )
 
     def put(self, key: str, content: bytes) -> None:
-        """Replace an object that every attempt writes under the same name.
+        """Replace an object that every attempt writes under the same key.
 
-        Raises Fenced where this process has lost the run. One that loses it after this look
-        replaces nothing that its successor wrote: the object is then not the one it knows.
+        Raises Fenced if this process has lost the run. It may also lose the run between the
+        look at the lease and the write. Even then it replaces nothing that its successor wrote:
+        that object has another etag than the one that this process knows.
         """
         while True:
             if key not in self._etags:
-                self._etags[key] = self._current_etag(key)
+                self._etags[key] = current_etag(self._store, key, _LARGEST_SHARED)
             self.check()
-            known = self._etags[key]
-            if known is None:
-                etag = self._store.put_if_absent(key, content)
-            else:
-                etag = self._store.put_if_match(key, content, known)
+            etag = swap(self._store, key, content, self._etags[key])
             if etag is not None:
                 self._etags[key] = etag
                 return
-            del self._etags[key]  # a successor's write, or the last one of a predecessor
+            # A successor wrote the object, or it is the last write of a predecessor.
+            del self._etags[key]
 
     def release(self) -> None:
-        """Stop renewing and let the next process start at once, if the lease is still ours."""
+        """Stop renewing. If this process still holds the lease, the next one can start at once."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=_JOIN_SECONDS)
@@ -199,7 +196,7 @@ class Lease:
             asked = self._clock.monotonic()
             current = self._read()
             if current is None:
-                if self._take(None, "", above):
+                if self._take(None, None, above):
                     return
             elif self._is_own_write(current[0]):
                 self._hold(*current)
@@ -209,7 +206,8 @@ class Lease:
                 renewed = watched not in (None, etag)
                 if etag != watched:
                     watched, since = etag, self._clock.monotonic()
-                # From one answer to the next question: a slow store makes no holder look silent.
+                # Silence is counted from one answer to the next question. So the time that a slow
+                # store takes to answer does not make a live holder look dead.
                 reason = self._vacant(record, asked - since)
                 if reason is not None and self._take(record, etag, above):
                     if reason:
@@ -228,7 +226,7 @@ class Lease:
             self._clock.sleep(min(1.0, self._ttl / 10))
 
     def _vacant(self, record: LeaseRecord, silence: float) -> str | None:
-        """Why the lease may be taken ("": nothing to tell), or None."""
+        """Why the lease may be taken, or None if it may not. "" is no reason worth a line."""
         if record.released:
             return ""
         lock = self._kernel_lock
@@ -238,8 +236,8 @@ class Lease:
             return f"which has been silent for {silence:.0f} s"
         return None
 
-    def _take(self, previous: LeaseRecord | None, etag: str, above: int) -> bool:
-        """Write our record over the one of `etag`. False if somebody else was faster."""
+    def _take(self, previous: LeaseRecord | None, etag: str | None, above: int) -> bool:
+        """Write a record of this process over that of `etag`. False if another was faster."""
         record = LeaseRecord(
             holder=self.holder,
             epoch=max(above, previous.epoch if previous else 0) + 1,
@@ -248,11 +246,7 @@ class Lease:
             expires_at=self._clock.unix() + self._ttl,
             lock_scope=self._kernel_lock.scope if self._kernel_lock else "",
         )
-        content = _encode(record)
-        if previous is None:
-            new_etag = self._store.put_if_absent(LEASE, content)
-        else:
-            new_etag = self._store.put_if_match(LEASE, content, etag)
+        new_etag = swap(self._store, LEASE, encode_document(record), etag)
         if new_etag is None:
             return False
         self._hold(record, new_etag)
@@ -267,7 +261,7 @@ class Lease:
         return self._record
 
     def _is_own_write(self, record: LeaseRecord) -> bool:
-        """A write of `acquire` that arrived without its answer reaching us."""
+        """Whether this process wrote the record, perhaps without getting the answer."""
         return record.holder == self.holder and not record.released
 
     def _is_ours(self, record: LeaseRecord) -> bool:
@@ -278,21 +272,15 @@ class Lease:
             try:
                 self.renew()
             except AppError as error:
-                # The next commit asks again, and knows what to do about it.
+                # The next commit looks at the lease again, and fails if it is lost by then.
                 log.warning("the lease could not be renewed: %s", error)
 
     def _still_renewing(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def _current_etag(self, key: str) -> str | None:
-        try:
-            return self._store.get(key, max_bytes=_LARGEST_SHARED)[1]
-        except NotFound:
-            return None
-
     def _mark_released(self) -> None:
         released = self._held().model_copy(update={"released": True})
-        if self._store.put_if_match(LEASE, _encode(released), self._etag) is not None:
+        if swap(self._store, LEASE, encode_document(released), self._etag) is not None:
             self._record = None
 
     def _drop_kernel_lock(self) -> None:
@@ -305,24 +293,22 @@ class Lease:
             content, etag = self._store.get(LEASE)
         except NotFound:
             return None
-        try:
-            return LeaseRecord.model_validate_json(content), etag
-        except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(map(str, problem["loc"])) or "content"
-            raise Damaged(
-                f"{self._store.uri}/{LEASE} is damaged ({where}: {problem['msg']}). Make sure that "
-                "no process trains this run, then delete that file and start again"
-            ) from error
+        place = f"{self._store.uri}/{LEASE}"
+        record = decode_document(
+            content,
+            LeaseRecord,
+            place,
+            damaged=lambda what: (
+                f"{place} is damaged ({what}). Make sure that no process trains this run, then "
+                "delete that file and start again"
+            ),
+        )
+        return record, etag
 
 
 def holder_identity() -> str:
-    """host:process:random, so that no two processes share it, on one machine or on many."""
+    """host:process:random. No two processes have the same one, on one machine or on many."""
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-
-
-def _encode(record: LeaseRecord) -> bytes:
-    return (json.dumps(record.model_dump(), indent=1) + "\n").encode()
 
 
 def _waiting(record: LeaseRecord, wait: float) -> str:

@@ -1,24 +1,25 @@
 """run.json: what a run is, and how far it is meant to go.
 
-The record is made once, by the first attempt, and changed only by extensions. Every
-change is a conditional write: two processes cannot both make one.
+The first attempt writes the record. After that, only extensions change it. Each change is a
+conditional write, so that of two processes only one can make it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from os.path import normpath
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from app.errors import Damaged, Fenced, IncompatibleRun, NotFound
+from app.errors import Fenced, IncompatibleRun, NotFound
+from app.run.clock import utc_now
+from app.run.layout import RECORD
 from app.stores.contract import Store
-from app.stores.documents import check_format
+from app.stores.documents import decode_document, encode_document
+from app.stores.swap import swap
 
 RECORD_FORMAT = 1
-RECORD = "run.json"
 
 _SETTINGS = ("model", "seq_len", "global_batch_size", "seed", "init_from", "init", "optimizer")
 
@@ -39,7 +40,7 @@ class Identity(BaseModel):
     global_batch_size: int
     seed: int
     init_from: str | None
-    # Defaults for runs that were recorded before there was a choice.
+    # The defaults are what runs had that were recorded before there was a choice.
     init: str = "normal"
     optimizer: str = "adamw"
 
@@ -93,16 +94,17 @@ def load_record(store: Store) -> StoredRecord | None:
         content, etag = store.get(RECORD)
     except NotFound:
         return None
-    check_format(content, RECORD_FORMAT, f"{store.uri}/{RECORD}")
-    try:
-        record = RunRecord.model_validate_json(content)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"]) or "content"
-        raise Damaged(
-            f"{store.uri}/{RECORD} is damaged ({where}: {problem['msg']}): restore it from a "
-            "backup, or choose another RUN_NAME; the job never starts from zero beside checkpoints"
-        ) from error
+    place = f"{store.uri}/{RECORD}"
+    record = decode_document(
+        content,
+        RunRecord,
+        place,
+        newest_format=RECORD_FORMAT,
+        damaged=lambda what: (
+            f"{place} is damaged ({what}): restore it from a backup, or choose another RUN_NAME; "
+            "the job never starts from zero beside checkpoints"
+        ),
+    )
     return StoredRecord(record, etag)
 
 
@@ -111,9 +113,9 @@ def create_record(
 ) -> StoredRecord:
     """Write the first record of a run. Raises Fenced if another process just did."""
     record = RunRecord(
-        run_name=run_name, created_at=_now(), identity=identity, total_steps=total_steps
+        run_name=run_name, created_at=utc_now(), identity=identity, total_steps=total_steps
     )
-    etag = store.put_if_absent(RECORD, _encode(record))
+    etag = swap(store, RECORD, encode_document(record), None)
     if etag is None:
         raise Fenced(f"another process created {store.uri}/{RECORD} at the same moment")
     return StoredRecord(record, etag)
@@ -128,7 +130,7 @@ def check_identity(
 ) -> None:
     """Raises IncompatibleRun that lists every setting in which the run differs.
 
-    `dataset_difference` says what of the data changed, where that is known.
+    `dataset_difference` says what changed in the data, where that is known.
     """
     recorded, ours = record.identity, identity
     differences = [
@@ -155,20 +157,23 @@ def check_identity(
 
 
 def one_path(folder: str) -> str:
-    """The folder's absolute path, however it was typed. A link stays one: it may point elsewhere
-    on the next node, to the same weights."""
+    """The absolute path of a folder, whichever way it was typed.
+
+    A link is not followed: on the next node it may lead to another place with the same weights.
+    """
     return normpath(Path(folder).absolute())
 
 
 def _differs(name: str, before: Any, now: Any) -> bool:
-    if name == "init_from" and before and now:  # records used to hold a folder as it was typed
+    # Records of earlier versions hold a folder as it was typed.
+    if name == "init_from" and before and now:
         return one_path(before) != one_path(now)
     return bool(before != now)
 
 
 @dataclass(frozen=True)
 class ExtensionOutcome:
-    """The record after ADDITIONAL_STEPS was considered, and a sentence for the log, if any."""
+    """The record after ADDITIONAL_STEPS was applied, and a sentence for the log, if any."""
 
     stored: StoredRecord
     note: str | None
@@ -184,8 +189,9 @@ def extend(
 ) -> ExtensionOutcome:
     """Apply ADDITIONAL_STEPS to a run that stands at `step`.
 
-    A finished run gets a new entry in the ledger, unless one with this id is there.
-    An unfinished one goes on to the target that is already recorded.
+    A finished run gets a new entry in the ledger, unless the ledger has one with this id. An
+    unfinished run goes on to the target that is recorded already. Raises Fenced if another
+    process changed the record at the same moment.
     """
     record = stored.record
     if additional_steps == 0:
@@ -204,10 +210,10 @@ def extend(
         id=extension_id,
         base=record.target,
         target=record.target + additional_steps,
-        created_at=_now(),
+        created_at=utc_now(),
     )
     extended = record.model_copy(update={"extensions": (*record.extensions, extension)})
-    etag = store.put_if_match(RECORD, _encode(extended), stored.etag)
+    etag = swap(store, RECORD, encode_document(extended), stored.etag)
     if etag is None:
         raise Fenced(f"another process changed {store.uri}/{RECORD} at the same moment")
     note = f"{request}: extended from step {extension.base} to step {extension.target}"
@@ -217,7 +223,7 @@ def extend(
 def already_applied(
     record: RunRecord, additional_steps: int, extension_id: str | None
 ) -> str | None:
-    """What to say of an extension that the ledger has; None if it has not."""
+    """A sentence about the extension if the ledger has it already, else None."""
     known = next((e for e in record.extensions if extension_id and e.id == extension_id), None)
     if known is None or additional_steps == 0:
         return None
@@ -228,11 +234,3 @@ def already_applied(
     if known.target - known.base != additional_steps:
         note += "; for another one, set another EXTENSION_ID"
     return note
-
-
-def _encode(record: RunRecord) -> bytes:
-    return (record.model_dump_json(indent=1) + "\n").encode()
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,37 +1,48 @@
-"""The data that a run was begun with: which they are, and what of them changed.
+"""The data that a run was begun with: which they are, and what in them has changed.
 
-run.json decides: it names the hub's revision and the fingerprint. source.json only explains,
-by what the data were made of.
+run.json decides whether they are the same: it holds the fingerprint, and the revision on the hub.
+source.json lists what the data were made of, and only serves to explain a difference.
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict
 
 from app.console import redacted
 from app.data.sources import PinnedSource, follows_the_hub, pin_source
 from app.errors import AccessDenied, ConfigError, Damaged, NotFound, Unavailable
+from app.run.layout import SOURCE
 from app.run.record import RunRecord, load_record
 from app.settings.variables import DataSettings
 from app.stores.contract import Store
+from app.stores.documents import decode_document, encode_document
 from app.stores.opening import open_store
 
-SOURCE = "source.json"
-
 _FORMAT = 1
-_MOST_PARTS = 5_000  # beyond, only their number is kept
+_MOST_PARTS = 5_000  # of a source with more parts, only the number is kept
 _SAME = "not its files: another version of the job began the run; go on with that one"
 _SHOWN = 5
 
 log = logging.getLogger(__name__)
 
 
+class _SourceRecord(BaseModel):
+    """source.json. `parts` maps the name of each part to a short digest; None: too many parts."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    format_version: int = _FORMAT
+    count: int
+    parts: dict[str, str] | None
+
+
 def source_of_run(
     data: DataSettings, record: RunRecord | None, alive: Callable[[], None] = lambda: None
 ) -> PinnedSource:
-    """A run goes on with the revision of the hub dataset that it was begun with.
+    """The source of a run, at the revision of the hub dataset that the run was begun with.
 
-    `alive` is as in `pin_source`, which says what is raised.
+    `alive` and what is raised are as in `pin_source`.
     """
     begun = record is not None and names_recorded_data(data, record)
     return pin_source(data, record.identity.dataset_revision if record and begun else None, alive)
@@ -51,10 +62,10 @@ def source_of_named_run(
     """The source that `train` would read, for a command that looks no further at the run.
 
     The store is asked only about a dataset that changes with the hub. If it holds no run with
-    one of these names and this DATASET, a warning says that the hub's newest commit is taken:
-    never because a record could not be read, since tokens of another commit serve no run.
-    Raises ConfigError where two runs have different revisions, what `load_record` and the store
-    raise, and as `pin_source`.
+    one of these names and this DATASET, the newest commit on the hub is taken, with a warning.
+    That never happens because a record could not be read: tokens of another commit would be of
+    no use to the run. Raises ConfigError where two runs have different revisions, and what
+    `load_record`, the store and `pin_source` raise.
     """
     record = _record_of(data, checkpoint_uri, run_names) if follows_the_hub(data) else None
     return source_of_run(data, record, alive)
@@ -91,31 +102,29 @@ def _record_of(data: DataSettings, uri: str, run_names: Sequence[str]) -> RunRec
 
 
 def remember_parts(store: Store, parts: Mapping[str, str]) -> None:
-    """Keep `parts` (name → short digest) of a run's data, unless some are kept already.
+    """Keep `parts` (name → short digest) of a run's data, unless the store has them already.
 
-    Called when the fingerprint is that of the run. Runs of older versions have none until then.
+    To be called only when the data have the fingerprint of the run. A run that an older version
+    began has no source.json until then.
     """
     kept = dict(parts) if len(parts) <= _MOST_PARTS else None
-    content = {"format_version": _FORMAT, "count": len(parts), "parts": kept}
-    store.put_if_absent(SOURCE, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
+    store.put_if_absent(SOURCE, encode_document(_SourceRecord(count=len(parts), parts=kept)))
 
 
 def difference(store: Store, parts: Mapping[str, str]) -> str:
-    """What in `parts` is not as it was when the run was begun: "" if that is not known."""
+    """What in `parts` is not as it was when the run was begun; "" if that is not known."""
     try:
-        content = json.loads(store.get(SOURCE)[0])
-        count, before = content["count"], content["parts"]
-        assert isinstance(count, int)
-        assert before is None or all(isinstance(value, str) for value in before.values())
+        recorded = decode_document(store.get(SOURCE)[0], _SourceRecord, SOURCE)
     except NotFound:
         return ""
-    except (Damaged, ValueError, TypeError, KeyError, AttributeError, AssertionError):
+    except Damaged:
         log.warning("%s/%s is not readable: what changed cannot be said", store.uri, SOURCE)
         return ""
+    before = recorded.parts
     if before is None or len(parts) > _MOST_PARTS:
-        return f"{count:,} parts before, {len(parts):,} now"
+        return f"{recorded.count:,} parts before, {len(parts):,} now"
     if before and not set(before) & set(parts):
-        return ""  # another source altogether
+        return ""  # no part has the same name: this is another source altogether
     if before == parts:
         return _SAME
     changes = [

@@ -1,30 +1,27 @@
-"""What stays in the store, what goes, and what is moved aside.
+"""What stays in the store, what is deleted, and what is moved to quarantine.
 
-Nothing is deleted before its successor is committed. The lease is asked before each thing that
-is moved or deleted: who has lost the run without knowing leaves its successor's alone.
+Nothing is deleted before its successor is committed. The lease is looked at before each thing
+that is moved or deleted. So a process that has lost the run without knowing it leaves alone what
+its successor writes.
 """
 
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 
 from app.errors import Damaged, IncompatibleRun
 from app.run.checkpoints import (
-    FOLDER,
-    LATEST,
-    MANIFEST,
-    CheckpointName,
-    Held,
     Manifest,
     StoredCheckpoint,
     read_latest,
     read_manifest,
     stored_checkpoints,
+    write_latest,
 )
+from app.run.clock import utc_now
+from app.run.layout import CHECKPOINTS, MANIFEST, QUARANTINE, REASON, CheckpointName, file_of
+from app.run.lease import WriteRight
 from app.stores.contract import HalfWritten, Store
-
-QUARANTINE = "quarantine"
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +30,12 @@ def prune(
     store: Store,
     keep_top: int,
     protected: Sequence[CheckpointName],
-    lease: Held,
+    lease: WriteRight,
 ) -> list[CheckpointName]:
     """Delete all but the best `keep_top` by train loss, the newest, and the `protected` ones.
 
-    Also deletes uploads of this attempt that were given up. The manifest goes first, so
-    that a half-deleted folder is not taken for a checkpoint.
+    Also deletes uploads of this attempt that were given up. Of each checkpoint the manifest is
+    deleted first, so that a half-deleted folder is not taken for a checkpoint.
     """
     stored = stored_checkpoints(store)
     manifests = dict(_readable_manifests(store, stored))
@@ -51,15 +48,15 @@ def prune(
     given_up = [
         upload.name
         for upload in stored
-        if not upload.finished and upload.name < newest and upload.name.epoch == newest.epoch
+        if not upload.has_manifest and upload.name < newest and upload.name.epoch == newest.epoch
     ]
     for name in [*doomed, *given_up]:
         _delete(store, name, lease)
     return doomed
 
 
-def clean_up(store: Store, epoch: int, lease: Held) -> None:
-    """Put in order what earlier attempts left. `epoch` is that of the caller, who has the lease."""
+def clean_up(store: Store, epoch: int, lease: WriteRight) -> None:
+    """Put in order what earlier attempts left. `epoch` is that of the caller's lease."""
     for name in set_late_aside(store, lease):
         log.error("LATE CHECKPOINT %s moved aside: another attempt had gone on before it", name)
     for name in finish_quarantine(store, lease):
@@ -71,28 +68,28 @@ def clean_up(store: Store, epoch: int, lease: Held) -> None:
         store.discard(half)
 
 
-def quarantine(store: Store, name: CheckpointName, reason: str, lease: Held) -> str:
-    """Move a damaged checkpoint aside: reason, manifest, files. Returns where it went.
+def quarantine(store: Store, name: CheckpointName, reason: str, lease: WriteRight) -> str:
+    """Move a damaged checkpoint aside: first the reason, then manifest and files.
 
-    The reason goes first, so that a move that is cut short is not taken for an upload that was.
+    With the reason in its place, a folder whose move was cut short is not taken for an upload
+    that was cut short. Returns the folder in quarantine. Raises Fenced, and the store's errors.
     """
-    target = f"{QUARANTINE}/{name}"
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    explanation = {"checkpoint": str(name), "reason": reason, "set_aside_at": now}
+    explanation = {"checkpoint": str(name), "reason": reason, "set_aside_at": utc_now()}
     lease.check()
-    # Where there is one, this move was begun before, and its reason was the first.
-    store.put_if_absent(f"{target}/reason.json", json.dumps(explanation, indent=1).encode())
+    # If there is a reason already, this move was begun before: the first reason stays.
+    content = json.dumps(explanation, indent=1).encode()
+    store.put_if_absent(name.quarantine_key(REASON), content)
     _move_aside(store, name, lease)
-    return target
+    return name.quarantine_key().removesuffix("/")
 
 
-def finish_quarantine(store: Store, lease: Held) -> list[CheckpointName]:
-    """Move what a killed process left of checkpoints that it was moving aside."""
+def finish_quarantine(store: Store, lease: WriteRight) -> list[CheckpointName]:
+    """Move the rest of checkpoints whose move to quarantine was cut short."""
     begun = in_quarantine(store)
     names = [
         stored.name
         for stored in stored_checkpoints(store)
-        if not stored.finished and str(stored.name) in begun
+        if not stored.has_manifest and str(stored.name) in begun
     ]
     for name in names:
         _move_aside(store, name, lease)
@@ -102,19 +99,19 @@ def finish_quarantine(store: Store, lease: Held) -> list[CheckpointName]:
 def unfinished(store: Store) -> list[StoredCheckpoint]:
     """Uploads that were cut short.
 
-    What LATEST names was whole once: without its manifest it is damaged, and stays. So does
-    what is on its way to quarantine.
+    The checkpoint that LATEST names was whole once. Without its manifest it is damaged, and no
+    such upload. Neither is a checkpoint that is on its way to quarantine.
     """
     kept = {read_latest(store), *in_quarantine(store)}
     return [
         stored
         for stored in stored_checkpoints(store)
-        if not stored.finished and str(stored.name) not in kept
+        if not stored.has_manifest and str(stored.name) not in kept
     ]
 
 
-def remove_unfinished(store: Store, epoch: int, lease: Held) -> list[CheckpointName]:
-    """Delete uploads that were cut short, of attempts before the caller's, which has `epoch`."""
+def remove_unfinished(store: Store, epoch: int, lease: WriteRight) -> list[CheckpointName]:
+    """Delete uploads that were cut short, of attempts before the one of `epoch`."""
     names = [stored.name for stored in unfinished(store) if stored.name.epoch < epoch]
     for name in names:
         _delete(store, name, lease)
@@ -122,21 +119,20 @@ def remove_unfinished(store: Store, epoch: int, lease: Held) -> list[CheckpointN
 
 
 def abandoned_writes(store: Store, epoch: int) -> list[HalfWritten]:
-    """What is half written of checkpoints of attempts before that of `epoch`.
+    """Half-written objects that no living process is writing.
 
-    Other names say nothing about their writer: those are left until nobody has been at them for
-    long.
+    The name of a checkpoint tells the epoch of its writer, which is dead if that is below
+    `epoch`. Other names say nothing about their writer: there the age decides.
     """
     return [half for half in store.half_written() if _abandoned(half, epoch)]
 
 
-def set_late_aside(store: Store, lease: Held) -> list[CheckpointName]:
-    """Quarantine what processes committed that had lost the run."""
+def set_late_aside(store: Store, lease: WriteRight) -> list[CheckpointName]:
+    """Move to quarantine the checkpoints of processes that had lost the run."""
     stored = stored_checkpoints(store)
-    late = [checkpoint.name for checkpoint in stored if checkpoint.finished and checkpoint.late]
+    late = [checkpoint.name for checkpoint in stored if checkpoint.has_manifest and checkpoint.late]
     if late and read_latest(store) in [str(name) for name in late]:
-        left = next((checkpoint.name for checkpoint in stored if checkpoint.committed), "")
-        lease.put(LATEST, f"{left}\n".encode())
+        write_latest(next((c.name for c in stored if c.committed), None), lease)
     for name in late:
         reason = "committed after another attempt had gone on from an earlier step"
         quarantine(store, name, reason, lease)
@@ -145,23 +141,23 @@ def set_late_aside(store: Store, lease: Held) -> list[CheckpointName]:
 
 def _abandoned(half: HalfWritten, epoch: int) -> bool:
     place, _, folder = half.folder.rpartition("/")
-    name = CheckpointName.parse(folder) if place in (FOLDER, QUARANTINE) else None
+    name = CheckpointName.parse(folder) if place in (CHECKPOINTS, QUARANTINE) else None
     return half.stale if name is None else name.epoch < epoch
 
 
 def in_quarantine(store: Store) -> set[str]:
-    """The names of its folders."""
+    """The names of the folders in quarantine."""
     return {info.key.split("/")[1] for info in store.list(f"{QUARANTINE}/")}
 
 
-def _move_aside(store: Store, name: CheckpointName, lease: Held) -> None:
+def _move_aside(store: Store, name: CheckpointName, lease: WriteRight) -> None:
     keys = [info.key for info in store.list(name.key())]
     for key in sorted(keys, key=lambda key: not key.endswith(f"/{MANIFEST}")):
         lease.check()
-        store.move(key, f"{QUARANTINE}/{name}/{key.rsplit('/', 1)[1]}")
+        store.move(key, name.quarantine_key(file_of(key)))
 
 
-def _delete(store: Store, name: CheckpointName, lease: Held) -> None:
+def _delete(store: Store, name: CheckpointName, lease: WriteRight) -> None:
     lease.check()
     store.delete([name.key(MANIFEST)])
     store.delete([info.key for info in store.list(name.key())])

@@ -1,6 +1,7 @@
-"""Whether the checkpoints of a run are what was written: every byte, and none of them missing.
+"""Whether every byte of the checkpoints of a run is what was written, and no checkpoint is missing.
 
-It finds what a start of the job would call damaged, and damage to older checkpoints too.
+Finds what a start of the job would call damaged, and also damage to older checkpoints, which a
+start does not read.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,17 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.errors import Damaged, NotFound
-from app.run.checkpoints import (
-    LATEST,
-    MANIFEST,
-    CheckpointName,
-    StoredCheckpoint,
-    fetch,
-    read_latest,
-    stored_checkpoints,
-)
-from app.run.journal import ATTEMPTS, fences
-from app.run.record import RECORD, RunRecord, load_record
+from app.run.checkpoints import StoredCheckpoint, read_latest, stored_checkpoints
+from app.run.fence import fences
+from app.run.fetching import fetch
+from app.run.layout import ATTEMPTS, LATEST, MANIFEST, RECORD, CheckpointName
+from app.run.record import RunRecord, load_record
 from app.run.retention import in_quarantine
 from app.stores.contract import Store
 
@@ -28,7 +23,7 @@ _WHOLE = "ok"
 
 @dataclass(frozen=True)
 class Finding:
-    """What is to be said of one checkpoint, or of the run."""
+    """What was found out about one checkpoint, or about the run."""
 
     name: str
     text: str
@@ -41,15 +36,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verification:
-    """`scratch` makes a folder for one download. Without a `required` file all is damaged."""
+    """`scratch` makes a folder for one download.
+
+    A checkpoint that lacks one of the `required` files counts as damaged.
+    """
 
     store: Store
     scratch: Callable[[], AbstractContextManager[Path]]
     required: Sequence[str]
 
     def whole_run(self) -> Iterator[Finding]:
-        """Every checkpoint, newest first, and then what should be there and is not."""
-        latest = read_latest(self.store)  # before the listing: what it names is there by then
+        """A finding on each checkpoint, newest first, and then on what is missing altogether."""
+        # LATEST is read before the listing: the checkpoint that it names is there by then.
+        latest = read_latest(self.store)
         found: list[Finding] = []
         for checkpoint in stored_checkpoints(self.store):
             found.append(self._of(checkpoint, latest))
@@ -63,8 +62,9 @@ class Verification:
 
     def _of(self, checkpoint: StoredCheckpoint, latest: str | None) -> Finding:
         name = checkpoint.name
-        if not checkpoint.finished:
-            # Asked again: a job may have committed the next one, and be pruning this one.
+        if not checkpoint.has_manifest:
+            # LATEST is read again: a running job may have committed the next checkpoint in the
+            # meantime, and may be pruning this one.
             if checkpoint.lost_manifest(latest) and read_latest(self.store) == latest:
                 return _damage(str(name), f"{name.key(MANIFEST)} is missing")
             return Finding(str(name), "unfinished upload")
@@ -73,13 +73,13 @@ class Verification:
         return self.one(name)
 
     def one(self, name: CheckpointName) -> Finding:
-        """A checkpoint that is committed: all its bytes."""
+        """The finding on a committed checkpoint, after reading all its bytes."""
         try:
             with self.scratch() as folder:
                 fetch(self.store, name, folder, required=self.required)
         except (Damaged, NotFound) as error:
             left = [info.key for info in self.store.list(name.key())]
-            if name.key(MANIFEST) not in left:  # pruning takes it first
+            if name.key(MANIFEST) not in left:  # pruning deletes the manifest first
                 return Finding(str(name), "removed just now")
             return _damage(str(name), str(error))
         return Finding(str(name), _WHOLE)
@@ -87,13 +87,14 @@ class Verification:
     def _vanished(self, latest: str, found: Sequence[Finding]) -> bool:
         if latest in [finding.name for finding in found] or read_latest(self.store) != latest:
             return False
-        # By a start that had no commit since. Folders had a time in their name once.
+        # A start may have set the checkpoint aside and not committed since. Earlier versions wrote
+        # the time behind the name of the folder.
         aside = in_quarantine(self.store)
         return not any(f"{folder}-".startswith(f"{latest}-") for folder in aside)
 
 
 def proof_of_checkpoints(record: RunRecord, store: Store) -> str | None:
-    """What in the store says that there was a checkpoint once."""
+    """What in the store shows that there was a checkpoint once; None if nothing does."""
     late = [str(stored.name) for stored in stored_checkpoints(store) if stored.late]
     latest = read_latest(store)
     if latest is not None and latest not in late:

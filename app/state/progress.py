@@ -3,18 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from app.errors import Damaged
 from app.state.random_state import RandomState
-from app.stores.documents import check_format
+from app.stores.documents import decode_document
 
 STATE_FORMAT = 1
-
-
 STATE_FILE = "state.json"
-
-
 _MAX_STATE_BYTES = 16 * 2**20
 
 
@@ -45,9 +41,10 @@ def read_progress(path: Path) -> Progress:
     """Raises Damaged if the file is not a state.json, IncompatibleRun if it is a newer one."""
     if path.stat().st_size > _MAX_STATE_BYTES:
         raise Damaged(f"{path.name} has {path.stat().st_size} bytes: it is no training state")
-    content = path.read_bytes()
-    check_format(content, STATE_FORMAT, path.name)
-    try:
-        return Progress.model_validate_json(content)
-    except ValidationError as error:
-        raise Damaged(f"{path.name} is not a training state: {error.errors()[0]['msg']}") from error
+    return decode_document(
+        path.read_bytes(),
+        Progress,
+        path.name,
+        newest_format=STATE_FORMAT,
+        damaged=lambda what: f"{path.name} is not a training state: {what}",
+    )

@@ -1,7 +1,6 @@
-"""Where a run is kept: a folder on a volume, or a prefix in an S3 bucket.
+"""The contract of a store, which a folder on a volume and a prefix in an S3 bucket both keep.
 
-`open_store` chooses by the scheme of CHECKPOINT_URI. Both stores keep one contract,
-which is written at `Store` and which one test suite checks for each of them.
+It is written at `Store`. One test suite checks it for each kind of store.
 """
 
 import re
@@ -13,12 +12,12 @@ from typing import Protocol
 from app.errors import ConfigError
 
 Data = Sequence[bytes | memoryview]
-"""Content as a list of buffers. It can be read again, so an upload can be retried."""
+"""Content as a list of buffers. It can be read several times, so an upload can be retried."""
 
 MAX_GET_BYTES = 16 * 2**20
 
 RESERVED = ".store-"
-"""Names that begin so are the store's own: locks, probes and files still being written."""
+"""Names that begin with this belong to the store: locks, probes, files that are being written."""
 
 _PART = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -38,11 +37,11 @@ class ObjectInfo:
 
 @dataclass(frozen=True)
 class HalfWritten:
-    """What is being written, or was when its writer was killed. No listing shows it.
+    """A file or upload that is still being written, or whose writer was killed.
 
-    `key` lies in the folder of the object that it was to become. `size` is in bytes, 0 where
-    the store does not tell. `stale`: nobody seems to be at it any more, by its age. S3 alone has
-    an `upload_id`.
+    No listing shows it. `key` lies in the folder of the object that it was to become. `size` is
+    in bytes; 0 where the store does not tell. `stale` says that by its age nobody seems to be
+    writing it any more. `upload_id` is "" except on S3.
     """
 
     key: str
@@ -56,11 +55,11 @@ class HalfWritten:
 
 
 class ExclusiveLock(Protocol):
-    """A lock that the kernel drops when this process ends, however it ends."""
+    """A lock that the kernel releases when this process ends, in whatever way it ends."""
 
     @property
     def scope(self) -> str:
-        """The running kernel whose processes the lock keeps apart, reliably."""
+        """The running kernel among whose processes the lock has only one holder."""
         ...
 
     def release(self) -> None: ...
@@ -74,9 +73,9 @@ class Store(Protocol):
     `a` and the key `a/b` cannot both exist.
 
     Methods raise NotFound (the object is not there), NoBucket, AccessDenied, Unavailable
-    (no answer, an answer that says "not now", no space left), ConfigError.
-    None of them guesses one from another. Methods may be called from several threads.
-    What the SDK does not retry is the caller's to retry.
+    (no answer, an answer that says "not now", no space left) and ConfigError. They never
+    guess one of these from another. Methods may be called from several threads. Beyond the
+    retries of the SDK, the caller decides what to try again.
     """
 
     @property
@@ -88,13 +87,13 @@ class Store(Protocol):
     def conditional_writes(self) -> bool:
         """Whether conditional writes are atomic here. `check` finds out.
 
-        Where they are not, `put_if_absent` and `put_if_match` compare and then write:
-        right for one process, without protection against a second one.
+        Where they are not, `put_if_absent` and `put_if_match` compare and then write. That is
+        right while there is one writer, and no protection against a second one.
         """
         ...
 
     def check(self) -> None:
-        """Reach, list, write, read back and delete, before hours are spent on training.
+        """Try to reach the store, list, write, read back and delete, before training begins.
 
         Raises as described above, and leaves nothing behind.
         """
@@ -105,24 +104,24 @@ class Store(Protocol):
         ...
 
     def put(self, key: str, data: Data) -> None:
-        """Create or replace; durable on return. An error leaves the former object."""
+        """Create or replace. The object is durable on return; an error leaves the former one."""
         ...
 
     def put_if_absent(self, key: str, content: bytes) -> str | None:
-        """Create: the new etag, or None if the key exists. One of many callers wins."""
+        """Create. Returns the new etag, or None if the key exists. One of many callers wins."""
         ...
 
     def put_if_match(self, key: str, content: bytes, etag: str) -> str | None:
-        """Replace: the new etag, or None if the object is not the one of `etag` any more."""
+        """Replace. Returns the new etag, or None if the object's etag is not `etag` any more."""
         ...
 
     def fetch(self, key: str, directory: Path, alive: Callable[[], None] = lambda: None) -> Path:
         """A local file with the content, for reading only.
 
-        The store's own file where it is local, else a download to `directory`, under
-        the last part of the key. `alive` is called for each block that comes in, in any
-        thread. What is wrong with `directory` stays an OSError: it is not the store's. Raises
-        Unavailable if the directory was removed meanwhile.
+        A local store returns its own file. Others download into `directory`, under the last
+        part of the key. `alive` is called for each block that comes in, from any thread. An
+        OSError about `directory` is passed on, since it says nothing about the store. Raises
+        Unavailable if the directory was removed in the meantime.
         """
         ...
 
@@ -131,26 +130,27 @@ class Store(Protocol):
         ...
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete; a key that does not exist is fine."""
+        """Delete. A key that does not exist is no error."""
         ...
 
     def move(self, source_key: str, target_key: str) -> None:
-        """Rename, replacing the target. The source goes only when the target is there."""
+        """Rename, replacing the target. The source is deleted only after the target is there."""
         ...
 
     def half_written(self) -> Sequence[HalfWritten]:
-        """All that is half written below the root, by whomever, as far as the store tells."""
+        """All that anybody has half written below the root, as far as the store tells."""
         ...
 
     def discard(self, half: HalfWritten) -> None:
-        """Remove it. A writer that is still at it gets Unavailable; one that is done loses nothing.
+        """Remove it. A writer that is still writing it gets Unavailable.
 
-        Housekeeping: what the store does not let go is said, and is no error.
+        A writer that has finished in the meantime loses nothing. Where the store refuses, that is
+        logged and is no error: this is housekeeping.
         """
         ...
 
     def free_bytes(self) -> int | None:
-        """Space left for this user; None if the store does not know an end."""
+        """Space left for this user, in bytes; None if the store has no known limit."""
         ...
 
     def exclusive_lock(self) -> ExclusiveLock | None:
@@ -177,6 +177,6 @@ def check_key(key: str) -> str:
 
 
 def folder_of(prefix: str) -> str:
-    """`prefix` of a listing as "" or "folder/", whichever way it was written."""
+    """`prefix` of a listing as "" or "folder/", whether or not it came with the slash."""
     folder = prefix.removesuffix("/")
     return f"{check_key(folder)}/" if folder else ""

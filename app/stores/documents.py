@@ -1,7 +1,8 @@
-"""JSON objects of a store as pydantic models: what each reader would otherwise write for itself.
+"""JSON objects of a store as pydantic models: decoded and encoded the same way everywhere.
 
-The format that an object names is looked at before anything else in it. A newer version may write
-what this one does not know: such an object is whole, and is never called damaged or set aside.
+The format version of an object is compared before anything else in it is looked at. An object of
+a newer format may hold what this version of the program does not know. Such an object is whole:
+it is refused, and never called damaged or set aside.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class _Format(BaseModel):
-    """All that every version of an object has in common."""
+    """The one field that is read of an object of any version."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -30,14 +31,14 @@ def decode_document(
     newest_format: int | None = None,
     damaged: Callable[[str], str] | None = None,
 ) -> M:
-    """`content`, read from `place`, as a `model`.
+    """`content`, which was read from `place`, as a `model`.
 
-    `newest_format` is the highest format_version that this version reads; None: it has none.
-    `damaged` makes the message from "field: what is wrong with it". Raises IncompatibleRun for a
-    newer format, and Damaged.
+    `newest_format` is the highest format_version that this program reads; None: the object has
+    no versions. `damaged` makes the message of the error from "field: what is wrong with it".
+    Raises IncompatibleRun for a newer format, and Damaged for anything else that does not fit.
     """
     if newest_format is not None:
-        check_format(content, newest_format, place)
+        _check_format(content, newest_format, place)
     try:
         return model.model_validate_json(content)
     except ValidationError as error:
@@ -48,14 +49,14 @@ def decode_document(
 
 
 def encode_document(document: BaseModel) -> bytes:
-    """JSON for people: indented, and with a line end at its end."""
+    """JSON that people can read: indented, and with a newline at its end."""
     return (document.model_dump_json(indent=1) + "\n").encode()
 
 
-def check_format(content: bytes, newest_format: int, place: str) -> None:
-    """Raises IncompatibleRun if `content`, read from `place`, has a newer format.
+def _check_format(content: bytes, newest_format: int, place: str) -> None:
+    """Raise IncompatibleRun if the content has a newer format.
 
-    A file that names no format passes: whoever reads the rest says what is wrong with it.
+    Content that names no format passes here: decoding the rest of it says what is wrong.
     """
     try:
         found = _Format.model_validate_json(content).format_version

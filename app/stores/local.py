@@ -1,21 +1,18 @@
-"""A run in a folder: on a disk, a mounted volume or a network file system.
+"""A store in a folder: on a disk, a mounted volume or a network file system.
 
-Files are written beside their target as `.store-partial-<kernel>-<random>`, synced,
-renamed, and the folder synced, so that a name never shows half a file, not even after
-a power cut. The writer keeps an flock on the partial file; one that is old and not
-locked is stale: a killed process left it.
+A file is written beside its target as `.store-partial-<kernel>-<random>` and synced. Then it is
+renamed, and the folder is synced. So a name never shows half a file, not even after a power cut.
+The writer keeps an flock on the partial file while it writes. A partial file that is old and not
+locked is stale: its writer was killed.
 
-Conditional writes compare and replace under an flock on `.store-lock`. A file system
-without flock makes `conditional_writes` False.
+Conditional writes compare and replace under an flock on `.store-lock`. On a file system without
+flock, `conditional_writes` is False.
 """
 
-import errno
-import fcntl
 import hashlib
 import logging
 import os
 import secrets
-import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -33,6 +30,18 @@ from app.stores.contract import (
     folder_of,
     is_key,
 )
+from app.stores.durable_files import (
+    FileLock,
+    files_below,
+    kernel_id,
+    make_folders,
+    open_new,
+    regular_file,
+    sync_folder,
+    try_flock,
+    write_all,
+)
+from app.stores.limits import DEFAULT_LIMITS, StoreLimits
 
 log = logging.getLogger(__name__)
 
@@ -43,18 +52,13 @@ _PROCESS_LOCK = f"{RESERVED}writer"
 _LOCK_PATIENCE = 10.0  # seconds; a compare-and-replace of a small file takes milliseconds
 _LOCK_POLL = 0.005  # seconds
 _PROBE_BYTES = 65_536
-# The first covers the moment between creating a partial file and locking it. The second is
-# for files of another kernel, whose locks a network file system may not show.
-_STALE = 60.0  # seconds
-_STALE_ELSEWHERE = 86_400.0  # seconds
-_NO_FLOCK = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 class LocalStore:
     """See `app.stores.contract.Store` for the contract. `root` need not exist yet."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root.absolute()
+    def __init__(self, root: Path, limits: StoreLimits = DEFAULT_LIMITS) -> None:
+        self._root, self._limits = root.absolute(), limits
         self._kernel = kernel_id()
         self._has_flock = True
 
@@ -70,7 +74,7 @@ class LocalStore:
         created: list[Path] = []
         try:
             with _failures(self._root):
-                _make_folders(self._root, created)
+                make_folders(self._root, created)
                 self._probe()
         finally:
             for folder in reversed(created):
@@ -120,10 +124,9 @@ class LocalStore:
         top = self._path(folder.rstrip("/")) if folder else self._root
         found = []
         with _failures(top):
-            for path in _files(top):
+            for path, status in files_below(top):
                 key = path.relative_to(self._root).as_posix()
-                status = _regular_file(path)
-                if status and is_key(key):
+                if is_key(key):
                     etag = f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}"
                     found.append(ObjectInfo(key, status.st_size, etag))
         return iter(sorted(found, key=lambda info: info.key))
@@ -138,21 +141,20 @@ class LocalStore:
     def move(self, source_key: str, target_key: str) -> None:
         source, target = self._path(source_key), self._path(target_key)
         with _failures(source):
-            if _regular_file(source) is None:
+            if regular_file(source) is None:
                 raise NotFound(f"{source} does not exist")
         with _failures(target):
-            _make_folders(target.parent, [])
+            make_folders(target.parent, [])
             source.replace(target)
-            _sync_folder(target.parent)
-            _sync_folder(source.parent)
+            sync_folder(target.parent)
+            sync_folder(source.parent)
             self._remove_empty_folders(source.parent)
 
     def half_written(self) -> Sequence[HalfWritten]:
         found = []
         with _failures(self._root):
-            for path in _files(self._root):
-                status = _regular_file(path) if path.name.startswith(PARTIAL) else None
-                if status:
+            for path, status in files_below(self._root):
+                if path.name.startswith(PARTIAL):
                     key = path.relative_to(self._root).as_posix()
                     found.append(HalfWritten(key, status.st_size, self._stale(path, status)))
         return found
@@ -176,13 +178,13 @@ class LocalStore:
             status = os.statvfs(place)
         return status.f_bavail * status.f_frsize
 
-    def exclusive_lock(self) -> "FileLock | None":
+    def exclusive_lock(self) -> FileLock | None:
         path = self._root / _PROCESS_LOCK
         with _failures(path):
-            descriptor = _create(path, os.O_RDWR)
+            descriptor = open_new(path, os.O_RDWR)
             locked = False
             try:
-                locked = bool(_try_flock(descriptor))
+                locked = bool(try_flock(descriptor))
             finally:
                 if not locked:
                     os.close(descriptor)
@@ -201,13 +203,16 @@ class LocalStore:
             )
         return path
 
+    def _partial_path(self, folder: Path) -> Path:
+        return folder / f"{PARTIAL}{self._kernel[:8]}-{secrets.token_hex(8)}"
+
     def _write(self, path: Path, data: Data) -> None:
-        partial = path.with_name(f"{PARTIAL}{self._kernel[:8]}-{secrets.token_hex(8)}")
-        descriptor = _create(partial, os.O_WRONLY | os.O_EXCL)
+        partial = self._partial_path(path.parent)
+        descriptor = open_new(partial, os.O_WRONLY | os.O_EXCL)
         try:
-            _try_flock(descriptor)
+            try_flock(descriptor)
             for buffer in data:
-                _write_all(descriptor, buffer)
+                write_all(descriptor, buffer)
             os.fsync(descriptor)
             try:
                 partial.replace(path)
@@ -219,15 +224,15 @@ class LocalStore:
             raise
         finally:
             os.close(descriptor)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
     @contextmanager
     def _write_lock(self) -> Iterator[None]:
         path = self._root / _WRITE_LOCK
-        descriptor = _create(path, os.O_RDWR)
+        descriptor = open_new(path, os.O_RDWR)
         try:
             deadline = time.monotonic() + _LOCK_PATIENCE
-            while self._has_flock and _try_flock(descriptor) is False:
+            while self._has_flock and try_flock(descriptor) is False:
                 if time.monotonic() > deadline:
                     raise Unavailable(f"{path} has been locked for {_LOCK_PATIENCE:.0f} s")
                 time.sleep(_LOCK_POLL)
@@ -236,12 +241,12 @@ class LocalStore:
             os.close(descriptor)
 
     def _probe(self) -> None:
-        path = self._root / f"{PARTIAL}{self._kernel[:8]}-{secrets.token_hex(8)}"
+        path = self._partial_path(self._root)
         content = os.urandom(_PROBE_BYTES)
-        descriptor = _create(path, os.O_RDWR | os.O_EXCL)
+        descriptor = open_new(path, os.O_RDWR | os.O_EXCL)
         try:
-            self._has_flock = _try_flock(descriptor) is not None
-            _write_all(descriptor, content)
+            self._has_flock = try_flock(descriptor) is not None
+            write_all(descriptor, content)
             os.fsync(descriptor)
             if path.read_bytes() != content:
                 raise Unavailable(f"{self._root} does not return what was written to it")
@@ -250,16 +255,18 @@ class LocalStore:
             path.unlink(missing_ok=True)
 
     def _stale(self, path: Path, status: os.stat_result) -> bool:
-        """Whether a partial file is old, and not locked as far as can be seen here."""
+        """Whether a partial file is old, and not locked as far as this kernel can see."""
         same_kernel = path.name.startswith(f"{PARTIAL}{self._kernel[:8]}-")
-        if time.time() - status.st_mtime < (_STALE if same_kernel else _STALE_ELSEWHERE):
+        limits = self._limits
+        stale_age = limits.stale_file if same_kernel else limits.stale_file_elsewhere
+        if time.time() - status.st_mtime < stale_age:
             return False
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except (FileNotFoundError, PermissionError):
-            return False  # gone meanwhile, or another user's
+            return False  # it is gone by now, or another user owns it
         try:
-            return bool(_try_flock(descriptor))
+            return bool(try_flock(descriptor))
         finally:
             os.close(descriptor)
 
@@ -272,31 +279,6 @@ class LocalStore:
             folder = folder.parent
 
 
-class FileLock:
-    """An flock. `scope` names kernel and mounted file system: where one of them differs,
-    flock need not keep two processes apart."""
-
-    def __init__(self, descriptor: int, kernel: str) -> None:
-        self._descriptor: int | None = descriptor
-        self.scope = f"{kernel}/{os.fstat(descriptor).st_dev:x}"
-
-    def release(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-
-def kernel_id() -> str:
-    """The running kernel's random boot id, the same in all its containers.
-
-    Where there is none, a random text: then no two processes seem to share a kernel.
-    """
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return secrets.token_hex(16)
-
-
 @contextmanager
 def _failures(path: Path) -> Iterator[None]:
     try:
@@ -307,86 +289,11 @@ def _failures(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _absence(path: Path) -> Iterator[None]:
-    """A folder, or a file where the key has a folder, means: no such object."""
+    """Raise NotFound also for a folder, and where the key has a folder and the disk a file."""
     try:
         yield
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise NotFound(f"{path} does not exist") from error
-
-
-def _create(path: Path, flags: int) -> int:
-    """Open `path` for writing, with its folders."""
-    for last in (False, False, True):
-        try:
-            _make_folders(path.parent, [])
-            return os.open(path, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        except FileNotFoundError:
-            # Another process removed the folder, which was empty, in between.
-            if last:
-                raise
-    raise AssertionError("unreachable")
-
-
-def _make_folders(folder: Path, created: list[Path]) -> None:
-    missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-        created.append(path)
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems sync folders by themselves and refuse to be asked.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _write_all(descriptor: int, buffer: bytes | memoryview) -> None:
-    view = memoryview(buffer).cast("B")
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _try_flock(descriptor: int) -> bool | None:
-    """True: locked. False: another holder. None: this file system has no flock."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno in _NO_FLOCK:
-            return None
-        raise
-    return True
-
-
-def _files(top: Path) -> Iterator[Path]:
-    """Everything below `top` that is not a folder. What vanishes meanwhile is left out."""
-
-    def on_error(error: OSError) -> None:
-        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            raise error
-
-    for folder, _, names in os.walk(top, onerror=on_error):
-        for name in names:
-            yield Path(folder, name)
-
-
-def _regular_file(path: Path) -> os.stat_result | None:
-    try:
-        status = path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return status if stat.S_ISREG(status.st_mode) else None
 
 
 def _digest(content: bytes) -> str:

@@ -5,11 +5,12 @@ from urllib.parse import unquote, urlsplit
 
 from app.errors import ConfigError
 from app.stores.contract import Store, is_key
+from app.stores.limits import DEFAULT_LIMITS, StoreLimits
 from app.stores.local import LocalStore
 
 
-def open_store(uri: str, run_name: str) -> Store:
-    """The store of `run_name` below CHECKPOINT_URI. Nothing is contacted yet.
+def open_store(uri: str, run_name: str, limits: StoreLimits = DEFAULT_LIMITS) -> Store:
+    """The store of `run_name` below CHECKPOINT_URI. Contacts nobody yet.
 
     Raises ConfigError for a URI that is neither file:///folder nor s3://bucket/prefix,
     and for AWS settings that cannot be used.
@@ -18,10 +19,10 @@ def open_store(uri: str, run_name: str) -> Store:
         raise ConfigError(f"RUN_NAME={run_name!r} cannot name a folder")
     parts = urlsplit(uri)
     if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
-        return LocalStore(Path(unquote(parts.path)) / run_name)
+        return LocalStore(Path(unquote(parts.path)) / run_name, limits)
     if parts.scheme == "s3" and parts.netloc:
         from app.stores.s3 import S3Store
 
         prefix = "/".join([*filter(None, parts.path.split("/")), run_name])
-        return S3Store(parts.netloc, prefix)
+        return S3Store(parts.netloc, prefix, limits=limits)
     raise ConfigError(f"CHECKPOINT_URI={uri!r} is neither file:///folder nor s3://bucket/prefix")

@@ -1,10 +1,9 @@
-"""A run under a prefix of an S3 bucket, or of any server that speaks S3.
+"""A store under a prefix of a bucket: on S3, or on any server that speaks its protocol.
 
-Each object carries the checksum that the SDK adds by default. A server that does not know
-it, and refuses it or stores the wrong bytes, is found by `check`, which then leaves it out.
+The SDK adds a checksum to each upload. Some servers do not know it, and refuse the upload or
+store wrong bytes: `check` finds that out, and from then on the store sends no checksums.
 """
 
-import io
 import logging
 import secrets
 import time
@@ -19,6 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from app.console import redacted
 from app.errors import AppError, ConfigError, Damaged, NotFound, Unavailable
+from app.stores.buffer_reader import BufferReader
 from app.stores.contract import (
     MAX_GET_BYTES,
     RESERVED,
@@ -30,9 +30,10 @@ from app.stores.contract import (
     folder_of,
     is_key,
 )
+from app.stores.limits import DEFAULT_LIMITS, StoreLimits
 from app.stores.s3_client import (
     error_code,
-    explain_head,
+    explained_head,
     http_status,
     open_client,
     retried,
@@ -43,19 +44,18 @@ from app.stores.s3_client import (
 log = logging.getLogger(__name__)
 
 _MIB = 2**20
-# About 150 MiB of parts in memory at most, however large the object.
+# At most about 150 MiB of parts are in memory, however large the object is.
 _TRANSFER = TransferConfig(
     multipart_threshold=8 * _MIB,
     multipart_chunksize=8 * _MIB,
     max_concurrency=8,
     preferred_transfer_client="classic",
 )
-# The server copies; parts only keep one request below the read timeout and S3's 5 GB.
+# The server copies by itself. It copies large objects in parts, so that one request stays below
+# the read timeout and below S3's limit of 5 GB.
 _COPY = TransferConfig(multipart_threshold=256 * _MIB, multipart_chunksize=256 * _MIB)
 _DELETE_BATCH = 1000  # S3's limit for one DeleteObjects
-_CONFLICT_PAUSES = (0.1, 0.2, 0.4, 0.8)  # seconds
-_STALE = timedelta(days=1)
-_UNKNOWN_HEADER = (400, 501)
+_UNKNOWN_HEADER = (400, 501)  # the HTTP status of a server that does not know a header
 
 
 class S3Store:
@@ -65,10 +65,17 @@ class S3Store:
     of keys in one answer to a listing.
     """
 
-    def __init__(self, bucket: str, prefix: str, page_size: int = 1000) -> None:
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str,
+        page_size: int = 1000,
+        limits: StoreLimits = DEFAULT_LIMITS,
+    ) -> None:
         self._bucket, self._prefix, self._page_size = bucket, f"{prefix}/", page_size
         self._conditional, self._quotes_etags = True, True
-        self._client, self._endpoint = open_client(f"CHECKPOINT_URI: {self.uri}")
+        self._limits = limits
+        self._client, self._endpoint = open_client(f"CHECKPOINT_URI: {self.uri}", limits=limits)
 
     @property
     def uri(self) -> str:
@@ -84,7 +91,9 @@ class S3Store:
             self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
         try:
             if not _knows(lambda: self._keeps_content(key)):
-                self._client, _ = open_client(self._place(""), upload_checksums=False)
+                self._client, _ = open_client(
+                    self._place(""), upload_checksums=False, limits=self._limits
+                )
                 if not self._keeps_content(key):
                     raise ConfigError(
                         f"{self.uri}: {self._endpoint} does not return what was written to it"
@@ -122,22 +131,18 @@ class S3Store:
         path = directory / check_key(key).rsplit("/", 1)[-1]
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            with self._failures(self._place(key)):
-                try:
-                    transfer(
-                        lambda: self._client.download_file(
-                            self._bucket,
-                            self._prefix + key,
-                            str(path),
-                            Config=_TRANSFER,
-                            Callback=lambda _: alive(),
-                        )
+            with self._head_failures(key):
+                transfer(
+                    lambda: self._client.download_file(
+                        self._bucket,
+                        self._prefix + key,
+                        str(path),
+                        Config=_TRANSFER,
+                        Callback=lambda _: alive(),
                     )
-                except ClientError as error:
-                    explain_head(self._client, error, self._bucket, self._prefix + key)
-                    raise
+                )
         except FileNotFoundError as error:
-            # Of the object, S3 says NoSuchKey. This is the folder here.
+            # A missing object is answered with NoSuchKey. What is missing here is the folder.
             raise Unavailable(f"the download to {path} was removed meanwhile") from error
         return path
 
@@ -159,18 +164,14 @@ class S3Store:
         self._delete([check_key(key) for key in keys])
 
     def move(self, source_key: str, target_key: str) -> None:
-        source = {"Bucket": self._bucket, "Key": self._prefix + check_key(source_key)}
+        source = self._object(check_key(source_key))
         target = self._prefix + check_key(target_key)
-        with self._failures(self._place(source_key)):
-            try:
-                transfer(lambda: self._client.copy(source, self._bucket, target, Config=_COPY))
-            except ClientError as error:
-                explain_head(self._client, error, self._bucket, source["Key"])
-                raise
+        with self._head_failures(source_key):
+            transfer(lambda: self._client.copy(source, self._bucket, target, Config=_COPY))
         self._delete([source_key])
 
     def half_written(self) -> Sequence[HalfWritten]:
-        before = datetime.now(UTC) - _STALE
+        before = datetime.now(UTC) - timedelta(seconds=self._limits.stale_upload)
         pages = self._client.get_paginator("list_multipart_uploads")
         found = []
         with self._housekeeping():
@@ -183,9 +184,7 @@ class S3Store:
 
     def discard(self, half: HalfWritten) -> None:
         with self._housekeeping():
-            self._client.abort_multipart_upload(
-                Bucket=self._bucket, Key=self._prefix + half.key, UploadId=half.upload_id
-            )
+            self._client.abort_multipart_upload(**self._object(half.key), UploadId=half.upload_id)
             log.info("removed an upload of %s that broke off", self._place(half.key))
 
     def free_bytes(self) -> int | None:
@@ -197,19 +196,29 @@ class S3Store:
     def _place(self, key: str) -> str:
         return f"s3://{self._bucket}/{self._prefix}{key}"
 
+    def _object(self, key: str) -> dict[str, str]:
+        return {"Bucket": self._bucket, "Key": self._prefix + key}
+
     def _failures(self, place: str) -> AbstractContextManager[None]:
         return s3_failures(f"CHECKPOINT_URI: {place}", self._endpoint)
+
+    @contextmanager
+    def _head_failures(self, key: str) -> Iterator[None]:
+        """As `_failures`, for work on the object `key` that begins with a HEAD."""
+        with self._failures(self._place(key)), explained_head(self._client, **self._object(key)):
+            yield
 
     def _get(self, key: str, max_bytes: int) -> tuple[bytes, str]:
         try:
             return self._get_once(key, max_bytes)
-        except Damaged:  # a bit can flip on the way: only what is damaged twice is so in the store
+        except Damaged:
+            # A bit can flip on the way. An object that is read damaged twice is damaged.
             return self._get_once(key, max_bytes)
 
     def _get_once(self, key: str, max_bytes: int) -> tuple[bytes, str]:
         with self._failures(self._place(key)):
-            answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
-            # As its own context manager it would hand out the stream that compares nothing.
+            answer = self._client.get_object(**self._object(key))
+            # `with answer["Body"]` would give the raw stream, which compares no checksum.
             with closing(answer["Body"]) as body:
                 content: bytes = body.read(max_bytes + 1)
                 if len(content) > max_bytes:
@@ -217,7 +226,7 @@ class S3Store:
                         f"{self._place(key)} has more than {max_bytes} bytes: it is not what it "
                         "should be"
                     )
-                body.read()  # Only the read that meets the end compares the checksum.
+                body.read()  # the checksum is compared only by the read that meets the end
         return content, self._etag(key, answer)
 
     def _put(self, key: str, data: Data) -> None:
@@ -230,8 +239,8 @@ class S3Store:
 
     def _put_on_condition(self, key: str, content: bytes, condition: dict[str, str]) -> str | None:
         with self._failures(self._place(key)):
-            # 409: two conditional writes met; S3 asks to send it again.
-            for pause in (*_CONFLICT_PAUSES, 0):
+            # 409: two conditional writes met, and S3 asks to send this one again.
+            for pause in (*self._limits.conflict_pauses, 0):
                 try:
                     return self._put_once(key, content, condition)
                 except ClientError as error:
@@ -246,9 +255,7 @@ class S3Store:
 
     def _put_once(self, key: str, content: bytes, condition: dict[str, str]) -> str:
         headers = condition if self._conditional else {}
-        answer = self._client.put_object(
-            Bucket=self._bucket, Key=self._prefix + key, Body=content, **headers
-        )
+        answer = self._client.put_object(**self._object(key), Body=content, **headers)
         return self._etag(key, answer)
 
     def _etag(self, key: str, answer: dict[str, Any]) -> str:
@@ -261,23 +268,21 @@ class S3Store:
         return str(etag)
 
     def _etag_if_ours(self, key: str, content: bytes) -> str | None:
-        """After a request that was sent twice: the first one may be what stands in the way."""
+        """Whether a refused write, which the SDK had sent twice, was refused for its own sake.
+
+        The first request may have arrived without its answer: then it is what the second one met.
+        """
         try:
             stored, etag = self._get(key, max(len(content), MAX_GET_BYTES))
-        except (NotFound, Damaged):  # or one that is larger, so another's
+        except (NotFound, Damaged):  # Damaged: the object is larger, so somebody else wrote it
             return None
         return etag if stored == content else None
 
     def _current_etag(self, key: str) -> str | None:
-        """By a HEAD: an index of tokens, or the rows of a long run, may be large."""
-        name = {"Bucket": self._bucket, "Key": self._prefix + key}
+        """Asked by a HEAD, since the object may be large: an index of tokens, or many rows."""
         try:
-            with self._failures(self._place(key)):
-                try:
-                    return self._etag(key, self._client.head_object(**name))
-                except ClientError as error:
-                    explain_head(self._client, error, self._bucket, name["Key"])
-                    raise
+            with self._head_failures(key):
+                return self._etag(key, self._client.head_object(**self._object(key)))
         except NotFound:
             return None
 
@@ -296,7 +301,7 @@ class S3Store:
             return self._refuses(key, {"IfNoneMatch": "*"}) and self._keeps_if_match(key)
 
     def _keeps_if_match(self, key: str) -> bool:
-        """Ceph's server, in version 16, finds no ETag equal that stands in quotes as it should."""
+        """Also finds out whether to send ETags in quotes: Ceph 16 knows them only without."""
         for self._quotes_etags in (True, False):
             if not self._refuses(key, self._if_match('"0123456789abcdef0123456789abcdef"')):
                 return False
@@ -329,7 +334,7 @@ class S3Store:
 
     @contextmanager
     def _housekeeping(self) -> Iterator[None]:
-        """For what some servers and policies do not allow, and training does not need."""
+        """For requests that some servers and policies refuse, and that training can do without."""
         try:
             yield
         except (BotoCoreError, ClientError) as error:
@@ -337,7 +342,7 @@ class S3Store:
 
 
 def _knows(probe: Callable[[], bool]) -> bool:
-    """What `probe` finds; False if the server answers that it does not know a header."""
+    """The result of `probe`; False if the server answers that it does not know a header."""
     try:
         return probe()
     except AppError as error:
@@ -345,40 +350,3 @@ def _knows(probe: Callable[[], bool]) -> bool:
         if isinstance(answer, ClientError) and http_status(answer) in _UNKNOWN_HEADER:
             return False
         raise
-
-
-class BufferReader(io.RawIOBase):
-    """A seekable file over buffers that are never joined: a snapshot needs no second copy."""
-
-    def __init__(self, data: Data) -> None:
-        self._views = [memoryview(buffer).cast("B") for buffer in data]
-        self._size = sum(map(len, self._views))
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    def readinto(self, target: Any) -> int:
-        """Fill `target` except at the end: s3transfer takes a short read for the end."""
-        wanted = memoryview(target).cast("B")
-        filled, start = 0, 0
-        for view in self._views:
-            skip = self._position - start
-            if skip < len(view) and filled < len(wanted):
-                piece = view[skip : skip + len(wanted) - filled]
-                wanted[filled : filled + len(piece)] = piece
-                filled += len(piece)
-                self._position += len(piece)
-            start += len(view)
-        return filled

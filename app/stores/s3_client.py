@@ -29,17 +29,9 @@ from app.errors import (
     NotFound,
     Unavailable,
 )
+from app.stores.limits import DEFAULT_LIMITS, StoreLimits
 
 _TRIES = 3
-# An endpoint that swallows packets is given up after about half a minute.
-_CONFIG = Config(
-    connect_timeout=10,
-    read_timeout=60,
-    retries={"mode": "standard", "total_max_attempts": _TRIES},
-    max_pool_connections=40,
-    user_agent_extra="smollm2-spot-trainer",
-)
-_WITHOUT_CHECKSUMS = Config(request_checksum_calculation="when_required")
 
 _NO_CREDENTIALS = (
     aws.NoCredentialsError,
@@ -93,14 +85,23 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-def open_client(place: str, *, upload_checksums: bool = True) -> tuple[Any, str]:
-    """An S3 client, safe in threads, and its endpoint (URL). Nothing is contacted yet.
+def open_client(
+    place: str, *, upload_checksums: bool = True, limits: StoreLimits = DEFAULT_LIMITS
+) -> tuple[Any, str]:
+    """An S3 client that several threads may use, and its endpoint (URL). Contacts nobody yet.
 
     Raises ConfigError for AWS settings that boto3 cannot use; `place` begins its message.
     """
-    config = _CONFIG if upload_checksums else _CONFIG.merge(_WITHOUT_CHECKSUMS)
+    config = Config(
+        connect_timeout=10,  # seconds; three tries on a dead endpoint take half a minute
+        read_timeout=limits.read_timeout,
+        retries={"mode": "standard", "total_max_attempts": _TRIES},
+        max_pool_connections=40,
+        user_agent_extra="smollm2-spot-trainer",
+        request_checksum_calculation=None if upload_checksums else "when_required",
+    )
     try:
-        # A session of its own: boto3's default one is shared and not safe in threads.
+        # boto3's default session is shared, and not safe to use from several threads.
         client: Any = Session().client("s3", config=config)
     except (BotoCoreError, ValueError) as error:
         raise _unusable(place, redacted(str(error))) from error
@@ -126,10 +127,11 @@ def s3_failures(place: str, endpoint: str) -> Iterator[None]:
 
 
 def transfer(work: Callable[[], T]) -> T:
-    """Do `work`, which is a managed transfer of the SDK, where a signal does not wait for it.
+    """Do `work`, which is a managed transfer of the SDK, in another thread.
 
-    The SDK's transfer manager lets no exception pass before its requests are answered, and a
-    server that went silent would keep an interrupted process for minutes.
+    The SDK's transfer manager holds back every exception, also one that a signal raised, until
+    its requests are answered. In the caller's thread, a server that went silent would keep an
+    interrupted process alive for minutes.
     """
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="s3-transfer")
     try:
@@ -138,11 +140,15 @@ def transfer(work: Callable[[], T]) -> T:
         pool.shutdown(wait=False)
 
 
-def explain_head(client: Any, error: ClientError, bucket: str, key: str) -> None:
-    """Ask again with a GET: the answer to a HEAD has no body, so no reason either."""
-    if error.operation_name == "HeadObject":
-        answer = client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0")
-        answer["Body"].close()
+@contextmanager
+def explained_head(client: Any, **place: str) -> Iterator[None]:
+    """Ask again with a GET where a HEAD fails: the answer to a HEAD has no body for a reason."""
+    try:
+        yield
+    except ClientError as error:
+        if error.operation_name == "HeadObject":
+            client.get_object(**place, Range="bytes=0-0")["Body"].close()
+        raise
 
 
 def _from_sdk_error(error: Exception, place: str, endpoint: str) -> AppError:
@@ -165,20 +171,21 @@ def _from_sdk_error(error: Exception, place: str, endpoint: str) -> AppError:
 
 
 def _without_expect(request: Any, **_: Any) -> None:
-    """Send uploads without `Expect: 100-continue`; the header is not among the signed ones.
+    """Send uploads without `Expect: 100-continue`. The signature does not cover that header.
 
-    A connection that ends within the interim answer keeps botocore in an endless loop, and one
-    that met a refusal stalls its next request: https://github.com/boto/botocore/issues/3755
+    With it, botocore loops endlessly on a connection that ends within the interim answer, and a
+    connection on which an upload was refused stalls at its next request:
+    https://github.com/boto/botocore/issues/3755
     """
     request.headers.pop("Expect", None)
 
 
 def _whole(operation_model: Any, response_dict: Mapping[str, Any], **_: Any) -> None:
-    """Raise for a success that broke off: its end would be taken for the end of the answer.
+    """Raise for a successful answer that broke off.
 
-    Python accepts headers that just stop, and botocore compares the length of streamed bodies
-    only: an object would look damaged, and a listing empty. S3 announces the length of every
-    success, or sends it in chunks: RFC 9112, section 6.3.
+    Python accepts headers that just stop, and botocore compares only the length of streamed
+    bodies. Without this check an object would look damaged, and a listing empty. S3 announces the
+    length of every successful answer, or sends it in chunks: RFC 9112, section 6.3.
     """
     headers, body = response_dict["headers"], response_dict["body"]
     announced = headers.get("content-length", "")
@@ -194,7 +201,7 @@ def _whole(operation_model: Any, response_dict: Mapping[str, Any], **_: Any) -> 
 def _say_silence(
     endpoint: Any, operation: Any, attempts: int, caught_exception: Exception | None, **_: Any
 ) -> None:
-    """A server that accepts and says nothing keeps a caller for minutes, who would look hung."""
+    """Log each try that timed out: until the last one, the process would look hung for minutes."""
     if isinstance(caught_exception, (aws.ConnectTimeoutError, aws.ReadTimeoutError)):
         log.warning(
             "%s does not answer (%s, try %d of %d)",
@@ -206,7 +213,7 @@ def _say_silence(
 
 
 def error_code(error: ClientError) -> str:
-    """S3's own word, such as NoSuchKey. The HTTP status as text if the answer had none."""
+    """S3's own word, such as NoSuchKey; the HTTP status as text if the answer has no such word."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
@@ -215,7 +222,7 @@ def http_status(error: ClientError) -> int:
 
 
 def retried(error: ClientError) -> bool:
-    """Whether the SDK had sent the request before, with an outcome that nobody saw."""
+    """Whether the SDK had sent the request before, without learning what became of it."""
     return int(_metadata(error).get("RetryAttempts", 0)) > 0
 
 

@@ -22,7 +22,9 @@ from app.errors import ConfigError, Preempted
 from app.heartbeat import beat
 from app.model.loss import LossFunction
 from app.model.smollm2 import SmolLM2
-from app.run.journal import AttemptJournal, seconds_of_this_process, summary
+from app.run.attempt_text import summary
+from app.run.clock import seconds_of_this_process
+from app.run.journal import AttemptJournal
 from app.run.lease import Lease
 from app.settings.variables import (
     CheckpointSettings,

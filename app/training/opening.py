@@ -11,7 +11,8 @@ from app.data.sources import PinnedSource
 from app.model.smollm2 import SmolLM2
 from app.observe.metrics import MetricsLog, Row, local_rows, stored_rows
 from app.observe.report import publish
-from app.run.journal import AttemptJournal, AttemptRecord, now, read_attempts
+from app.run.clock import utc_now
+from app.run.journal import AttemptJournal, AttemptRecord, read_attempts
 from app.run.record import StoredRecord, create_record, extend, load_record
 from app.run.recorded_source import remember_parts
 from app.run.retention import clean_up
@@ -178,7 +179,7 @@ def _journal(run: HeldRun, resumed: Resumed | None, rows: Sequence[Row]) -> Atte
         epoch=run.lease.epoch,
         holder=run.lease.holder,
         trainer=run.job.settings.run.trainer,
-        started_at=now(),
+        started_at=utc_now(),
         resumed_from=str(resumed.name) if resumed else None,
         start_step=step,
         steps_lost=lost,

@@ -4,7 +4,7 @@ from app.console import size
 from app.data.sources import PinnedSource
 from app.errors import ConfigError, Damaged, Unavailable
 from app.run.checkpoints import check_sizes, highest_epoch, read_manifest, stored_checkpoints
-from app.run.lease import LEASE
+from app.run.layout import LEASE
 from app.run.record import RunRecord, StoredRecord, check_identity, load_record, same_dataset
 from app.run.recorded_source import difference
 from app.run.retention import abandoned_writes, unfinished

@@ -9,7 +9,8 @@ from app.data.locks import own_folder
 from app.failures import disk_failures
 from app.heartbeat import beat
 from app.model.smollm2 import SmolLM2
-from app.run.checkpoints import CheckpointName, newest_valid
+from app.run.fetching import newest_valid
+from app.run.layout import CheckpointName
 from app.run.retention import quarantine
 from app.state.progress import Progress
 from app.state.snapshot import STATE_FILES, restore

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from app.console import duration, size
 from app.errors import AccessDenied, Unavailable
 from app.observe.metrics import Beginning
-from app.run.checkpoints import CheckpointName, commit
+from app.run.committing import commit
 from app.run.journal import AttemptJournal
+from app.run.layout import CheckpointName
 from app.run.lease import Lease
 from app.run.retention import prune
 from app.settings.variables import CheckpointSettings

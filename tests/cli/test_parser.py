@@ -9,14 +9,14 @@ import pytest
 import app
 from app.cli import parser as cli
 from app.errors import AppError
-from app.run.checkpoints import CheckpointName, commit
+from app.run.committing import commit
+from app.run.layout import CheckpointName
 from app.run.record import create_record
 from app.stores.opening import open_store
-from tests.run.test_checkpoints import FreeLease
-from tests.run.test_record import IDENTITY
 from tests.support.error_lines import errors
 from tests.support.imports_of_command import HEAVY, command_with_imports
 from tests.support.repository import ROOT
+from tests.support.stored_run import IDENTITY, FreeLease
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
 

@@ -12,9 +12,9 @@ import app
 from app.cli import parser as cli
 from app.run.record import create_record
 from app.stores.opening import open_store
-from tests.run.test_record import IDENTITY
 from tests.support.imports_of_command import HEAVY, command_with_imports
 from tests.support.repository import ROOT
+from tests.support.stored_run import IDENTITY
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
 

@@ -39,7 +39,7 @@ import torch
 import torch._dynamo
 
 from app.cli.parser import main as job
-from app.run.checkpoints import FOLDER
+from app.run.layout import CHECKPOINTS
 from app.stores.contract import Store
 from app.stores.opening import open_store
 from tests.support.failpoints import KINDS, OPERATIONS, ZOMBIES, DeadlyStore, Failpoint
@@ -145,7 +145,7 @@ def compare(arena: Arena, run: str) -> int:
     """
     store = arena.store(run)
     problems = outcome(store).differences(outcome(arena.store("reference")))
-    problems += [half.key for half in store.half_written() if half.folder.startswith(FOLDER)]
+    problems += [half.key for half in store.half_written() if half.folder.startswith(CHECKPOINTS)]
     if job(["checkpoints", "verify"]) != FINISHED:
         problems.append("checkpoints verify")
     if not problems:

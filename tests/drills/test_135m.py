@@ -8,14 +8,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.model.loss import LossFunction
 from app.model.smollm2 import SmolLM2
-from app.run.checkpoints import CheckpointName, commit, fetch
+from app.run.committing import commit
+from app.run.fetching import fetch
+from app.run.layout import CheckpointName
 from app.settings.presets import PRESETS
 from app.settings.variables import OptimizerSettings
 from app.state.snapshot import capture, huggingface_files
 from app.stores.opening import open_store
 from app.training.optimizer import build_optimizer
-from tests.run.test_checkpoints import FreeLease
 from tests.state.test_snapshot import progress
+from tests.support.stored_run import FreeLease
 
 
 @pytest.mark.slow

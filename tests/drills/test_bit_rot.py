@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import load
 
 from app.errors import Fenced, Preempted
-from app.run.checkpoints import LATEST, MANIFEST, CheckpointName
-from app.run.lease import LEASE
+from app.run.layout import LATEST, LEASE, MANIFEST, CheckpointName
 from app.settings.load import load_settings
 from app.state.progress import Progress
 from app.state.snapshot import restore

@@ -17,8 +17,10 @@ import pytest
 
 from app.observe.metrics import stored_rows
 from app.run.checkpoints import stored_checkpoints
+from app.run.clock import Clock
 from app.run.journal import read_attempts
-from app.run.lease import LEASE, Clock, Lease
+from app.run.layout import LEASE
+from app.run.lease import Lease
 from app.stores.contract import Store
 from app.stores.opening import open_store
 from tests.support.forked_job import ForkedJobRunner, at

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from app.run.checkpoints import CheckpointName, newest_valid, read_latest, stored_checkpoints
+from app.run.checkpoints import read_latest, stored_checkpoints
+from app.run.fetching import newest_valid
+from app.run.layout import CheckpointName
 from app.run.retention import prune
 from app.stores.contract import RESERVED, Store
 from app.stores.opening import open_store
-from tests.run.test_checkpoints import FreeLease, commit_step
 from tests.support.power_cut import Files, PowerCuts
+from tests.support.stored_run import FreeLease, commit_step
 
 
 @pytest.fixture

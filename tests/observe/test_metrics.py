@@ -11,7 +11,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from app.errors import ConfigError, Unavailable
-from app.observe.metrics import METRICS_KEY, MetricsLog, Row, perplexity, step_line, stored_rows
+from app.observe.metrics import MetricsLog, Row, perplexity, step_line, stored_rows
+from app.run.layout import METRICS_KEY
 from app.settings.variables import LogSettings
 from app.stores.contract import Store
 from app.stores.opening import open_store

@@ -14,17 +14,17 @@ import pytest
 from app.cli import parser as cli
 from app.errors import Fenced, Unavailable
 from app.observe.charts import Line, line_chart, short, ticks
-from app.observe.metrics import METRICS_KEY, Row, _line
-from app.observe.report import REPORT_KEY, ReportedRun, page, publish, read_run
+from app.observe.metrics import Row, _line
+from app.observe.report import ReportedRun, page, publish, read_run
 from app.run.journal import AttemptJournal, AttemptRecord
+from app.run.layout import METRICS_KEY, REPORT_KEY
 from app.run.record import RunRecord, create_record
 from app.settings.presets import PRESETS
 from app.stores.contract import Store
 from app.stores.opening import open_store
 from tests.observe.test_metrics import row
-from tests.run.test_journal import record as attempt_record
-from tests.run.test_record import IDENTITY
 from tests.support.job import ROOT
+from tests.support.stored_run import IDENTITY, attempt_record
 
 HOSTILE = "</title><script>alert(1)</script>\"'&\ud800"
 

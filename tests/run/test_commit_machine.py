@@ -13,62 +13,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from app.errors import Damaged
-from app.run.checkpoints import (
-    MANIFEST,
-    CheckpointName,
-    commit,
-    fetch,
-    newest_valid,
-    stored_checkpoints,
-)
+from app.run.checkpoints import stored_checkpoints
+from app.run.committing import commit
+from app.run.fetching import fetch, newest_valid
+from app.run.layout import MANIFEST, CheckpointName
 from app.run.retention import clean_up, prune, quarantine
 from app.stores.contract import Data, Store
 from app.stores.opening import open_store
-from tests.run.test_checkpoints import FreeLease
+from tests.support.mortal_store import Died, MortalStore
+from tests.support.stored_run import FreeLease, go_on_from
 
 KEEP_TOP = 1
 
 
-class Died(BaseException):
-    """The process is gone; what it was about to write is not written."""
-
-
-class MortalStore:
-    """A store whose user dies before write number `writes`."""
-
-    def __init__(self, store: Store, writes: int) -> None:
-        self._store, self._left = store, writes
-
-    def _write(self) -> None:
-        self._left -= 1
-        if self._left == 0:
-            raise Died
-
-    def put(self, key: str, data: Data) -> None:
-        self._write()
-        self._store.put(key, data)
-
-    def delete(self, keys: list[str]) -> None:
-        for key in keys:
-            self._write()
-            self._store.delete([key])
-
-    def put_if_absent(self, key: str, content: bytes) -> str | None:
-        self._write()
-        return self._store.put_if_absent(key, content)
-
-    def move(self, source_key: str, target_key: str) -> None:
-        self._write()
-        self._store.put(target_key, [self._store.get(source_key)[0]])
-        self._write()  # S3 copies, and then deletes
-        self._store.move(source_key, target_key)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._store, name)
-
-
 class CommitMachine(RuleBasedStateMachine):
-    """One run: `begun` is the step that the present attempt went on from."""
+    """One run. `begun` is the step that the present attempt went on from."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,14 +38,14 @@ class CommitMachine(RuleBasedStateMachine):
         self.rotten: set[CheckpointName] = set()
         self.late: set[CheckpointName] = set()
         self.set_aside: set[CheckpointName] = set()
-        self.newest: CheckpointName | None = None  # whose commit returned
+        self.newest: CheckpointName | None = None  # the newest one whose commit returned
 
     def teardown(self) -> None:
         shutil.rmtree(self.folder)
 
-    @rule(loss=st.floats(0, 10), dies_at=st.integers(0, 14))
+    @rule(loss=st.floats(0, 10), dies_at=st.integers(0, 28))
     def commits(self, loss: float, dies_at: int) -> None:
-        """`dies_at` 0: it does not."""
+        """With `dies_at` 0 the process lives on."""
         name = CheckpointName(self.step + 1, self.epoch)
         store: Store = MortalStore(self.store, dies_at)  # type: ignore[assignment]
         content = self._files(name)
@@ -97,7 +56,7 @@ class CommitMachine(RuleBasedStateMachine):
         except Died:
             self._restart()
 
-    @rule(dies_at=st.integers(0, 20))
+    @rule(dies_at=st.integers(0, 40))
     def restarts(self, dies_at: int) -> None:
         try:
             self._restart(dies_at)
@@ -109,7 +68,7 @@ class CommitMachine(RuleBasedStateMachine):
         lease = FreeLease(store)
         self.epoch += 1
         stored = stored_checkpoints(self.store)
-        self.set_aside |= {late.name for late in stored if late.late and late.finished}
+        self.set_aside |= {late.name for late in stored if late.late and late.has_manifest}
         clean_up(store, self.epoch, lease)
         whole = [name for name in self._committed() if name not in self.rotten | self.late]
         try:
@@ -132,7 +91,7 @@ class CommitMachine(RuleBasedStateMachine):
                 assert found.name >= self.newest, "a committed step is lost"
             self.newest, step = found.name, found.name.step
         self.step = self.begun = step
-        self.store.put(f"attempts/e{self.epoch:06d}-from-{step:010d}.json", [b"{}"])
+        go_on_from(self.store, step, self.epoch)
         for name in self.set_aside:
             kept = [info.key.rsplit("/", 1)[1] for info in self.store.list(f"quarantine/{name}")]
             assert set(kept) == {*self._files(name), MANIFEST, "reason.json"}
@@ -170,7 +129,7 @@ class CommitMachine(RuleBasedStateMachine):
         return [stored.name for stored in stored_checkpoints(self.store) if stored.committed]
 
     def _begin_anew(self) -> None:
-        """As a person would: with another RUN_NAME."""
+        """Do as a person would, who chooses another RUN_NAME."""
         shutil.rmtree(self.folder / "run")
         self.rotten, self.late, self.set_aside, self.newest = set(), set(), set(), None
         self.epoch, self.step, self.begun = 1, 0, 0

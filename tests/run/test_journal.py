@@ -1,69 +1,16 @@
-"""The record of attempts, and the fence that its names are."""
-
-from pathlib import Path
+"""The record of an attempt, from its begin to its end."""
 
 import pytest
 
 from app.errors import Unavailable
-from app.run.journal import (
-    AttemptJournal,
-    AttemptRecord,
-    Fences,
-    attempt_table,
-    fences,
-    read_attempts,
-    seconds_of_this_process,
-    summary,
-)
+from app.run.attempt_text import attempt_table, summary
+from app.run.journal import AttemptJournal, read_attempts
 from app.stores.contract import Store
-from app.stores.opening import open_store
-
-
-def record(epoch: int = 1, start_step: int = 0) -> AttemptRecord:
-    return AttemptRecord(
-        epoch=epoch,
-        holder="host:1:abc",
-        trainer="torch",
-        started_at="2026-01-01T00:00:00+00:00",
-        resumed_from=None,
-        start_step=start_step,
-        step=start_step,
-    )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Store:
-    return open_store(f"file://{tmp_path}", "run")
-
-
-@pytest.mark.parametrize(
-    ("step", "epoch", "late"),
-    [
-        (14, 1, False),  # what attempt 2 went on from
-        (15, 1, True),  # attempt 1 woke up after that
-        (20, 2, False),
-        (25, 2, True),
-        (99, 3, False),  # the newest attempt's own
-    ],
-)
-def test_a_checkpoint_beyond_a_later_start_is_late(step: int, epoch: int, late: bool) -> None:
-    assert Fences([(1, 0), (2, 14), (3, 20)]).late(step, epoch) is late
-
-
-def test_an_attempt_that_fell_back_makes_everything_after_its_start_late() -> None:
-    assert Fences([(1, 0), (2, 50), (3, 10)]).late(50, 1)
-    assert not Fences([(1, 0), (2, 50), (3, 10)]).late(10, 2)
-
-
-def test_the_names_alone_are_the_fence(store: Store) -> None:
-    AttemptJournal(store, record(1, 0)).begin()
-    AttemptJournal(store, record(2, 14)).begin()
-    store.put("attempts/notes.txt", [b"a person was here"])
-    assert list(fences(store).starts) == [(1, 0), (2, 14)]
+from tests.support.stored_run import attempt_record
 
 
 def test_a_journal_is_read_back_with_its_end(folder: Store) -> None:
-    journal = AttemptJournal(folder, record(3, 20))
+    journal = AttemptJournal(folder, attempt_record(3, 20))
     journal.begin()
     journal.note(step=32, seconds=60.0, seconds_to_first_step=4.25)
     journal.saved(0.5)
@@ -81,29 +28,8 @@ def test_a_journal_is_read_back_with_its_end(folder: Store) -> None:
     )
 
 
-def test_tries_to_save_that_failed_are_in_the_record_the_summary_and_the_table(
-    folder: Store,
-) -> None:
-    journal = AttemptJournal(folder, record())
-    journal.begin()
-    journal.save_failed()
-    journal.save_failed()
-    journal.end("exit 75")
-    (read,) = read_attempts(folder, newest=10)
-    assert summary(read).endswith("; 2 tries to save failed")
-    once = read.model_copy(update={"step": 1, "saves": 1, "commits": 1, "failed_saves": 1})
-    assert summary(once) == (
-        "attempt 1: 1 step in 0:00; 1 save held training up for 0.00 s (0.00 %), it was in the "
-        "store after 0.0 s; 1 try to save failed"
-    )
-    assert "in the store after" not in summary(read), "nothing was"
-    header, line = attempt_table([read])
-    column = header.split().index("failed") + 1  # "1st step" is two words
-    assert line.replace(" s ", " ").split()[column - 2] == "2"
-
-
 def test_a_killed_attempt_leaves_the_words_of_its_last_checkpoint(folder: Store) -> None:
-    journal = AttemptJournal(folder, record())
+    journal = AttemptJournal(folder, attempt_record())
     journal.begin()
     journal.note(step=5)
     for key, content in journal.objects().items():
@@ -118,8 +44,8 @@ def test_the_newest_attempts_are_shown_and_a_broken_one_is_said(
     folder: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     for epoch in range(1, 6):
-        AttemptJournal(folder, record(epoch)).begin()
-    folder.put(record(5).key, [b"{"])
+        AttemptJournal(folder, attempt_record(epoch)).begin()
+    folder.put(attempt_record(5).key, [b"{"])
     assert [read.epoch for read in read_attempts(folder, newest=3)] == [3, 4]
     assert "e000005" in caplog.text
     assert read_attempts(folder, newest=0) == []
@@ -128,7 +54,7 @@ def test_the_newest_attempts_are_shown_and_a_broken_one_is_said(
 def test_a_store_that_does_not_take_the_last_words_is_no_failure(
     folder: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal = AttemptJournal(folder, record())
+    journal = AttemptJournal(folder, attempt_record())
     journal.begin()
 
     def refuse(*_: object) -> None:
@@ -140,10 +66,10 @@ def test_a_store_that_does_not_take_the_last_words_is_no_failure(
 
 
 def test_a_process_that_lost_the_run_writes_its_end_over_its_own_words_only(folder: Store) -> None:
-    journal = AttemptJournal(folder, record())
+    journal = AttemptJournal(folder, attempt_record())
     assert not journal.end("exit 79"), "the run was removed, and no trace of it comes back"
     assert list(folder.list("")) == []
-    begun_anew = record().model_copy(update={"holder": "host:2:def"})
+    begun_anew = attempt_record().model_copy(update={"holder": "host:2:def"})
     AttemptJournal(folder, begun_anew).begin()
     assert not journal.end("exit 79")
     assert read_attempts(folder, newest=9) == [begun_anew]
@@ -152,7 +78,7 @@ def test_a_process_that_lost_the_run_writes_its_end_over_its_own_words_only(fold
 def test_words_that_are_being_written_with_a_checkpoint_do_not_keep_the_last_ones_out(
     folder: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal = AttemptJournal(folder, record())
+    journal = AttemptJournal(folder, attempt_record())
     journal.begin()
     get = folder.get
 
@@ -166,8 +92,3 @@ def test_words_that_are_being_written_with_a_checkpoint_do_not_keep_the_last_one
     monkeypatch.setattr(folder, "get", overtaken)
     assert journal.end("exit 143")
     assert [read.ended for read in read_attempts(folder, newest=9)] == ["exit 143"]
-
-
-def test_the_age_of_this_process_is_known() -> None:
-    age = seconds_of_this_process()
-    assert age is not None and 0 < age < 24 * 3600

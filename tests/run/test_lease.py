@@ -5,44 +5,21 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from app.errors import AppError, Damaged, Fenced, Preempted, Unavailable
-from app.run.lease import LEASE, Clock, Lease, LeaseRecord, holder_identity
+from app.run.clock import Clock
+from app.run.layout import LEASE
+from app.run.lease import Lease, LeaseRecord, holder_identity
 from app.stores.contract import ExclusiveLock, Store
 from app.stores.opening import open_store
+from tests.support.fake_time import FakeTime
 
 TTL = 30.0
 ROOT = Path(__file__).parents[2]
-
-
-class FakeTime:
-    """Time that passes only while somebody sleeps; `events` happen on the way."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.events: list[tuple[float, Callable[[], None]]] = []
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-        due = [event for event in self.events if event[0] <= self.now]
-        self.events = [event for event in self.events if event[0] > self.now]
-        for _, act in due:
-            act()
-
-    def every(self, seconds: float, act: Callable[[], None], until: float) -> None:
-        moment = self.now + seconds
-        while moment <= self.now + until:
-            self.events.append((moment, act))
-            moment += seconds
-
-    @property
-    def clock(self) -> Clock:
-        return Clock(lambda: self.now, self.sleep, lambda: self.now)
 
 
 @pytest.fixture
@@ -164,7 +141,7 @@ def test_a_holder_is_judged_by_its_own_time_to_live(remote: Store, time: FakeTim
 
 
 class SlowAnswers(RemoteView):
-    """A `get` takes longer than the time to live to reach the store."""
+    """Every `get` takes longer than the time to live to reach the store."""
 
     def __init__(self, store: Store, time: FakeTime) -> None:
         super().__init__(store)
@@ -341,7 +318,7 @@ def test_a_start_whose_answer_was_lost_can_be_repeated(store: Store, time: FakeT
 
 
 class CountedRenewals(RemoteView):
-    """Tells when a renewal has come; the first one fails."""
+    """Sets `renewed` once a renewal has arrived. The first one fails."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from app.errors import Damaged, Fenced, IncompatibleRun
+from app.run.layout import RECORD
 from app.run.record import (
-    RECORD,
     Identity,
     already_applied,
     check_identity,
@@ -16,25 +16,7 @@ from app.run.record import (
     load_record,
 )
 from app.stores.contract import Store
-from app.stores.opening import open_store
-
-IDENTITY = Identity(
-    model="tiny",
-    shape={"hidden_size": 64},
-    dataset="builtin",
-    dataset_fingerprint="d1",
-    tokenizer="builtin",
-    tokenizer_fingerprint="t1",
-    seq_len=256,
-    global_batch_size=16,
-    seed=1337,
-    init_from=None,
-)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Store:
-    return open_store(f"file://{tmp_path}", "run")
+from tests.support.stored_run import IDENTITY
 
 
 def test_a_record_is_read_as_it_was_written(folder: Store) -> None:

@@ -8,30 +8,20 @@ import pytest
 
 from app.cli import parser as cli
 from app.errors import AccessDenied, ConfigError, Damaged, IncompatibleRun, Unavailable
-from app.run.record import RECORD, create_record
-from app.run.recorded_source import (
-    _SAME,
-    SOURCE,
-    difference,
-    remember_parts,
-    source_of_named_run,
-)
+from app.run.layout import RECORD, SOURCE
+from app.run.record import create_record
+from app.run.recorded_source import _SAME, difference, remember_parts, source_of_named_run
 from app.settings.variables import DataSettings, variables
 from app.stores.contract import Store
 from app.stores.opening import open_store
-from tests.run.test_record import IDENTITY
 from tests.support.hubserver import REVISION, Requests, hub
 from tests.support.interposed import Interposed
+from tests.support.stored_run import IDENTITY
 from tests.support.train_command import Train, assert_refused, train
 
 __all__ = ["train"]
 
 PARTS = {"a.txt": "1", "b.txt": "2", "c.txt": "3"}
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Store:
-    return open_store(f"file://{tmp_path}", "run")
 
 
 @pytest.mark.parametrize(

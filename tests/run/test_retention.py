@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -10,68 +9,22 @@ from typing import Any
 import pytest
 
 from app.errors import Fenced
-from app.run.checkpoints import (
-    LATEST,
-    MANIFEST,
-    CheckpointName,
-    newest_valid,
-    read_latest,
-    stored_checkpoints,
-)
+from app.run.checkpoints import read_latest, read_manifest, stored_checkpoints
+from app.run.fetching import newest_valid
+from app.run.layout import LATEST, MANIFEST, CheckpointName
 from app.run.retention import clean_up, prune, quarantine, remove_unfinished, set_late_aside
 from app.stores.contract import Store
+from app.stores.limits import StoreLimits
 from app.stores.opening import open_store
-from tests.run.test_checkpoints import (
-    FILES,
-    FreeLease,
-    commit_step,
-    committed_steps,
-    go_on_from,
-)
-from tests.stores.test_contract import leave_half_written
+from tests.support.mortal_store import Died, MortalStore
+from tests.support.store_contents import leave_half_written
+from tests.support.stored_run import FILES, FreeLease, commit_step, committed_steps, go_on_from
 
 REASON = "does not match its SHA-256"
 
 
-class Died(BaseException):
-    """The process is gone."""
-
-
-class MortalStore:
-    """A store whose user dies at write number `dies_at`: before it, within a move, or after it."""
-
-    def __init__(self, store: Store, dies_at: int) -> None:
-        self._store, self._left = store, dies_at
-
-    def _instant(self) -> None:
-        self._left -= 1
-        if self._left == 0:
-            raise Died
-
-    def put_if_absent(self, key: str, content: bytes) -> str | None:
-        self._instant()
-        etag = self._store.put_if_absent(key, content)
-        self._instant()
-        return etag
-
-    def move(self, source_key: str, target_key: str) -> None:
-        self._instant()
-        self._store.put(target_key, [self._store.get(source_key)[0]])
-        self._instant()  # S3 copies, and then deletes
-        self._store.move(source_key, target_key)
-        self._instant()
-
-    def delete(self, keys: list[str]) -> None:
-        for key in keys:
-            self._instant()
-            self._store.delete([key])
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-
 class FadingLease(FreeLease):
-    """A lease that is lost at look number `looks`, and what was in the store then."""
+    """A lease that is lost at look number `looks`. `then` is what was in the store at that time."""
 
     def __init__(self, store: Store, looks: int) -> None:
         super().__init__(store)
@@ -87,11 +40,6 @@ class FadingLease(FreeLease):
 def everything(store: Store) -> Any:
     objects = {info.key: store.get(info.key)[0] for info in store.list("")}
     return objects, [half.key for half in store.half_written()]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Store:
-    return open_store(f"file://{tmp_path}", "run")
 
 
 @pytest.fixture
@@ -146,6 +94,15 @@ def test_the_best_by_loss_the_newest_and_the_protected_stay(folder: Store) -> No
     assert committed_steps(folder) == [120, 80, 60, 40]
 
 
+def test_a_checkpoint_of_a_newer_format_does_not_keep_others_from_being_pruned(
+    folder: Store,
+) -> None:
+    newer, _, last = (commit_step(folder, step) for step in (20, 40, 60))
+    content = read_manifest(folder, newer).model_dump() | {"format_version": 99}
+    folder.put(newer.key(MANIFEST), [json.dumps(content).encode()])
+    assert prune(folder, 0, [last], FreeLease(folder)) == [CheckpointName(40, 1)]
+
+
 def start(store: Store, scratch: Path) -> None:
     """What a start does about the checkpoints that it finds."""
     lease = FreeLease(store)
@@ -194,7 +151,7 @@ def assert_whole_in_quarantine(store: Store, name: CheckpointName) -> None:
 def test_a_start_that_is_killed_while_it_sets_a_late_commit_aside_is_made_up_for(
     folders: Iterator[Store], tmp_path: Path
 ) -> None:
-    for dies_at in range(1, 3 * (len(FILES) + 1) + 2 + 1):
+    for dies_at in range(1, 2 + 3 * (len(FILES) + 1) + 2 + 1):
         store = next(folders)
         ours = commit_step(store, 10)
         go_on_from(store, 10, epoch=2)
@@ -232,13 +189,13 @@ def pruning(store: Store, lease: FreeLease) -> None:
 
 @pytest.mark.parametrize(
     ("work", "things"),
-    # Pointer, reason, files of the late one; what is left of another; two removals.
+    # Cleaning: LATEST, then reason and files of the late one, the rest of another, two removals.
     [(cleaning, 1 + 1 + len(FILES) + 1 + 1 + 2), (setting_aside, 1 + len(FILES) + 1), (pruning, 2)],
 )
 def test_who_has_lost_the_run_moves_and_deletes_nothing_more(
     work: Callable[[Store, FreeLease], None], things: int, folders: Iterator[Store]
 ) -> None:
-    """However far it has come: the lease is asked before each thing."""
+    """The lease is looked at before each thing, so it does not matter how far the work has come."""
     for looks in count(1):
         store = next(folders)
         for step in (4, 6, 10):
@@ -260,10 +217,15 @@ def test_who_has_lost_the_run_moves_and_deletes_nothing_more(
     assert looks - 1 == things
 
 
+# moto dates every upload to 2010.
+NOTHING_IS_STALE = StoreLimits(stale_upload=100 * 365 * 86_400)
+ALL_IS_STALE = StoreLimits(stale_upload=-1e9, stale_file_elsewhere=-1e9)
+
+
+@pytest.mark.parametrize("store_limits", [NOTHING_IS_STALE], ids=["patient"])
 def test_what_attempts_before_left_half_written_goes_at_once_and_nothing_else(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store,
 ) -> None:
-    monkeypatch.setattr("app.stores.s3._STALE", timedelta(days=36_500))  # moto: all of 2010
     kept = [f"checkpoints/{CheckpointName(20, epoch)}" for epoch in (2, 3)]
     kept += ["logs", f"elsewhere/checkpoints/{CheckpointName(20, 1)}"]
     gone = [f"{place}/{CheckpointName(40, 1)}" for place in ("checkpoints", "quarantine")]
@@ -273,11 +235,8 @@ def test_what_attempts_before_left_half_written_goes_at_once_and_nothing_else(
     assert sorted(half.folder for half in store.half_written()) == sorted(kept)
 
 
-def test_no_age_makes_a_half_written_file_of_a_live_attempt_go(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.stores.s3._STALE", timedelta(days=-36_500))
-    monkeypatch.setattr("app.stores.local._STALE_ELSEWHERE", -1e9)
+@pytest.mark.parametrize("store_limits", [ALL_IS_STALE], ids=["impatient"])
+def test_no_age_makes_a_half_written_file_of_a_live_attempt_go(store: Store) -> None:
     live = f"checkpoints/{CheckpointName(20, 3)}"
     for folder in (live, "logs"):
         leave_half_written(store, f"{folder}/large")

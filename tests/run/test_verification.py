@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from app.cli import parser as cli
-from app.run.checkpoints import LATEST, CheckpointName, commit, fetch
+from app.run.committing import commit
+from app.run.fetching import fetch
 from app.run.journal import AttemptJournal
+from app.run.layout import LATEST, CheckpointName
 from app.run.record import create_record
 from app.run.retention import quarantine
 from app.run.verification import Verification
@@ -18,9 +20,7 @@ from app.settings.variables import variables
 from app.state.snapshot import STATE_FILES
 from app.stores.contract import Data, Store
 from app.stores.opening import open_store
-from tests.run.test_checkpoints import FreeLease
-from tests.run.test_journal import record
-from tests.run.test_record import IDENTITY
+from tests.support.stored_run import IDENTITY, FreeLease, attempt_record
 
 FILES: dict[str, Data] = {file: [file.encode()] for file in STATE_FILES}
 NEWEST = "checkpoints/step-0000000006-e000001"
@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> Store:
     """A run with an attempt and the checkpoints of steps 2, 4 and 6."""
     store = open_store(f"file://{tmp_path}", "tiny")
     create_record(store, "tiny", IDENTITY, 6)
-    AttemptJournal(store, record(1)).begin()
+    AttemptJournal(store, attempt_record(1)).begin()
     for step in (2, 4, 6):
         commit(store, CheckpointName(step, 1), FILES, 1.0, FreeLease(store))
     return store
@@ -46,7 +46,7 @@ def verify(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Verify:
-    """Exit code, the lines before the attempts, and the errors."""
+    """Run the command. Returns exit code, the lines before the attempts, and the errors."""
     for variable in variables():
         monkeypatch.delenv(variable.name, raising=False)
 
@@ -125,7 +125,7 @@ def test_no_checkpoint_is_damage_where_an_attempt_went_on_from_one(
     shutil.rmtree(tmp_path / "tiny" / "checkpoints")
     run.delete([LATEST])
     assert verify()[:2] == (0, ["0 checkpoints verified"])
-    AttemptJournal(run, record(2, 4)).begin()
+    AttemptJournal(run, attempt_record(2, 4)).begin()
     assert_damage(
         verify(),
         "run.json  DAMAGED: attempts has one that went on from step 4, but no checkpoint is left",
@@ -141,7 +141,7 @@ def test_an_unfinished_upload_is_said_and_is_no_damage(verify: Verify, run: Stor
 
 
 def test_a_late_checkpoint_is_said_and_is_no_damage(verify: Verify, run: Store) -> None:
-    AttemptJournal(run, record(2, 4)).begin()
+    AttemptJournal(run, attempt_record(2, 4)).begin()
     code, lines, _ = verify()
     assert code == 0
     assert lines[0] == "step-0000000006-e000001  late: not part of the run"

@@ -2,14 +2,10 @@
 
 import os
 import random
-import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
-import boto3
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,13 +13,10 @@ from hypothesis import strategies as st
 from app.errors import ConfigError, Damaged, NotFound
 from app.stores.contract import Store, is_key
 from app.stores.opening import open_store
+from tests.support.store_contents import keys, leave_half_written
 
 MIB = 2**20
 BAD_KEYS = ["", "/a", "a/", "a//b", ".", "..", "a/../b", "a b", "a\\b", "a\0", "é", ".store-lock"]
-
-
-def keys(store: Store, prefix: str = "") -> list[str]:
-    return [info.key for info in store.list(prefix)]
 
 
 class TestEveryStore:
@@ -176,18 +169,6 @@ class TestEveryStore:
         assert store.uri.endswith("/run")
 
 
-def leave_half_written(store: Store, key: str) -> None:
-    """As a writer that is killed while it writes `key`."""
-    uri = urlsplit(store.uri)
-    if uri.scheme == "file":
-        partial = (Path(uri.path) / key).with_name(f".store-partial-0-{secrets.token_hex(8)}")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(b"half")
-        return
-    client: Any = boto3.session.Session().client("s3")
-    client.create_multipart_upload(Bucket=uri.netloc, Key=f"{uri.path[1:]}/{key}")
-
-
 def needs_conditions(store: Store) -> None:
     if not store.conditional_writes:
         pytest.skip("this server ignores conditions: nothing keeps two writers apart")
@@ -210,15 +191,3 @@ def test_a_key_never_resolves_outside_its_root(text: str) -> None:
     if is_key(text):
         path = os.path.normpath(f"/root/{text}")
         assert path == f"/root/{text}"
-
-
-@pytest.mark.parametrize("uri", ["", "http://x/y", "file://host/x", "file:x", "s3://", "s3:///x"])
-def test_a_uri_of_no_store_is_a_configuration_error(uri: str) -> None:
-    with pytest.raises(ConfigError, match="CHECKPOINT_URI"):
-        open_store(uri, "run")
-
-
-def test_a_run_name_cannot_leave_the_uri(tmp_path: Path) -> None:
-    for name in ("..", "a/b", "", "/etc"):
-        with pytest.raises(ConfigError, match="RUN_NAME"):
-            open_store(f"file://{tmp_path}", name)

@@ -11,13 +11,11 @@ from typing import Any
 import pytest
 
 from app.errors import AccessDenied, AppError, ConfigError, Unavailable
-from app.stores import local as local_store
 from app.stores.contract import Store
+from app.stores.durable_files import kernel_id
+from app.stores.local import PARTIAL
 from app.stores.opening import open_store
-
-
-def keys(store: Store, prefix: str = "") -> list[str]:
-    return [info.key for info in store.list(prefix)]
+from tests.support.store_contents import keys
 
 
 @pytest.fixture
@@ -82,7 +80,7 @@ class TestLocalStore:
     ) -> None:
         folder.put("a", [b"former"])
         with monkeypatch.context() as patch:
-            patch.setattr("app.stores.local.os.write", failing(number))
+            patch.setattr("os.write", failing(number))
             for use in (lambda: folder.put("a", [b"new"]), folder.check):
                 with pytest.raises(expected, match=text) as caught:
                     use()
@@ -94,7 +92,7 @@ class TestLocalStore:
         self, folder: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         folder.put("a", [b"x"])
-        monkeypatch.setattr("app.stores.local.os.fsync", failing(errno.EIO))
+        monkeypatch.setattr("os.fsync", failing(errno.EIO))
         with pytest.raises(Unavailable, match="CHECKPOINT_URI"):
             folder.check()
 
@@ -102,7 +100,7 @@ class TestLocalStore:
     def test_a_volume_that_cannot_be_written_is_access_denied(
         self, folder: Store, monkeypatch: pytest.MonkeyPatch, number: int
     ) -> None:
-        monkeypatch.setattr("app.stores.local.Path.mkdir", failing(number))
+        monkeypatch.setattr("pathlib.Path.mkdir", failing(number))
         with pytest.raises(AccessDenied, match="CHECKPOINT_URI"):
             folder.check()
 
@@ -118,7 +116,7 @@ class TestLocalStore:
         self, folder: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         folder.put("a", [b"x"])
-        monkeypatch.setattr("app.stores.local.os.scandir", failing(errno.EIO))
+        monkeypatch.setattr("os.scandir", failing(errno.EIO))
         with pytest.raises(Unavailable):
             keys(folder)
 
@@ -133,7 +131,7 @@ class TestLocalStore:
     def test_a_file_system_without_locks_has_no_atomic_conditions(
         self, folder: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("app.stores.local.fcntl.flock", failing(errno.ENOLCK))
+        monkeypatch.setattr("fcntl.flock", failing(errno.ENOLCK))
         folder.check()
         assert not folder.conditional_writes
         assert folder.exclusive_lock() is None
@@ -147,7 +145,7 @@ class TestLocalStore:
     ) -> None:
         folder.put("a/b", [b"x"])
         place = tmp_path / "store/run/a"
-        kernel = local_store.kernel_id()[:8]
+        kernel = kernel_id()[:8]
         partial_file(place, kernel, "dead", age=120)
         partial_file(place, kernel, "young", age=0)
         partial_file(place, "another", "kernel", age=3600)
@@ -198,7 +196,7 @@ class TestLocalStore:
                 Path(path).parent.rmdir()
             return original(path, *rest, **named)
 
-        monkeypatch.setattr("app.stores.local.os.open", open_after_removal)
+        monkeypatch.setattr("os.open", open_after_removal)
         folder.put("a/b", [b"x"])
         assert removed
         assert keys(folder) == ["a/b"]
@@ -212,7 +210,7 @@ def failing(number: int) -> Callable[..., Any]:
 
 
 def partial_file(folder: Path, kernel: str, name: str, age: float) -> Path:
-    path = folder / f"{local_store.PARTIAL}{kernel}-{name}"
+    path = folder / f"{PARTIAL}{kernel}-{name}"
     path.write_bytes(b"half")
     os.utime(path, (time.time() - age,) * 2)
     return path

@@ -7,28 +7,20 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.config import Config
-from hypothesis import given
-from hypothesis import strategies as st
 
 from app.errors import AccessDenied, AppError, ConfigError, NoBucket, NotFound, Unavailable
-from app.stores import s3_client
-from app.stores.contract import MAX_GET_BYTES, Store
+from app.stores.contract import MAX_GET_BYTES
+from app.stores.limits import StoreLimits
 from app.stores.opening import open_store
-from app.stores.s3 import BufferReader, S3Store
-from tests.stores.test_contract import leave_half_written
+from app.stores.s3 import S3Store
 from tests.support.interposed import Answer, Answering, Interposed
+from tests.support.store_contents import keys, leave_half_written
 
 MIB = 2**20
-
-
-def keys(store: Store, prefix: str = "") -> list[str]:
-    return [info.key for info in store.list(prefix)]
 
 
 def xml(code: str, message: str = "no") -> str:
@@ -80,13 +72,11 @@ class TestS3Store:
     def test_a_server_that_says_nothing_is_spoken_of_at_each_try(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        hasty = s3_client._CONFIG.merge(Config(read_timeout=0.2))
-        monkeypatch.setattr(s3_client, "_CONFIG", hasty)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             url = f"http://127.0.0.1:{silent.getsockname()[1]}"
             monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
             with pytest.raises(Unavailable, match=url):
-                open_store("s3://bucket", "run").check()
+                open_store("s3://bucket", "run", StoreLimits(read_timeout=0.2)).check()
         assert [record.message for record in caplog.records if "app." in record.name] == [
             f"{url} does not answer (ListObjectsV2, try {n} of 3)" for n in (1, 2, 3)
         ]
@@ -363,9 +353,9 @@ class TestS3Store:
         assert keys(s3) == []
 
     def test_a_conflict_of_conditional_writes_is_tried_again(
-        self, s3: S3Store, s3_answers: Interposed, monkeypatch: pytest.MonkeyPatch
+        self, bucket: str, s3_answers: Interposed
     ) -> None:
-        monkeypatch.setattr("app.stores.s3.time.sleep", lambda seconds: None)
+        s3 = S3Store(bucket, "run", limits=StoreLimits(conflict_pauses=(0, 0, 0, 0)))
         conflict = (409, xml("ConditionalRequestConflict"))
         s3_answers.answering = first(2, conflict)
         assert s3.put_if_absent("a", b"1")
@@ -394,14 +384,12 @@ class TestS3Store:
         assert "Uploads" not in s3_client.list_multipart_uploads(Bucket=bucket)
         assert keys(s3) == []
 
-    def test_an_upload_is_stale_once_it_began_long_ago(
-        self, s3: S3Store, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_an_upload_is_stale_once_it_began_long_ago(self, s3: S3Store, bucket: str) -> None:
         leave_half_written(s3, "mine")
-        with monkeypatch.context() as patch:
-            # moto dates every upload to 2010.
-            patch.setattr("app.stores.s3._STALE", timedelta(days=36_500))
-            assert [half.stale for half in s3.half_written()] == [False]
+        # moto dates every upload to 2010.
+        century = StoreLimits(stale_upload=100 * 365 * 86_400)
+        patient = S3Store(bucket, "some/prefix/run", limits=century)
+        assert [half.stale for half in patient.half_written()] == [False]
         assert [half.stale for half in s3.half_written()] == [True]
 
     def test_who_uploads_on_what_was_discarded_is_told_and_can_upload_again(
@@ -464,14 +452,3 @@ def first(count: int, answer: Answer) -> Answering:
     """`answer` to the first `count` requests."""
     left = [answer] * count
     return lambda environ: left.pop() if left else None
-
-
-class TestBufferReader:
-    @given(st.lists(st.binary(max_size=20), max_size=6), st.integers(0, 40), st.integers(1, 30))
-    def test_reads_like_one_file(self, buffers: list[bytes], offset: int, amount: int) -> None:
-        whole = b"".join(buffers)
-        reader = BufferReader(buffers)
-        assert reader.seek(0, 2) == len(whole)
-        reader.seek(offset)
-        assert reader.read(amount) == whole[offset : offset + amount]
-        assert reader.read() == whole[offset + amount :]

@@ -15,8 +15,8 @@ from typing import IO, Any, Protocol, Self
 import torch
 from safetensors.torch import load_file
 
-from app.observe.metrics import METRICS_KEY
 from app.run.checkpoints import find_checkpoint
+from app.run.layout import METRICS_KEY
 from app.settings.variables import variables
 from app.stores.contract import Store
 

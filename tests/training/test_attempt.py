@@ -9,10 +9,9 @@ import torch
 
 from app.errors import ConfigError, Fenced, Preempted, Unavailable
 from app.observe.metrics import Beginning, Row
-from app.observe.report import REPORT_KEY
 from app.run.checkpoints import read_manifest, stored_checkpoints
 from app.run.journal import read_attempts
-from app.run.lease import LEASE
+from app.run.layout import LEASE, REPORT_KEY
 from app.settings.load import load_settings
 from app.stores.opening import open_store
 from app.training.attempt import Attempt

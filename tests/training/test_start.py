@@ -4,24 +4,24 @@ import functools
 import json
 import os
 import shutil
-from datetime import timedelta
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
 from app.data.locks import own_folder
-from app.run.checkpoints import CheckpointName
 from app.run.journal import read_attempts
-from app.run.lease import LEASE, Lease, LeaseRecord
+from app.run.layout import LEASE, CheckpointName
+from app.run.lease import Lease, LeaseRecord
 from app.run.record import StoredRecord, load_record
 from app.stores.contract import Store
+from app.stores.limits import StoreLimits
 from app.stores.opening import open_store
 from app.training.attempt import Attempt
 from app.training.preemption import Interrupted
-from tests.run.test_lease import FakeTime
-from tests.stores.test_contract import leave_half_written
+from tests.support.fake_time import FakeTime
 from tests.support.job import newest_checkpoint
+from tests.support.store_contents import leave_half_written
 from tests.support.train_command import Train, assert_refused, error_lines, files_below
 
 
@@ -305,7 +305,10 @@ def test_an_upload_that_was_cut_short_does_not_take_the_room_of_the_next(
 def test_what_a_killed_attempt_left_half_written_is_gone_after_the_next_start(
     place: str, train: Train, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.stores.s3._STALE", timedelta(days=36_500))  # moto: all of 2010
+    century = StoreLimits(stale_upload=100 * 365 * 86_400)  # moto dates every upload to 2010
+    monkeypatch.setattr(
+        "app.training.start.open_store", functools.partial(open_store, limits=century)
+    )
     uri = f"s3://{bucket}/x" if place == "s3" else f"file://{tmp_path}/store"
     assert train(CHECKPOINT_URI=uri)[0] == 0
     store = open_store(uri, "tiny")

@@ -1,0 +1,147 @@
+"""Checkpoints in a local folder, every byte compared with the manifest.
+
+The newest checkpoint that passes is the one to resume.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.errors import Damaged, NotFound
+from app.failures import from_os_error
+from app.run.checkpoints import (
+    FileEntry,
+    check_sizes,
+    read_latest,
+    read_manifest,
+    stored_checkpoints,
+)
+from app.run.layout import MANIFEST, CheckpointName
+from app.stores.contract import Store
+
+log = logging.getLogger(__name__)
+
+_BLOCK = 1 << 20  # bytes
+
+
+def fetch(
+    store: Store,
+    name: CheckpointName,
+    directory: Path,
+    only: Sequence[str] = (),
+    required: Sequence[str] = (),
+    alive: Callable[[], None] = lambda: None,
+) -> Path:
+    """Verified files of a checkpoint in a local folder, which is returned.
+
+    A store on a volume returns its own folder; others download into `directory`. `only` limits
+    the files; `required` files must be in the manifest. `alive` is called for each block that is
+    fetched or verified. A bit can flip on the way, so a damaged file is read once more. Raises
+    Damaged, which names the file and what is wrong with it, NotFound, IncompatibleRun for a
+    newer format, and the store's errors.
+    """
+    try:
+        return _fetch_once(store, name, directory, only, required, alive)
+    except Damaged as error:
+        log.warning("%s: read once more", error)
+        return _fetch_once(store, name, directory, only, required, alive)
+
+
+def _fetch_once(
+    store: Store,
+    name: CheckpointName,
+    directory: Path,
+    only: Sequence[str],
+    required: Sequence[str],
+    alive: Callable[[], None],
+) -> Path:
+    manifest = read_manifest(store, name)
+    if lacking := sorted({*only, *required} - set(manifest.files)):
+        raise Damaged(f"{name.key(MANIFEST)} does not list {lacking[0]}")
+    check_sizes(store, name, manifest)
+    wanted = [file for file in manifest.files if not only or file in only]
+
+    def fetch_one(file: str) -> Path:
+        try:
+            path = store.fetch(name.key(file), directory, alive)
+        except NotFound as error:
+            raise Damaged(f"{name.key(file)} is missing") from error
+        except OSError as error:
+            raise from_os_error(error, f"the download to {directory / file}") from error
+        _verify(path, manifest.files[file], name.key(file), alive)
+        return path
+
+    pool = ThreadPoolExecutor(max_workers=4)
+    try:
+        paths = list(pool.map(fetch_one, wanted))
+    except Exception:
+        pool.shutdown(cancel_futures=True)
+        raise
+    except BaseException:  # an interrupted process does not wait for gigabytes to arrive
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+    return paths[0].parent
+
+
+@dataclass(frozen=True)
+class ValidCheckpoint:
+    """The newest checkpoint that is whole, its local folder, and the damaged newer ones.
+
+    Each damaged one comes with the reason.
+    """
+
+    name: CheckpointName
+    directory: Path
+    damaged: Sequence[tuple[CheckpointName, str]]
+
+
+def newest_valid(
+    store: Store,
+    directory: Path,
+    required: Sequence[str] = (),
+    alive: Callable[[], None] = lambda: None,
+) -> ValidCheckpoint | None:
+    """Search from the newest checkpoint on, downloading into `directory` where needed.
+
+    A checkpoint that lacks a `required` file counts as damaged. `alive` is as in `fetch`. Returns
+    None if the store holds no committed checkpoint at all. Raises Damaged if there are
+    checkpoints and none of them is whole, IncompatibleRun, and the store's errors.
+    """
+    damaged: list[tuple[CheckpointName, str]] = []
+    latest = read_latest(store)
+    for stored in stored_checkpoints(store):
+        if not stored.committed:
+            if stored.lost_manifest(latest):
+                damaged.append((stored.name, f"{stored.name.key(MANIFEST)} is missing"))
+            continue
+        target = directory / str(stored.name)
+        target.mkdir(parents=True, exist_ok=True)
+        try:
+            path = fetch(store, stored.name, target, required=required, alive=alive)
+            return ValidCheckpoint(stored.name, path, damaged)
+        except Damaged as error:
+            damaged.append((stored.name, str(error)))
+    if damaged:
+        listing = "; ".join(f"{name}: {reason}" for name, reason in damaged)
+        raise Damaged(
+            f"no valid checkpoint is left in {store.uri} ({listing}). Nothing was changed: restore "
+            "one from a backup, or choose another RUN_NAME to start again"
+        )
+    return None
+
+
+def _verify(path: Path, entry: FileEntry, key: str, alive: Callable[[], None]) -> None:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+                alive()
+    except OSError as error:
+        raise from_os_error(error, str(path)) from error
+    if digest.hexdigest() != entry.sha256:
+        raise Damaged(f"{key} does not match its SHA-256 in the manifest")

@@ -1,0 +1,168 @@
+"""Every byte is verified, and a damaged checkpoint gives way to the one before."""
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.errors import Damaged, IncompatibleRun, Unavailable
+from app.run.checkpoints import read_manifest
+from app.run.fetching import fetch, newest_valid
+from app.run.layout import MANIFEST
+from app.run.retention import remove_unfinished
+from app.stores.contract import Store
+from app.stores.opening import open_store
+from tests.support.interposed import Answer, Interposed
+from tests.support.stored_run import FILES, FreeLease, commit_step, committed_steps
+from tests.support.unreadable import make_unreadable
+
+
+def test_a_committed_checkpoint_is_read_back_and_verified(folder: Store, tmp_path: Path) -> None:
+    name = commit_step(folder, 20)
+    directory = fetch(folder, name, tmp_path)
+    assert (directory / "model.safetensors").read_bytes() == b"weightsmore"
+    assert read_manifest(folder, name).train_loss == pytest.approx(9.8)
+
+
+def test_a_disk_here_that_fills_up_under_a_download_is_unavailable_and_no_damage(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(f"s3://{bucket}", "run")
+    commit_step(store, 20)
+
+    def full(*paths: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("s3transfer.utils.rename_file", full)
+    with pytest.raises(Unavailable, match=f"^the download to {tmp_path}/.* is full"):
+        newest_valid(store, tmp_path)
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("harm", [_flip, _truncate, _empty, Path.unlink])
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_newest_checkpoint_gives_way_to_the_next(
+    harm: Callable[[Path], None], file: str, folder: Store, tmp_path: Path
+) -> None:
+    good, bad = commit_step(folder, 20), commit_step(folder, 40)
+    harm(tmp_path / "run" / bad.key(file))
+    found = newest_valid(folder, tmp_path / "scratch")
+    assert found is not None and found.name == good
+    assert [name for name, _ in found.damaged] == [bad]
+    assert file in found.damaged[0][1]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", MANIFEST])
+def test_a_bit_that_flips_in_a_download_costs_no_checkpoint(
+    bucket: str, s3_answers: Interposed, tmp_path: Path, file: str
+) -> None:
+    store = open_store(f"s3://{bucket}", "run")
+    commit_step(store, 20)
+    name = commit_step(store, 40)
+    content, _ = store.get(name.key(file))
+    flipped = bytes([content[0] ^ 1]) + content[1:]
+    answers = [(200, flipped.decode())]
+
+    def answering(environ: dict[str, Any]) -> Answer | None:
+        wanted = environ["REQUEST_METHOD"] == "GET" and environ["PATH_INFO"].endswith(file)
+        return answers.pop() if wanted and answers else None
+
+    s3_answers.answering = answering
+    found = newest_valid(store, tmp_path)
+    assert found is not None and not answers
+    assert (found.name, found.damaged) == (name, [])
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [b"", b"{", b"null", b'{"step": 40}', b"\xff\xfe"],
+)
+def test_a_damaged_manifest_makes_the_checkpoint_damaged(
+    manifest: bytes, folder: Store, tmp_path: Path
+) -> None:
+    good, bad = commit_step(folder, 20), commit_step(folder, 40)
+    folder.put(bad.key(MANIFEST), [manifest])
+    found = newest_valid(folder, tmp_path / "scratch")
+    assert found is not None and found.name == good and len(found.damaged) == 1
+
+
+def test_a_manifest_cannot_name_a_file_elsewhere(folder: Store, tmp_path: Path) -> None:
+    name = commit_step(folder, 20)
+    manifest = read_manifest(folder, name)
+    files = {**manifest.files, "../../run.json": manifest.files["state.json"]}
+    changed = manifest.model_copy(update={"files": files})
+    folder.put(name.key(MANIFEST), [changed.model_dump_json().encode()])
+    with pytest.raises(Damaged, match="unusable file"):
+        fetch(folder, name, tmp_path)
+
+
+def test_a_manifest_of_a_newer_format_is_not_called_damaged(folder: Store, tmp_path: Path) -> None:
+    name = commit_step(folder, 20)
+    newer = read_manifest(folder, name).model_dump() | {"format_version": 99}
+    for entry in newer["files"].values():
+        entry["crc"] = "of a later day"
+    folder.put(name.key(MANIFEST), [json.dumps(newer).encode()])
+    with pytest.raises(IncompatibleRun, match="format 99"):
+        newest_valid(folder, tmp_path)
+
+
+def test_with_no_valid_checkpoint_left_the_job_explains_and_changes_nothing(
+    folder: Store, tmp_path: Path
+) -> None:
+    name = commit_step(folder, 20)
+    _flip(tmp_path / "run" / name.key("state.json"))
+    with pytest.raises(Damaged, match="no valid checkpoint is left"):
+        newest_valid(folder, tmp_path / "scratch")
+    assert committed_steps(folder) == [20]
+
+
+def test_an_empty_store_has_no_checkpoint(folder: Store, tmp_path: Path) -> None:
+    assert newest_valid(folder, tmp_path) is None
+
+
+def test_a_volume_that_cannot_be_read_is_named_and_is_not_called_damaged(
+    folder: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run" / commit_step(folder, 20).key("model.safetensors")
+    make_unreadable(monkeypatch, path, errno.EIO)
+    with pytest.raises(Unavailable, match=rf"{path} does not work now \(Input/output error\)"):
+        newest_valid(folder, tmp_path / "scratch")
+
+
+def test_a_checkpoint_that_lost_its_manifest_is_damaged_not_unfinished(
+    folder: Store, tmp_path: Path
+) -> None:
+    good, bad = commit_step(folder, 20), commit_step(folder, 40)
+    folder.delete([bad.key(MANIFEST)])
+    assert remove_unfinished(folder, 2, FreeLease(folder)) == []
+    found = newest_valid(folder, tmp_path / "scratch")
+    assert found is not None and found.name == good
+    assert [name for name, _ in found.damaged] == [bad]
+
+
+def test_fetching_and_verifying_a_checkpoint_give_signs_of_life(
+    store: Store, tmp_path: Path
+) -> None:
+    commit_step(store, 2)
+    seen: list[None] = []
+    assert newest_valid(store, tmp_path / "scratch", alive=lambda: seen.append(None))
+    verified = len(FILES)
+    fetched = 0 if store.uri.startswith("file:") else len(FILES)
+    assert len(seen) == verified + fetched
