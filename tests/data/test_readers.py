@@ -7,24 +7,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.data.pieces import DOCUMENT_BYTES, PIECE_SIZE, held_out
-from app.data.sources import Piece
-from tests.data.test_sources import check_every_position, source, texts, write_rows, write_zst
-from tests.support.prepared import documents
+from app.data.limits import DATA_LIMITS, DataLimits
+from app.data.pieces import Piece, held_out
+from tests.support.corpus_files import write_rows, write_zst
+from tests.support.source_pieces import check_every_position, documents, source, texts
+
+DOCUMENT_BYTES, PIECE_SIZE = DATA_LIMITS.document_bytes, DATA_LIMITS.piece_size
 
 
 @given(st.text(st.sampled_from("ab\n\r é日"), max_size=40))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_pieces_of_a_text_file_are_its_content(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
-    for module in ("data.pieces", "data.readers"):
-        monkeypatch.setattr(f"app.{module}.PIECE_SIZE", 5)
-    monkeypatch.setattr("app.data.readers._BLOCK", 7)
-    monkeypatch.setattr("app.data.readers.DOCUMENT_BYTES", 12)
+def test_the_pieces_of_a_text_file_are_its_content(tmp_path: Path, text: str) -> None:
+    limits = DataLimits(piece_size=5, read_bytes=7, document_bytes=12)
     path = tmp_path / "a.txt"
     path.write_bytes(text.encode())
-    pieces = check_every_position(source(path))
+    pieces = check_every_position(source(path), limits)
     assert "".join(piece.text for piece in pieces) == text
     if len(text.encode()) <= 12:
         assert pieces == [Piece(text)] * bool(text)
@@ -46,13 +43,10 @@ def test_a_long_text_file_is_cut_at_line_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
-def test_a_row_of_many_characters_is_cut_like_a_text_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setattr("app.data.pieces.PIECE_SIZE", 5)
-    monkeypatch.setattr("app.data.pieces.LONG_ROW", 20)
+def test_a_row_of_many_characters_is_cut_like_a_text_file(tmp_path: Path, name: str) -> None:
+    limits = DataLimits(piece_size=5, long_row=20)
     rows = ["short", "line\n" * 7, "日" * 33, "", "last"]
-    pieces = check_every_position(source(write_rows(tmp_path / name, rows)))
+    pieces = check_every_position(source(write_rows(tmp_path / name, rows)), limits)
     documents_of_pieces = "".join(p.text + "|" * p.ends_document for p in pieces).split("|")[:-1]
     assert documents_of_pieces == rows
     assert [p.text for p in pieces if p.starts_document] == [
@@ -80,15 +74,12 @@ def test_a_text_file_of_64_kib_is_one_piece_and_a_longer_one_is_not(
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.zst", "a.parquet"])
 def test_a_long_row_is_held_out_or_not_as_a_whole_whatever_its_parts_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, name: str
 ) -> None:
-    monkeypatch.setattr("app.data.pieces.PIECE_SIZE", 20)
-    monkeypatch.setattr("app.data.pieces.LONG_ROW", 50)
-    monkeypatch.setattr("app.data.pieces._HASHED_CHARACTERS", 7)
+    limits = DataLimits(piece_size=20, long_row=50, hashed_characters=7)
     rows = [f"{number}: " + "日 line of words\n" * 10 for number in range(300)]
-    pieces = list(documents(source(write_rows(tmp_path / name, rows))))
+    pieces = list(documents(source(write_rows(tmp_path / name, rows)), limits=limits))
     decided = [piece.held_out for piece in pieces if piece.starts_document]
-    monkeypatch.setattr("app.data.pieces._HASHED_CHARACTERS", 10**6)
     assert decided == [held_out(row) for row in rows]
     assert 0 < sum(map(bool, decided)) < 20
     parts = "".join("|" * p.starts_document + str(int(bool(p.held_out))) for p in pieces)
@@ -97,7 +88,7 @@ def test_a_long_row_is_held_out_or_not_as_a_whole_whatever_its_parts_are(
     assert own != [piece.held_out for piece in pieces]
     first = decided.index(True)
     path = write_rows(tmp_path / f"short-{name}", rows[first : first + 2])
-    assert check_every_position(source(path))[1].held_out
+    assert check_every_position(source(path), limits)[1].held_out
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])

@@ -2,7 +2,6 @@ import gzip
 import json
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,60 +9,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from app.data.sources import Piece, is_hub_id, pin_source
+from app.data.limits import DataLimits
+from app.data.pieces import Piece
+from app.data.sources import is_hub_id, pin_source
 from app.data.tokenizer import read_tokenizer
 from app.errors import AccessDenied, ConfigError, Damaged, NotFound
-from app.settings.variables import DataSettings
-from tests.support.prepared import documents, prepare
+from tests.support.corpus_files import jsonl, write_rows
+from tests.support.prepared import prepare
 from tests.support.read_corpus import peak_memory
+from tests.support.source_pieces import (
+    check_every_position,
+    documents,
+    fingerprint_of,
+    source,
+    texts,
+)
 
 ROWS = ["first text", "", "second\ntext", "drítter – text 日本"]
-
-
-def source(dataset: object, **more: Any) -> DataSettings:
-    return DataSettings(dataset=str(dataset), **more)
-
-
-def fingerprint_of(settings: DataSettings) -> str:
-    return pin_source(settings).fingerprint
-
-
-def texts(dataset: object, **more: Any) -> list[str]:
-    return [piece.text for piece in documents(source(dataset, **more))]
-
-
-def check_every_position(settings: DataSettings) -> list[Piece]:
-    """All pieces; going on after any of them, by way of JSON, gives those that follow."""
-    pieces = list(documents(settings))
-    going = documents(settings)
-    for number in range(len(pieces) + 1):
-        position = json.loads(json.dumps(going.position))
-        rest = documents(settings, position)
-        assert rest.position == position
-        assert list(rest) == pieces[number:]
-        assert next(going, None) == (pieces[number] if number < len(pieces) else None)
-    return pieces
-
-
-def jsonl(rows: Iterable[object], column: str = "text") -> bytes:
-    return b"".join(json.dumps({"id": 1, column: row}).encode() + b"\n" for row in rows)
-
-
-def write_zst(path: Path, data: bytes) -> None:
-    with pa.output_stream(str(path), compression="zstd") as stream:
-        stream.write(data)
-
-
-def write_rows(path: Path, rows: list[str]) -> Path:
-    if path.name.endswith(".parquet"):
-        pq.write_table(pa.table({"id": [1] * len(rows), "text": rows}), path)
-    elif path.name.endswith(".jsonl"):
-        path.write_bytes(jsonl(rows))
-    elif path.name.endswith(".jsonl.gz"):
-        path.write_bytes(gzip.compress(jsonl(rows)))
-    else:
-        write_zst(path, jsonl(rows))
-    return path
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
@@ -99,14 +61,11 @@ def test_going_on_opens_a_file_at_the_place_and_reads_nothing_before_it(
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
-def test_a_row_above_the_limit_is_refused_by_its_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setattr("app.data.readers.MAX_ROW_BYTES", 1 << 20)
+def test_a_row_above_the_limit_is_refused_by_its_number(tmp_path: Path, name: str) -> None:
     path = write_rows(tmp_path / name, ["ok", "x" * (3 << 20), "ok", "ok", "ok"])
     kind = "row 2" if name.endswith(".parquet") else "line 2"
     with pytest.raises(ConfigError, match=f"^{path}, {kind} is longer than 1 MiB: cut it"):
-        texts(path)
+        texts(path, DataLimits(max_row_bytes=1 << 20))
 
 
 def test_a_line_that_decompresses_to_gigabytes_does_not_fill_the_memory(tmp_path: Path) -> None:
@@ -378,15 +337,14 @@ def test_the_text_column_does_not_count_for_files_that_have_none(tmp_path: Path)
 def test_a_document_longer_than_a_shard_is_gone_on_with_in_its_middle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_tokenizer: Path
 ) -> None:
-    monkeypatch.setattr("app.data.pieces.LONG_ROW", 1000)
-    monkeypatch.setattr("app.data.pieces.PIECE_SIZE", 200)
+    limits = DataLimits(long_row=1000, piece_size=200)
     monkeypatch.setattr("app.data.tokenization._BATCH_CHARACTERS", 500)
     tokenizer = read_tokenizer(small_tokenizer, "")
     path = write_rows(tmp_path / "a.jsonl", ["short", "some words in a line\n" * 300, "last"])
 
     def tokens(folder: str, needed: int | None) -> list[int]:
         data = source(path, data_dir=tmp_path / folder)
-        train = prepare(data, tokenizer, needed, shard_tokens=400).train
+        train = prepare(data, tokenizer, needed, shard_tokens=400, limits=limits).train
         return train.read(0, train.n_tokens).tolist()
 
     first = tokens("in-turns", 1)
