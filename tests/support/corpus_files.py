@@ -8,6 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+ROWS = ["first text", "", "second\ntext", "drítter – text 日本"]
+
 
 def jsonl(rows: Iterable[object], column: str = "text") -> bytes:
     return b"".join(json.dumps({"id": 1, column: row}).encode() + b"\n" for row in rows)
