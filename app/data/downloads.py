@@ -25,7 +25,7 @@ from urllib.parse import unquote, urlsplit
 from botocore.exceptions import ClientError
 
 from app.data.files import ListedFile
-from app.data.limits import DATA_LIMITS, DataLimits
+from app.data.limits import DEFAULT_LIMITS, DataLimits
 from app.data.locks import own_folder
 from app.data.readers import FILE_ENDINGS
 from app.data.retries import Backoff, Sleep
@@ -48,7 +48,7 @@ def list_remote(
     uri: str,
     data_dir: Path,
     alive: Callable[[], None],
-    limits: DataLimits = DATA_LIMITS,
+    limits: DataLimits = DEFAULT_LIMITS,
     sleep: Sleep | None = None,
 ) -> "RemoteFiles":
     """List the files at `uri`: s3:// (object, prefix or glob), http:// or https://.

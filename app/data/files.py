@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from app.data.limits import DATA_LIMITS, DataLimits
+from app.data.limits import DEFAULT_LIMITS, DataLimits
 from app.data.pieces import Pieces, Placed, PlacedPieces, Position
 from app.data.readers import FILE_ENDINGS, TXT_ENDINGS, file_failures, file_pieces
 from app.errors import ConfigError, Damaged, NotFound
@@ -62,7 +62,7 @@ class FileSource:
     pinned: str
     files: Files
     column: str
-    limits: DataLimits = DATA_LIMITS
+    limits: DataLimits = DEFAULT_LIMITS
     revision: str | None = None
 
     def origins(self) -> Mapping[str, str]:
@@ -94,7 +94,7 @@ class LocalFiles:
 
     listed: tuple[ListedFile, ...]
     alive: Callable[[], None]
-    limits: DataLimits = DATA_LIMITS
+    limits: DataLimits = DEFAULT_LIMITS
 
     def digests(self) -> Iterable[str]:
         def digest(file: ListedFile) -> str:
@@ -111,7 +111,7 @@ class LocalFiles:
 
 
 def list_local(
-    spec: str, alive: Callable[[], None], limits: DataLimits = DATA_LIMITS
+    spec: str, alive: Callable[[], None], limits: DataLimits = DEFAULT_LIMITS
 ) -> LocalFiles:
     """List what a path, folder or glob names. Nothing is read yet.
 

@@ -4,7 +4,7 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app.data.limits import DATA_LIMITS, DataLimits
+from app.data.limits import DEFAULT_LIMITS, DataLimits
 from app.data.pieces import Pieces, Placed, PlacedPieces, Position
 from app.data.readers import no_column, row_pieces, text_of
 from app.data.retries import Backoff, Sleep
@@ -22,7 +22,7 @@ class HubSource:
     config: str | None
     split: str
     column: str
-    limits: DataLimits = DATA_LIMITS
+    limits: DataLimits = DEFAULT_LIMITS
     sleep: Sleep | None = None
 
     @property
@@ -122,7 +122,7 @@ class HubSource:
 def open_hub(
     settings: DataSettings,
     revision: str | None,
-    limits: DataLimits = DATA_LIMITS,
+    limits: DataLimits = DEFAULT_LIMITS,
     sleep: Sleep | None = None,
 ) -> HubSource:
     """The dataset at its newest commit, or at the commit `revision`.

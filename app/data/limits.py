@@ -36,4 +36,4 @@ class DataLimits:
     digested_bytes: int = 1 << 16
 
 
-DATA_LIMITS = DataLimits()
+DEFAULT_LIMITS = DataLimits()

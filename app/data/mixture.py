@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from app.console import counted, redacted
-from app.data.limits import DATA_LIMITS, DataLimits
+from app.data.limits import DEFAULT_LIMITS, DataLimits
 from app.data.pieces import Piece, Pieces, Position, Source
 from app.errors import ConfigError
 from app.settings.dataset_spec import WeightedPart
@@ -30,7 +30,7 @@ class Mixture:
 
     parts: tuple[WeightedPart, ...]
     sources: tuple[Source, ...]
-    limits: DataLimits = DATA_LIMITS
+    limits: DataLimits = DEFAULT_LIMITS
 
     @property
     def pinned(self) -> str:
@@ -75,7 +75,7 @@ class Mixture:
 
 
 def mix(
-    parts: Sequence[WeightedPart], sources: Sequence[Source], limits: DataLimits = DATA_LIMITS
+    parts: Sequence[WeightedPart], sources: Sequence[Source], limits: DataLimits = DEFAULT_LIMITS
 ) -> Mixture:
     """Raises ConfigError if a file, object or dataset is in more than one part."""
     known: dict[str, str] = {}

@@ -15,7 +15,7 @@ from app.data.builtin import BUILTIN, builtin_documents, builtin_fingerprint
 from app.data.downloads import list_remote
 from app.data.files import Files, FileSource, list_local
 from app.data.hub_dataset import open_hub
-from app.data.limits import DATA_LIMITS, DataLimits
+from app.data.limits import DEFAULT_LIMITS, DataLimits
 from app.data.mixture import mix
 from app.data.pieces import Piece, Pieces, Placed, PlacedPieces, Position, Source
 from app.data.readers import FILE_ENDINGS
@@ -62,7 +62,7 @@ def pin_source(
     revision: str | None = None,
     alive: Callable[[], None] = lambda: None,
     *,
-    limits: DataLimits = DATA_LIMITS,
+    limits: DataLimits = DEFAULT_LIMITS,
     sleep: Sleep | None = None,
 ) -> PinnedSource:
     """Decide now what DATASET is, so that a commit on the hub does not change a running run.

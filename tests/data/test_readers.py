@@ -12,14 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.data.limits import DATA_LIMITS, DataLimits
+from app.data.limits import DEFAULT_LIMITS, DataLimits
 from app.data.pieces import Piece, held_out
 from app.errors import ConfigError, Damaged
 from tests.support.corpus_files import ROWS, jsonl, write_rows, write_zst
 from tests.support.read_corpus import peak_memory
 from tests.support.source_pieces import check_every_position, documents, source, texts
 
-DOCUMENT_BYTES, PIECE_SIZE = DATA_LIMITS.document_bytes, DATA_LIMITS.piece_size
+DOCUMENT_BYTES, PIECE_SIZE = DEFAULT_LIMITS.document_bytes, DEFAULT_LIMITS.piece_size
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])

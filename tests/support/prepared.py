@@ -1,6 +1,6 @@
 """A dataset as tokens that are made at once and in this thread."""
 
-from app.data.limits import DATA_LIMITS, DataLimits
+from app.data.limits import DEFAULT_LIMITS, DataLimits
 from app.data.preparation import Preparation, TokenNeed
 from app.data.retries import Sleep
 from app.data.shards import SHARD_TOKENS
@@ -14,7 +14,7 @@ def prepare(
     tokenizer: TokenizerFiles,
     needed: int | None = None,
     shard_tokens: int = SHARD_TOKENS,
-    limits: DataLimits = DATA_LIMITS,
+    limits: DataLimits = DEFAULT_LIMITS,
     sleep: Sleep | None = None,
 ) -> Preparation:
     """At least `needed` training tokens; None: all of DATASET."""

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from app.data.limits import DATA_LIMITS, DataLimits
+from app.data.limits import DEFAULT_LIMITS, DataLimits
 from app.data.pieces import Piece, Pieces, Position
 from app.data.retries import Sleep
 from app.data.sources import pin_source
@@ -17,7 +17,7 @@ def source(dataset: object, **more: Any) -> DataSettings:
 def documents(
     data: DataSettings,
     after: Position | None = None,
-    limits: DataLimits = DATA_LIMITS,
+    limits: DataLimits = DEFAULT_LIMITS,
     sleep: Sleep | None = None,
 ) -> Pieces:
     """The pieces of DATASET as it is now."""
@@ -28,11 +28,13 @@ def fingerprint_of(settings: DataSettings) -> str:
     return pin_source(settings).fingerprint
 
 
-def texts(dataset: object, limits: DataLimits = DATA_LIMITS, **more: Any) -> list[str]:
+def texts(dataset: object, limits: DataLimits = DEFAULT_LIMITS, **more: Any) -> list[str]:
     return [piece.text for piece in documents(source(dataset, **more), limits=limits)]
 
 
-def check_every_position(settings: DataSettings, limits: DataLimits = DATA_LIMITS) -> list[Piece]:
+def check_every_position(
+    settings: DataSettings, limits: DataLimits = DEFAULT_LIMITS
+) -> list[Piece]:
     """All pieces; going on after any of them, by way of JSON, gives those that follow."""
     pieces = list(documents(settings, limits=limits))
     going = documents(settings, limits=limits)
