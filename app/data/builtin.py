@@ -15,34 +15,35 @@ from app.errors import NotFound
 
 BUILTIN = "builtin"
 
-# `encodings` is 1.4 MB of character tables; pydoc_data comes in as the manual's text below.
+# `encodings` is 1.4 MB of character tables; pydoc_data is the manual, which is read below.
 _LEFT_OUT = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
 )
-# Files of one platform only: with them an arm64 node could not carry on an amd64 node's run.
+# These files differ by platform: an arm64 node could not carry on an amd64 node's run.
 _PLATFORM_ONLY = ("_sysconfigdata", "config-")
 
 
-def builtin_documents() -> Iterator[str]:
+def builtin_documents(library: Path | None = None) -> Iterator[str]:
     """The source files in order of their names, then the topics of Python's help().
 
-    Nothing is imported or executed. Raises NotFound if this Python has no library source.
+    `library` is the folder of a standard library; None means that of this Python. Nothing is
+    imported or executed. Raises NotFound if the folder holds no source files.
     """
-    root = Path(sysconfig.get_path("stdlib"))
+    root = library or Path(sysconfig.get_path("stdlib"))
     paths = list(_library_files(root))
     if not paths:
         raise NotFound(f"DATASET=builtin: {root} holds no source files; name another dataset")
     for path in sorted(paths, key=lambda path: path.relative_to(root).parts):
-        # A file in another encoding than UTF-8 says so in its first lines; few are left.
+        # A few old files are in another encoding than UTF-8; what is no UTF-8 is replaced.
         yield path.read_text("utf-8", errors="replace")
     yield from _manual(root / "pydoc_data" / "topics.py")
 
 
 @cache
-def builtin_fingerprint() -> str:
+def builtin_fingerprint(library: Path | None = None) -> str:
     """SHA-256 (hex) of the documents and of the borders between them."""
     digest = hashlib.sha256()
-    for text in builtin_documents():
+    for text in builtin_documents(library):
         content = text.encode()
         digest.update(len(content).to_bytes(8, "little") + content)
     return digest.hexdigest()
@@ -50,7 +51,7 @@ def builtin_fingerprint() -> str:
 
 def _library_files(root: Path) -> Iterator[Path]:
     for place, subfolders, names in os.walk(root):
-        # Not walked through: what is installed can be a hundred times the library.
+        # These folders are not even walked: installed packages can be a hundred times as large.
         subfolders[:] = [name for name in subfolders if name not in _LEFT_OUT]
         if Path(place) == root:
             subfolders[:] = [name for name in subfolders if not name.startswith(_PLATFORM_ONLY)]

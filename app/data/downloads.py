@@ -1,160 +1,313 @@
-"""Files that a URI names: listed first, then fetched one by one while they are read.
+"""Files that a URI names: objects in a bucket, or a file that a web server gives.
 
-A listing gives each file's size and its ETag, and these are the fingerprint. A file is fetched
-when its turn comes, the next one in the background, and removed when it has been read: two
-files of a corpus are on the disk, whatever its size.
+They are listed first; a listing gives each file's size and its ETag, and these are the
+fingerprint. Then they are fetched one by one while they are read: the next one in the
+background while its predecessor is read, which is removed afterwards. So two files of a corpus
+are on the disk, whatever its size.
 """
 
+import fnmatch
 import posixpath
+import re
+import ssl
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+import urllib.error
+import urllib.request
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, closing, contextmanager
+from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any, BinaryIO
+from urllib.parse import unquote, urlsplit
 
+from botocore.exceptions import ClientError
+
+from app.data.files import ListedFile
+from app.data.limits import DEFAULT_LIMITS, DataLimits
 from app.data.locks import own_folder
-from app.data.remote import Remote, RemoteFile, Restarted, changed
-from app.data.remote_s3 import S3Objects
-from app.data.remote_web import WebFile
-from app.data.retries import Backoff
-from app.errors import ConfigError, Damaged, NotFound, Unavailable
+from app.data.readers import FILE_ENDINGS
+from app.data.retries import Backoff, Sleep
+from app.errors import AccessDenied, AppError, ConfigError, Damaged, NotFound, Unavailable
 from app.failures import disk_failures
+from app.stores.s3_client import http_status, open_client, s3_failures
 
-
-@dataclass(frozen=True)
-class RemoteFiles:
-    """Listed files of one server, in order."""
-
-    remote: Remote
-    listed: tuple[RemoteFile, ...]
-    data_dir: Path
-    alive: Callable[[], None]
-
-    @property
-    def names(self) -> list[str]:
-        return [file.name for file in self.listed]
-
-    @property
-    def places(self) -> list[str]:
-        return [file.uri for file in self.listed]
-
-    def origins(self) -> Mapping[str, str]:
-        return {file.uri: file.uri for file in self.listed}
-
-    def digests(self) -> Mapping[str, str]:
-        return {file.name: f"{file.size} {file.version}" for file in self.listed}
-
-    def paths(self, first: int) -> Generator[Path, None, None]:
-        """As `Files.paths`. Raises AccessDenied, Unavailable or ConfigError for DATA_DIR too."""
-        place = f"DATA_DIR={self.data_dir}"
-        with disk_failures(place), own_folder(self.data_dir / "downloads") as folder:
-
-            def begin(number: int) -> "_Fetching | None":
-                if number >= len(self.listed):
-                    return None
-                file = self.listed[number]
-                target = folder / f"{number:06d}-{posixpath.basename(file.name)}"
-                return _Fetching(
-                    lambda stopped: fetch(self.remote, file, target, place, stopped, self.alive)
-                )
-
-            current = begin(first)
-            try:
-                for number in range(first, len(self.listed)):
-                    assert current is not None
-                    path = current.result()
-                    current = begin(number + 1)
-                    yield path
-                    path.unlink()
-            finally:
-                if current is not None:
-                    current.stopped.set()
-
-
-class _Fetching:
-    """A download in the background. It ends with the process, or when it is told to."""
-
-    def __init__(self, work: Callable[[threading.Event], Path]) -> None:
-        self.stopped = threading.Event()
-        self._outcome: Path | BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
-        self._thread.start()
-
-    def result(self) -> Path:
-        self._thread.join()
-        if isinstance(self._outcome, BaseException):
-            raise self._outcome
-        assert self._outcome is not None
-        return self._outcome
-
-    def _run(self, work: Callable[[threading.Event], Path]) -> None:
-        try:
-            self._outcome = work(self.stopped)
-        except BaseException as error:  # noqa: BLE001 - raised again by `result`
-            self._outcome = error
-
-
-def fetch(
-    remote: Remote,
-    file: RemoteFile,
-    target: Path,
-    place: str,
-    stopped: threading.Event,
-    alive: Callable[[], None],
-) -> Path:
-    """`file` at `target`, whole. A transfer that breaks off goes on where it was.
-
-    `place` names the folder for messages; `alive` is called for each block. Raises what
-    `Remote.open` raises, some of it after several tries; Unavailable if it was told to stop.
-    """
-    backoff = Backoff()
-    furthest = 0
-    with disk_failures(place), target.open("wb") as output:
-        while output.tell() < file.size:
-            try:
-                with remote.open(file, output.tell()) as blocks:
-                    for block in blocks:
-                        output.write(block)
-                        alive()
-                        if stopped.is_set():
-                            raise Unavailable(f"{file.uri}: no longer needed")
-                if output.tell() < file.size:
-                    raise Unavailable(f"DATASET: {file.uri}: the connection broke off")
-            except (Restarted, Damaged) as error:
-                output.seek(0)
-                output.truncate()
-                if isinstance(error, Damaged):  # not what was sent: something on the way
-                    backoff.failed(error)
-            except Unavailable as error:
-                if stopped.is_set():
-                    raise
-                if output.tell() > furthest:
-                    furthest = output.tell()
-                    backoff.worked()
-                backoff.failed(error)
-        if output.tell() > file.size:
-            raise changed(file)
-    return target
+_TIMEOUT = 60.0  # seconds in which a web server says nothing
+# An SSLError in the middle of an answer carries errno 1, which would mean EPERM on a disk.
+_NO_ANSWER = (
+    urllib.error.URLError,
+    HTTPException,
+    TimeoutError,
+    ConnectionError,
+    ssl.SSLError,
+)
 
 
 def list_remote(
-    uri: str, data_dir: Path, suffixes: Sequence[str], alive: Callable[[], None]
-) -> RemoteFiles:
-    """The files at `uri`: s3:// (object, prefix or glob), http:// or https://.
+    uri: str,
+    data_dir: Path,
+    alive: Callable[[], None],
+    limits: DataLimits = DEFAULT_LIMITS,
+    sleep: Sleep | None = None,
+) -> "RemoteFiles":
+    """List the files at `uri`: s3:// (object, prefix or glob), http:// or https://.
 
-    Raises ConfigError (another scheme, or no file of ours), NotFound, AccessDenied, Unavailable.
+    `alive` is called for each block that is fetched later, and `sleep` makes the pauses before
+    a file is asked for again. Raises ConfigError (another scheme, or no file of ours),
+    NotFound, AccessDenied, Unavailable.
     """
     setting = f"DATASET={uri}"
-    scheme = urlsplit(uri).scheme
-    if scheme == "s3":
-        remote: S3Objects | WebFile = S3Objects(setting)
-    elif scheme in ("http", "https"):
-        remote = WebFile(setting)
-    else:
+    kinds: dict[str, type[RemoteFiles]] = {"s3": S3Files, "http": WebFile, "https": WebFile}
+    kind = kinds.get(urlsplit(uri).scheme)
+    if kind is None:
         raise ConfigError(f"{setting}: URIs start with s3://, https://, http:// or file://")
-    listed = remote.list(uri, suffixes)
-    if not listed:
-        raise NotFound(f"{setting}: no object matches (of {', '.join(suffixes)})")
-    if not all(file.name.endswith(tuple(suffixes)) for file in listed):
-        raise ConfigError(f"{setting}: files end with {', '.join(suffixes)}")
-    return RemoteFiles(remote, tuple(listed), data_dir, alive)
+    files = kind(uri, data_dir, alive, limits.fetched_bytes, sleep)
+    if not files.listed:
+        raise NotFound(f"{setting}: no object matches (of {', '.join(FILE_ENDINGS)})")
+    if not all(file.name.endswith(FILE_ENDINGS) for file in files.listed):
+        raise ConfigError(f"{setting}: files end with {', '.join(FILE_ENDINGS)}")
+    return files
+
+
+class RemoteFiles(ABC):
+    """Listed files of one server, in order. A subclass knows how to talk to its kind of server."""
+
+    def __init__(
+        self,
+        uri: str,
+        data_dir: Path,
+        alive: Callable[[], None],
+        block: int,
+        sleep: Sleep | None,
+    ) -> None:
+        """`block` is the number of bytes that are fetched at once."""
+        self._setting = f"DATASET={uri}"
+        self._place = f"DATA_DIR={data_dir}"
+        self._folder = data_dir / "downloads"
+        self._alive, self._block, self._sleep = alive, block, sleep
+        self.listed = tuple(self._list(uri))
+
+    @abstractmethod
+    def _list(self, uri: str) -> Iterable[ListedFile]:
+        """The files that `uri` names, each with its ETag, or its date where there is none."""
+
+    @abstractmethod
+    def _open(self, file: ListedFile, offset: int) -> AbstractContextManager[BinaryIO]:
+        """The content of `file` from `offset` on.
+
+        Raises _Restarted if the server only gives it from the start, ConfigError if it is not
+        the listed version any more, NotFound, AccessDenied, Unavailable or Damaged.
+        """
+
+    def digests(self) -> Iterable[str]:
+        return [f"{file.size} {file.version}" for file in self.listed]
+
+    def paths(self, first: int) -> Generator[Path, None, None]:
+        """As `Files.paths`. Raises AccessDenied, Unavailable or ConfigError for DATA_DIR too."""
+        stopped = threading.Event()
+        with disk_failures(self._place), own_folder(self._folder) as folder:
+
+            def begin(number: int) -> Future[Path]:
+                file = self.listed[number]
+                target = folder / f"{number:06d}-{posixpath.basename(file.name)}"
+                return _in_background(lambda: self._fetch(file, target, stopped))
+
+            downloads = map(begin, range(first, len(self.listed)))
+            try:
+                download = next(downloads, None)
+                while download is not None:
+                    path = download.result()
+                    download = next(downloads, None)
+                    yield path
+                    path.unlink()
+            finally:
+                stopped.set()
+
+    def _fetch(self, file: ListedFile, target: Path, stopped: threading.Event) -> Path:
+        """Fetch the whole `file` to `target`. A transfer that breaks off goes on where it was.
+
+        Raises what `_open` raises, some of it after several tries; Unavailable once `stopped`
+        is set.
+        """
+        backoff = Backoff(self._sleep)
+        furthest = 0
+        with disk_failures(self._place), target.open("wb") as output:
+            while output.tell() < file.size:
+                try:
+                    with self._open(file, output.tell()) as content:
+                        while block := content.read(self._block):
+                            output.write(block)
+                            self._alive()
+                            if stopped.is_set():
+                                raise Unavailable(f"{file.place}: no longer needed")
+                    if output.tell() < file.size:
+                        raise Unavailable(f"DATASET: {file.place}: the connection broke off")
+                except (_Restarted, Damaged) as error:
+                    output.seek(0)
+                    output.truncate()
+                    if isinstance(error, Damaged):  # something on the way changed what was sent
+                        backoff.failed(error)
+                except Unavailable as error:
+                    if stopped.is_set():
+                        raise
+                    if output.tell() > furthest:
+                        furthest = output.tell()
+                        backoff.worked()
+                    backoff.failed(error)
+            if output.tell() > file.size:
+                raise _replaced(file)
+        return target
+
+
+class _Restarted(Exception):
+    """The server begins at the start of the file again."""
+
+
+def _replaced(file: ListedFile) -> ConfigError:
+    return ConfigError(
+        f"DATASET: {file.place} was replaced while the corpus was read: a run needs a source that "
+        "stays as it is"
+    )
+
+
+def _in_background(fetch: Callable[[], Path]) -> Future[Path]:
+    """Call `fetch` in a thread that ends with the process, whatever it waits for."""
+    outcome: Future[Path] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(fetch())
+        except BaseException as error:  # noqa: BLE001 - raised again by `result`
+            outcome.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return outcome
+
+
+class S3Files(RemoteFiles):
+    """The object, those below the prefix, or those that match the glob; sorted by key."""
+
+    def _list(self, uri: str) -> Iterable[ListedFile]:
+        """An object that is named by its whole key is listed whatever its ending."""
+        self._client, self._endpoint = open_client(self._setting)
+        bucket, _, pattern = uri.removeprefix("s3://").partition("/")
+        with s3_failures(self._setting, self._endpoint):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=bucket, Prefix=re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+            )
+            objects = {item["Key"]: item for page in pages for item in page.get("Contents", ())}
+        if any(mark in pattern for mark in "*?["):
+            keys = [key for key in objects if fnmatch.fnmatchcase(key, pattern)]
+        elif pattern in objects:
+            keys = [pattern]
+        else:
+            inside = f"{pattern.rstrip('/')}/" if pattern else ""
+            keys = [key for key in objects if key.startswith(inside)]
+        if pattern not in keys:
+            keys = [key for key in keys if key.endswith(FILE_ENDINGS)]
+        folders = {posixpath.dirname(f"/{key}") for key in keys}
+        root = posixpath.commonpath(folders) if folders else "/"
+        for key in sorted(keys):
+            uri = f"s3://{bucket}/{key}"
+            name = posixpath.relpath(f"/{key}", root)
+            yield ListedFile(uri, name, uri, objects[key]["Size"], _bare_etag(objects[key]))
+
+    @contextmanager
+    def _open(self, file: ListedFile, offset: int) -> Iterator[BinaryIO]:
+        """The SDK compares a whole answer with the checksum that S3 has of it, if there is one."""
+        bucket, _, key = file.place.removeprefix("s3://").partition("/")
+        ranged = {"Range": f"bytes={offset}-"} if offset else {}
+        with s3_failures(f"DATASET: {file.place}", self._endpoint):
+            try:
+                answer = self._client.get_object(
+                    Bucket=bucket, Key=key, IfMatch=f'"{file.version}"', **ranged
+                )
+            except ClientError as error:
+                if http_status(error) in (412, 416):
+                    raise _replaced(file) from error
+                raise
+            with closing(answer["Body"]) as body:
+                # Some servers ignore If-Match.
+                if _bare_etag(answer) != file.version:
+                    raise _replaced(file)
+                yield body
+
+
+def _bare_etag(answer: Mapping[str, Any]) -> str:
+    """The ETag without quotes: some servers list it without, and answer a GET with them."""
+    return str(answer.get("ETag", "")).strip('"')
+
+
+class WebFile(RemoteFiles):
+    """One file at an http:// or https:// address."""
+
+    def _list(self, uri: str) -> Iterable[ListedFile]:
+        """Size and version come with a GET of the first byte: signed addresses allow no HEAD.
+
+        Raises ConfigError where the server tells too little to notice that the file changed.
+        """
+        name = unquote(urlsplit(uri).path).rsplit("/", 1)[-1] or "download"
+        try:
+            with self._get(uri, {"Range": "bytes=0-0"}) as answer:
+                size, version = _whole_size(answer), _version(answer)
+        except urllib.error.HTTPError as error:
+            if error.code != 416:  # an empty file has no first byte
+                raise self._refusal(error) from error
+            size, version = _whole_size(error), _version(error)
+        if size is None or not version:
+            raise ConfigError(
+                f"{self._setting}: the server names neither ETag nor Last-Modified, or no size, so "
+                "a change would go unnoticed: put the file into a bucket or a folder"
+            )
+        return [ListedFile(uri, name, uri, size, version)]
+
+    @contextmanager
+    def _open(self, file: ListedFile, offset: int) -> Iterator[BinaryIO]:
+        headers = {"If-Match": file.version} if file.version.startswith('"') else {}
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+        try:
+            with self._get(file.place, headers) as answer:
+                if (_whole_size(answer), _version(answer)) != (file.size, file.version):
+                    raise _replaced(file)
+                if offset and answer.status != 206:
+                    raise _Restarted
+                yield answer
+        except urllib.error.HTTPError as error:
+            if error.code in (412, 416):
+                raise _replaced(file) from error
+            raise self._refusal(error) from error
+
+    @contextmanager
+    def _get(self, uri: str, headers: dict[str, str]) -> Iterator[HTTPResponse]:
+        try:
+            with urllib.request.urlopen(
+                urllib.request.Request(uri, headers=headers), timeout=_TIMEOUT
+            ) as answer:
+                yield answer
+        except urllib.error.HTTPError:
+            raise
+        except InvalidURL:  # its text can hold a part of a password
+            raise ConfigError(f"{self._setting} is no address of a web server") from None
+        except _NO_ANSWER as error:
+            raise Unavailable(f"{self._setting} cannot be reached: {error}") from error
+
+    def _refusal(self, error: urllib.error.HTTPError) -> AppError:
+        if error.code in (401, 403):
+            return AccessDenied(f"{self._setting}: the server refuses access ({error.code})")
+        if error.code in (404, 410):
+            return NotFound(f"{self._setting}: there is no such file ({error.code})")
+        return Unavailable(f"{self._setting}: the server answers {error.code}")
+
+
+def _whole_size(answer: HTTPResponse | urllib.error.HTTPError) -> int | None:
+    """The size of the whole file, whatever part of it the answer holds."""
+    if of_range := re.search(r"/(\d+)$", answer.headers.get("Content-Range", "")):
+        return int(of_range[1])
+    length = answer.headers.get("Content-Length")
+    return int(length) if length is not None and length.isdigit() else None
+
+
+def _version(answer: HTTPResponse | urllib.error.HTTPError) -> str:
+    return answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""

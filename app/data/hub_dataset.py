@@ -4,9 +4,10 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app.data.pieces import Pieces, Placed, PlacedPieces, Position, row_pieces
-from app.data.readers import no_column, text_of
-from app.data.retries import Backoff
+from app.data.limits import DEFAULT_LIMITS, DataLimits
+from app.data.pieces import Pieces, Placed, PlacedPieces, Position
+from app.data.readers import no_column, row_pieces, text_of
+from app.data.retries import Backoff, Sleep
 from app.errors import ConfigError, Damaged, Unavailable
 from app.failures import first_line
 from app.model.hub_failures import hub_failures
@@ -16,12 +17,14 @@ from app.settings.variables import DataSettings
 
 @dataclass(frozen=True)
 class HubSource:
-    """One split of one configuration at one commit."""
+    """One split of one configuration at one commit. `sleep` waits for a hub that is away."""
 
     name: HubName
     config: str | None
     split: str
     column: str
+    limits: DataLimits = DEFAULT_LIMITS
+    sleep: Sleep | None = None
 
     @property
     def pinned(self) -> str:
@@ -32,7 +35,7 @@ class HubSource:
         return self.name.revision
 
     def origins(self) -> Mapping[str, str]:
-        config = self.config or "default"  # what no name means where there are several
+        config = self.config or "default"  # the library's name for the one that nobody names
         key = f"hub {self.name.repo_id} {config} {self.split} {self.column}"
         return {key: self.name.repo_id}
 
@@ -48,8 +51,8 @@ class HubSource:
         return PlacedPieces(self._placed(after or {}), after)
 
     def _placed(self, after: Position) -> Generator[Placed]:
-        """A hub that is away for a while is waited for, and asked again from the last row on."""
-        backoff = Backoff()
+        """Stream the rows; wait for a hub that is away, and go on after the last row."""
+        backoff = Backoff(self.sleep)
         reached = after
         while True:
             try:
@@ -68,11 +71,11 @@ class HubSource:
 
         setting = f"DATASET={self.pinned}"
         dataset = self._open(setting)
-        rows, given = int(after.get("rows", 0)), int(after.get("part", 0))
+        rows, first = int(after.get("rows", 0)), int(after.get("part", 0))
         state = after.get("state")
         if state and after.get("library") == datasets.__version__:
             dataset.load_state_dict(state)
-        elif rows:  # the state is that of another version: count
+        elif rows:  # another version of the library wrote the state: skip row by row
             dataset = dataset.skip(rows)
         library = datasets.__version__
         try:
@@ -83,19 +86,19 @@ class HubSource:
                     text = text_of(row[self.column], self.column, self.name.repo_id)
                     before = {"rows": rows, "state": state, "library": library}
                     rows, state = rows + 1, dataset.state_dict()
-                    for piece, part in row_pieces(text, given):
+                    for piece, part in row_pieces(text, self.limits, first):
                         if part is None:
                             yield piece, {"rows": rows, "state": state, "library": library}
                         else:
                             yield piece, {**before, "part": part + 1}
-                    given = 0
+                    first = 0
         except (DatasetsError, ArrowException, UnicodeDecodeError) as error:
             raise Damaged(f"{setting} cannot be read: {first_line(error)}") from error
 
     def _open(self, setting: str) -> Any:
         from datasets import config, load_dataset
 
-        # The library's own waiting is silent and takes minutes; ours says what it waits for.
+        # The library would wait for minutes and say nothing; `Backoff` logs each pause.
         config.STREAMING_READ_MAX_RETRIES = config.STREAMING_OPEN_MAX_RETRIES = 1
         config.STREAMING_READ_RETRY_INTERVAL = config.STREAMING_OPEN_RETRY_INTERVAL = 0
         config.STREAMING_READ_SERVER_UNAVAILABLE_RETRY_INTERVAL = 0
@@ -110,17 +113,22 @@ class HubSource:
                     streaming=True,
                 )
         except (ValueError, RuntimeError, FileNotFoundError) as error:
-            # Wrong DATASET_CONFIG or DATASET_SPLIT: the library lists those there are.
+            # DATASET_CONFIG or DATASET_SPLIT is wrong: the library's text lists the right ones.
             raise ConfigError(
                 f"{setting} with DATASET_CONFIG={self.config or ''} DATASET_SPLIT={self.split} "
                 f"cannot be used: {first_line(error)}"
             ) from error
 
 
-def open_hub(settings: DataSettings, revision: str | None) -> HubSource:
-    """The dataset that is current now, or at the commit `revision`, for which nobody is asked.
+def open_hub(
+    settings: DataSettings,
+    revision: str | None,
+    limits: DataLimits = DEFAULT_LIMITS,
+    sleep: Sleep | None = None,
+) -> HubSource:
+    """The dataset at its newest commit, or at the commit `revision`.
 
-    Raises NotFound, AccessDenied, Unavailable.
+    The hub is asked for the newest commit only. Raises NotFound, AccessDenied, Unavailable.
     """
     name = HubName.parse(settings.dataset)
     return HubSource(
@@ -128,6 +136,8 @@ def open_hub(settings: DataSettings, revision: str | None) -> HubSource:
         name.config or settings.dataset_config,
         name.split or settings.dataset_split,
         settings.text_column,
+        limits,
+        sleep,
     )
 
 
@@ -140,7 +150,7 @@ def _at_commit(name: HubName, setting: str) -> HubName:
     with hub_failures(setting):
         api = HfApi()
         info = api.dataset_info(name.repo_id, revision=name.revision, timeout=30)
-        if info.gated:  # its description is public, its files are not
+        if info.gated:  # everybody sees its description, but not everybody its files
             api.auth_check(name.repo_id, repo_type="dataset")
     if info.sha is None:
         raise Unavailable(f"{setting}: the hub names no revision")

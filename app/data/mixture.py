@@ -1,9 +1,9 @@
 """Several sources read as one, each with its share of the characters.
 
-The next document comes from the source that is furthest behind its weight: the one with the
-fewest characters per weight so far, the first of equals. So the order follows from the texts
-and the weights alone, and every stretch of a mixture has nearly the shares that were asked
-for. Characters are Unicode code points.
+The next document comes from the source that has given the fewest characters per weight so far,
+and from the first of several that are equal. So the order follows from the texts and the
+weights alone, and every stretch of a mixture has nearly the shares that were asked for.
+Characters are Unicode code points.
 """
 
 import logging
@@ -12,16 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from app.console import counted, redacted
+from app.data.limits import DEFAULT_LIMITS, DataLimits
 from app.data.pieces import Piece, Pieces, Position, Source
 from app.errors import ConfigError
 from app.settings.dataset_spec import WeightedPart
 
 log = logging.getLogger(__name__)
 
-TURN_CHARACTERS = 1 << 18
-
-# Of a file that is not empty: its size, and our SHA-256 or the MD5 that S3 makes its ETag of.
-# Other ETags and dates can be the same where the content is not.
+# What a source tells of a file that is not empty: its size, and our SHA-256, or the MD5 that S3
+# makes its ETag of. Other ETags and dates can be equal where the content is not.
 _DIGEST = re.compile(r"""[1-9]\d* (blocks [0-9a-f]{64}|[0-9a-f]{64}|"?[0-9a-f]{32}(-\d+)?"?)""")
 
 
@@ -31,6 +30,7 @@ class Mixture:
 
     parts: tuple[WeightedPart, ...]
     sources: tuple[Source, ...]
+    limits: DataLimits = DEFAULT_LIMITS
 
     @property
     def pinned(self) -> str:
@@ -48,7 +48,7 @@ class Mixture:
         return {key: name for source in self.sources for key, name in source.origins().items()}
 
     def identity(self) -> Mapping[str, str]:
-        """Raises ConfigError for a part whose files another one has too, by whatever names."""
+        """Raises ConfigError if all the files of one part are in another, by whatever names."""
         total = sum(float(part.weight) for part in self.parts)
         identity: dict[str, str] = {}
         known: list[_Content] = []
@@ -71,10 +71,12 @@ class Mixture:
         return identity
 
     def pieces(self, after: Position | None) -> Pieces:
-        return MixedPieces(self.parts, self.sources, after)
+        return MixedPieces(self, after)
 
 
-def mixture(parts: Sequence[WeightedPart], sources: Sequence[Source]) -> Mixture:
+def mix(
+    parts: Sequence[WeightedPart], sources: Sequence[Source], limits: DataLimits = DEFAULT_LIMITS
+) -> Mixture:
     """Raises ConfigError if a file, object or dataset is in more than one part."""
     known: dict[str, str] = {}
     for part, source in zip(parts, sources, strict=True):
@@ -82,12 +84,16 @@ def mixture(parts: Sequence[WeightedPart], sources: Sequence[Source]) -> Mixture
             if key in known:
                 raise _twice(redacted(known[key]), redacted(part.spec), f" ({name})")
         known.update(dict.fromkeys(source.origins(), part.spec))
-    return Mixture(tuple(parts), tuple(sources))
+    return Mixture(tuple(parts), tuple(sources), limits)
 
 
 @dataclass(frozen=True)
 class _Content:
-    """The files of a part, by content as far as it is known, and how many are not empty."""
+    """What is known of a part's files.
+
+    `files` gives the name by the digest, for the files that have a digest. `n_files` counts all
+    that are not empty.
+    """
 
     label: str
     files: Mapping[str, str]
@@ -95,7 +101,10 @@ class _Content:
 
 
 def _compare(one: _Content, other: _Content) -> None:
-    """A licence in both of two folders is no reason to refuse them."""
+    """Refuse two parts if one holds all the files of the other; log what else they share.
+
+    Two folders that share a licence are no reason to refuse them.
+    """
     shared = one.files.keys() & other.files.keys()
     if not shared:
         return
@@ -120,7 +129,7 @@ def _twice(one: str, other: str, what: str = "") -> ConfigError:
 
 @dataclass
 class _Share:
-    """How far one source is read."""
+    """How far one source is read, and how many characters it has given."""
 
     name: str
     weight: float
@@ -132,27 +141,27 @@ class _Share:
 class MixedPieces(Pieces):
     """Documents of several sources in turn.
 
-    A document stays together up to TURN_CHARACTERS. A longer one, such as a large .txt file,
-    gives way there, and what follows counts as another document: else the first gigabyte of a
-    mixture could be one book.
+    A document stays together up to `turn_characters`. A longer one, such as a large .txt file,
+    gives way to the other sources there, and its rest counts as another document: else the
+    first gigabyte of a mixture could be one book.
     """
 
-    def __init__(
-        self, parts: Sequence[WeightedPart], sources: Sequence[Source], after: Position | None
-    ) -> None:
+    def __init__(self, mixture: Mixture, after: Position | None) -> None:
         after = after or {}
-        before = after.get("sources", [{}] * len(parts))
+        before = after.get("sources", [{}] * len(mixture.parts))
         self._shares = [
             _Share(
                 name=redacted(part.spec),
                 weight=float(part.weight),
-                pieces=source.pieces(told.get("after")),
-                characters=told.get("characters", 0),
-                ended=told.get("ended", False),
+                pieces=source.pieces(reached.get("after")),
+                characters=reached.get("characters", 0),
+                ended=reached.get("ended", False),
             )
-            for part, source, told in zip(parts, sources, before, strict=True)
+            for part, source, reached in zip(mixture.parts, mixture.sources, before, strict=True)
         ]
-        self._turn: int | None = after.get("turn")  # whose document is not at its end
+        self._most_characters = mixture.limits.turn_characters
+        # The number of the source whose document is not at its end; None: all are.
+        self._turn: int | None = after.get("turn")
         self._turn_characters: int = after.get("turn_characters", 0)
 
     def __next__(self) -> Piece:
@@ -168,7 +177,7 @@ class MixedPieces(Pieces):
                 continue
             share.characters += len(piece.text)
             self._turn_characters = len(piece.text) + (0 if begins else self._turn_characters)
-            ends = piece.ends_document or self._turn_characters >= TURN_CHARACTERS
+            ends = piece.ends_document or self._turn_characters >= self._most_characters
             self._turn = None if ends else number
             if (begins, ends) == (piece.starts_document, piece.ends_document):
                 return piece

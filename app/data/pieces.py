@@ -1,22 +1,18 @@
-"""A source of text as a sequence of pieces, and the place in it after which to go on.
+"""What a source of text gives: pieces in a fixed order, and with each the position after it.
 
-One text in 100 is held out for validation, chosen by its hash. Where a document is at hand it
-is decided about as a whole, in whatever file it comes.
+One text in 100 is held out for validation, chosen by its hash. Where the whole document is at
+hand, the hash of the document decides for all of its pieces, whatever file it comes from.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, AnyStr, Protocol
+from typing import Any, Protocol
 
-PIECE_SIZE = 4_096  # characters of a row, bytes of a .txt file
-LONG_ROW = 1 << 20  # characters
-DOCUMENT_BYTES = 64 * 2**10  # a .txt file of up to so many is a document, a longer one a stream
-MAX_ROW_BYTES = 64 * 2**20
+from app.data.limits import DataLimits
+
 HELD_OUT_ONE_IN = 100
-
-_HASHED_CHARACTERS = 1 << 20  # at once: a long row is not encoded as a whole
 
 Position = Mapping[str, Any]
 """Where to go on: a small value for JSON. Each kind of source has its own keys; {} is the start."""
@@ -26,7 +22,7 @@ Position = Mapping[str, Any]
 class Piece:
     """A document, or a part of a long one. Parts are joined without a separator.
 
-    `held_out` is what was decided for the whole document; None: the piece decides for itself.
+    `held_out` says what was decided for the whole document. None: this piece's own hash decides.
     """
 
     text: str
@@ -48,15 +44,15 @@ class Pieces(ABC, Iterator[Piece]):
     @property
     @abstractmethod
     def position(self) -> Position:
-        """After the last piece that was returned."""
+        """The position after the last piece that was returned."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of files and downloads; what is not closed does so when it is forgotten."""
+        """Let go of files and downloads; pieces that nobody closes do so when they are freed."""
 
 
 class PlacedPieces(Pieces):
-    """The pieces of a generator that says the position after each of them."""
+    """The pieces of a generator that gives the position after each of them."""
 
     def __init__(self, placed: Generator[Placed], after: Position | None) -> None:
         self._placed, self._position = placed, after or {}
@@ -83,52 +79,31 @@ class Source(Protocol):
 
     @property
     def revision(self) -> str | None:
-        """The hub's revision, where there is one."""
+        """The hub's revision; None for a source that is not on the hub."""
         ...
 
     def origins(self) -> Mapping[str, str]:
-        """Each file, object or dataset by what makes it the same one, with its name for people."""
+        """Name each file, object or dataset for people, by a key that is the same for the same one.
+
+        Two sources that share a key would read the same text twice.
+        """
         ...
 
     def identity(self) -> Mapping[str, str]:
-        """All that decides about the text: name of a part → what changes when its content does."""
+        """Describe all that decides about the text: name of a part → what changes with it."""
         ...
 
-    def pieces(self, after: Position | None) -> Pieces: ...
+    def pieces(self, after: Position | None) -> Pieces:
+        """Read the pieces that follow the position `after`; None reads from the start."""
+        ...
 
 
-def held_out(text: str) -> bool:
-    """Whether `text` is for validation: one in 100, by its SHA-256."""
+def held_out(text: str, at_once: int = DataLimits.hashed_characters) -> bool:
+    """Whether `text` is for validation: one in 100, by its SHA-256.
+
+    `at_once` is the number of characters that are encoded at a time; the answer is the same.
+    """
     digest = hashlib.sha256()
-    for start in range(0, len(text), _HASHED_CHARACTERS):
-        digest.update(text[start : start + _HASHED_CHARACTERS].encode())
+    for start in range(0, len(text), at_once):
+        digest.update(text[start : start + at_once].encode())
     return int.from_bytes(digest.digest()[:8], "little") % HELD_OUT_ONE_IN == 0
-
-
-def row_pieces(text: str, given: int = 0) -> Iterator[tuple[Piece, int | None]]:
-    """The pieces of one row from number `given` on, each with its number; None marks the last.
-
-    A row of up to LONG_ROW characters is one piece. A longer one is cut at line ends: a
-    tokenizer given one string of many megabytes takes gigabytes of memory and a single core.
-    """
-    if len(text) <= LONG_ROW:
-        if not given:
-            yield Piece(text), None
-        return
-    held, start, number = held_out(text), 0, 0
-    while start < len(text):
-        end = piece_end(text, "\n", start)
-        if number >= given:
-            last = end == len(text)
-            yield Piece(text[start:end], start == 0, last, held), None if last else number
-        start = end
-        number += 1
-
-
-def piece_end(text: AnyStr, line_end: AnyStr, start: int) -> int:
-    """Where the piece that begins at `start` ends.
-
-    After the first line end from PIECE_SIZE on; after twice as much where there is none.
-    """
-    end = text.find(line_end, start + PIECE_SIZE - 1, start + 2 * PIECE_SIZE)
-    return end + 1 if end >= 0 else min(start + 2 * PIECE_SIZE, len(text))

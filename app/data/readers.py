@@ -1,7 +1,8 @@
-"""One file as pieces, from any place in it on: .txt, .jsonl (plain, .gz, .zst) and .parquet.
+"""One file as pieces, from any position in it: .txt, .jsonl (plain, .gz, .zst) and .parquet.
 
-A place is a byte offset in the (decompressed) text, or a row of a parquet file. A plain file
-is opened there; a compressed one is decompressed up to it, without looking at the rows.
+A position is a byte offset in the (decompressed) text, or a row of a parquet file. Reading goes
+on there at once in a plain file; a compressed one is decompressed up to it, and no row before
+it is parsed.
 """
 
 import io
@@ -9,49 +10,45 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, AnyStr, BinaryIO, cast
 
-from app.data.pieces import (
-    DOCUMENT_BYTES,
-    MAX_ROW_BYTES,
-    PIECE_SIZE,
-    Piece,
-    Placed,
-    Position,
-    piece_end,
-    row_pieces,
-)
+from app.data.limits import DataLimits
+from app.data.pieces import Piece, Placed, Position, held_out
 from app.errors import ConfigError, Damaged
 from app.failures import first_line, from_os_error
 
-FORMATS = (".txt", ".jsonl", ".parquet")
-SUFFIXES = (*FORMATS, ".txt.gz", ".txt.zst", ".jsonl.gz", ".jsonl.zst")
+TXT_ENDINGS = (".txt", ".txt.gz", ".txt.zst")
+FILE_ENDINGS = (".txt", ".jsonl", ".parquet", ".txt.gz", ".txt.zst", ".jsonl.gz", ".jsonl.zst")
 
-_BLOCK = 1 << 20  # bytes that are read at once
 _BATCH_ROWS = 64  # rows of a parquet file that are decoded at once
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def file_pieces(path: Path, name: str, column: str, after: Position) -> Iterator[Placed]:
-    """The pieces of the file after the position `after` in it; `name` is for messages.
+def file_pieces(
+    path: Path, name: str, column: str, after: Position, limits: DataLimits
+) -> Iterator[Placed]:
+    """The pieces of the file after the position `after` in it; messages call the file `name`.
 
     Raises Damaged, NotFound, AccessDenied, Unavailable, or ConfigError (no such column, a row
     that is too long).
     """
-    with reading(name):
+    with file_failures(name):
         if name.endswith(".parquet"):
-            yield from _parquet_pieces(path, name, column, after)
+            yield from _parquet_pieces(path, name, column, after, limits)
             return
-        with _open_binary(path, name) as file:
+        with _open_binary(path, name, limits.read_bytes) as file:
             if name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
-                yield from _jsonl_pieces(file, name, column, after)
+                yield from _jsonl_pieces(file, name, column, after, limits)
             else:
-                yield from _txt_pieces(file, after)
+                yield from _txt_pieces(file, after, limits)
 
 
 @contextmanager
-def reading(name: str) -> Iterator[None]:
-    """What can be wrong with the file `name`, as one of our errors that names it."""
+def file_failures(name: str) -> Iterator[None]:
+    """For reading the file `name`: what can be wrong with it becomes one of our errors.
+
+    Raises Damaged, NotFound, AccessDenied, Unavailable or ConfigError; each names the file.
+    """
     from pyarrow import ArrowException
 
     try:
@@ -61,13 +58,13 @@ def reading(name: str) -> Iterator[None]:
     except (ArrowException, EOFError) as error:
         raise Damaged(f"{name} cannot be read: {first_line(error)}: replace it") from error
     except OSError as error:
-        if error.errno is None:  # from a decoder, not from the system
+        if error.errno is None:  # a decoder raised it, and not the system
             raise Damaged(f"{name} cannot be read: {first_line(error)}: replace it") from error
         raise from_os_error(error, f"DATASET: {name}") from error
 
 
 def text_of(value: object, column: str, where: str) -> str:
-    """The text of a row's value; empty for null. Raises ConfigError for what is no text."""
+    """The text of a row's value; null gives an empty text. Raises ConfigError for another type."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -76,55 +73,89 @@ def text_of(value: object, column: str, where: str) -> str:
 
 
 def no_column(column: str, columns: Iterable[str], where: str) -> ConfigError:
+    """The error to raise where TEXT_COLUMN names none of `columns`."""
     names = ", ".join(sorted(columns)) or "none"
     return ConfigError(f"TEXT_COLUMN={column} is not in {where}; it has {names}")
 
 
-def _open_binary(path: Path, name: str) -> BinaryIO:
+def row_pieces(text: str, limits: DataLimits, first: int = 0) -> Iterator[tuple[Piece, int | None]]:
+    """The pieces of one row from number `first` on, each with its number; None marks the last.
+
+    A row of up to `long_row` characters is one piece. A longer one is cut at line ends: a
+    tokenizer given one string of many megabytes takes gigabytes of memory and a single core.
+    """
+    if len(text) <= limits.long_row:
+        if not first:
+            yield Piece(text), None
+        return
+    held, start, number = held_out(text, limits.hashed_characters), 0, 0
+    while start < len(text):
+        end = _piece_end(text, "\n", start, limits.piece_size)
+        if number >= first:
+            last = end == len(text)
+            yield Piece(text[start:end], start == 0, last, held), None if last else number
+        start = end
+        number += 1
+
+
+def _piece_end(text: AnyStr, line_end: AnyStr, start: int, size: int) -> int:
+    """Where the piece that begins at `start` ends.
+
+    It ends after the first line end from `size` on, or after twice as much if there is none.
+    """
+    end = text.find(line_end, start + size - 1, start + 2 * size)
+    return end + 1 if end >= 0 else min(start + 2 * size, len(text))
+
+
+def _open_binary(path: Path, name: str, block: int) -> BinaryIO:
     if not name.endswith((".gz", ".zst")):
-        return path.open("rb", buffering=_BLOCK)
+        return path.open("rb", buffering=block)
     from pyarrow import input_stream
 
     compression = "gzip" if name.endswith(".gz") else "zstd"
-    stream = input_stream(str(path), compression=compression, buffer_size=_BLOCK)
-    return cast("BinaryIO", io.BufferedReader(stream, _BLOCK))
+    stream = input_stream(str(path), compression=compression, buffer_size=block)
+    return cast("BinaryIO", io.BufferedReader(stream, block))
 
 
-def _go_to(file: BinaryIO, offset: int) -> None:
-    """Raises Damaged where the file ends before `offset`: it is not the one that was read."""
+def _go_to(file: BinaryIO, offset: int, block: int) -> None:
+    """Go to a byte of the decompressed text.
+
+    Raises EOFError if a compressed file ends before it: it is not the file that was read.
+    """
     if file.seekable():
         file.seek(offset)
         return
     while offset:
-        skipped = len(file.read(min(offset, _BLOCK)))
+        skipped = len(file.read(min(offset, block)))
         if not skipped:
             raise EOFError("it is shorter than it was")
         offset -= skipped
 
 
-def _txt_pieces(file: BinaryIO, after: Position) -> Iterator[Placed]:
-    """One piece of up to DOCUMENT_BYTES; of a longer file, pieces that end where a line does."""
-    offset = int(after.get("offset", 0))  # of buffer[0]
+def _txt_pieces(file: BinaryIO, after: Position, limits: DataLimits) -> Iterator[Placed]:
+    """A file of up to `document_bytes` is one piece; a longer one is cut where lines end."""
+    offset = int(after.get("offset", 0))  # where buffer[0] lies in the text
     first = offset == 0
-    _go_to(file, offset)
+    _go_to(file, offset, limits.read_bytes)
     buffer, start, at_end = b"", 0, False
     if first:
-        buffer = file.read(DOCUMENT_BYTES + 1)
+        buffer = file.read(limits.document_bytes + 1)
         start = len(_BYTE_ORDER_MARK) if buffer.startswith(_BYTE_ORDER_MARK) else 0
-        if len(buffer) <= DOCUMENT_BYTES:
+        if len(buffer) <= limits.document_bytes:
             if start < len(buffer):
                 yield Piece(buffer[start:].decode()), {"offset": len(buffer)}
             return
     while True:
-        # One byte more than a piece can have: whether it is the last one is known.
-        if not at_end and len(buffer) - start <= 2 * PIECE_SIZE:
-            more = file.read(_BLOCK)
+        # The buffer holds one byte more than a piece can have, or the rest of the file: so it
+        # is known of each piece whether it is the last one.
+        if not at_end and len(buffer) - start <= 2 * limits.piece_size:
+            more = file.read(limits.read_bytes)
             at_end = not more
             buffer, offset, start = buffer[start:] + more, offset + start, 0
             continue
         if start >= len(buffer):
             return
-        end = piece_end(buffer, b"\n", start)
+        end = _piece_end(buffer, b"\n", start, limits.piece_size)
         if end < len(buffer):
             end = _character_border(buffer, end)
         text = buffer[start:end].decode()
@@ -133,22 +164,24 @@ def _txt_pieces(file: BinaryIO, after: Position) -> Iterator[Placed]:
 
 
 def _character_border(buffer: bytes, end: int) -> int:
-    """The nearest place up to `end` that is not inside a character (of at most 4 bytes)."""
+    """The last byte up to `end` that begins a character. A character has at most 4 bytes."""
     for border in range(end, end - 4, -1):
         if buffer[border] & 0xC0 != 0x80:
             return border
-    return end  # no UTF-8: decoding says so
+    return end  # this is no UTF-8, which the decoder is about to report
 
 
-def _jsonl_pieces(file: BinaryIO, name: str, column: str, after: Position) -> Iterator[Placed]:
+def _jsonl_pieces(
+    file: BinaryIO, name: str, column: str, after: Position, limits: DataLimits
+) -> Iterator[Placed]:
     offset, number = int(after.get("offset", 0)), int(after.get("line", 0))
-    given = int(after.get("part", 0))
-    _go_to(file, offset)
-    while line := file.readline(MAX_ROW_BYTES + 1):
+    first = int(after.get("part", 0))
+    _go_to(file, offset, limits.read_bytes)
+    while line := file.readline(limits.max_row_bytes + 1):
         number += 1
         where = f"{name}, line {number}"
-        if len(line) > MAX_ROW_BYTES:
-            raise _too_long(where)
+        if len(line) > limits.max_row_bytes:
+            raise _too_long(where, limits)
         text = line.decode("utf-8-sig") if offset == 0 else line.decode()
         begin, offset = offset, offset + len(line)
         if line.isspace():
@@ -156,12 +189,12 @@ def _jsonl_pieces(file: BinaryIO, name: str, column: str, after: Position) -> It
         value = _json_value(text, column, where)
         if b"\\u" in line:
             value = _without_lone_surrogates(value)
-        for piece, part in row_pieces(value, given):
+        for piece, part in row_pieces(value, limits, first):
             if part is None:
                 yield piece, {"offset": offset, "line": number}
             else:
                 yield piece, {"offset": begin, "line": number - 1, "part": part + 1}
-        given = 0
+        first = 0
 
 
 def _json_value(line: str, column: str, where: str) -> str:
@@ -177,7 +210,7 @@ def _json_value(line: str, column: str, where: str) -> str:
 
 
 def _without_lone_surrogates(text: str) -> str:
-    """JSON can spell half a surrogate pair, which is no character: U+FFFD stands for it."""
+    """Replace half a surrogate pair, which JSON can spell and which is no character, by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -185,39 +218,45 @@ def _without_lone_surrogates(text: str) -> str:
     return text
 
 
-def _parquet_pieces(path: Path, name: str, column: str, after: Position) -> Iterator[Placed]:
+def _parquet_pieces(
+    path: Path, name: str, column: str, after: Position, limits: DataLimits
+) -> Iterator[Placed]:
     from pyarrow.parquet import ParquetFile
 
-    row, given = int(after.get("row", 0)), int(after.get("part", 0))
-    # buffer_size: a column is read page by page, not whole; groups can be of many gigabytes.
-    with ParquetFile(path, buffer_size=_BLOCK, pre_buffer=False) as file:
+    row, first = int(after.get("row", 0)), int(after.get("part", 0))
+    # With buffer_size a column is read page by page, and not whole: a row group can have
+    # many gigabytes.
+    with ParquetFile(path, buffer_size=limits.read_bytes, pre_buffer=False) as file:
         if column not in file.schema_arrow.names:
             raise no_column(column, file.schema_arrow.names, name)
-        first = 0  # row of the group
+        group_start = 0  # number of the group's first row
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
-            if row < first + rows:
-                for value in _group_values(file, group, column, row - first):
+            if row < group_start + rows:
+                for value in _group_values(file, group, column, row - group_start, limits):
                     if isinstance(value, _TooLong):
-                        raise _too_long(f"{name}, row {row + 1}")
-                    for piece, part in row_pieces(text_of(value, column, name), given):
+                        raise _too_long(f"{name}, row {row + 1}", limits)
+                    text = text_of(value, column, name)
+                    for piece, part in row_pieces(text, limits, first):
                         place = {"row": row + 1} if part is None else {"row": row, "part": part + 1}
                         yield piece, place
-                    row, given = row + 1, 0
-            first += rows
+                    row, first = row + 1, 0
+            group_start += rows
 
 
 class _TooLong:
     """Stands for a value above the limit."""
 
 
-def _group_values(file: Any, group: int, column: str, skip: int) -> Iterator[object]:
+def _group_values(
+    file: Any, group: int, column: str, skip: int, limits: DataLimits
+) -> Iterator[object]:
     """The values of one row group without the first `skip`. Few rows are decoded at a time."""
     mean = _mean_bytes(file.metadata.row_group(group), column)
-    if mean > MAX_ROW_BYTES:
+    if mean > limits.max_row_bytes:
         yield _TooLong()
     batches = file.iter_batches(
-        batch_size=max(1, min(_BATCH_ROWS, 4 * _BLOCK // max(1, mean))),
+        batch_size=max(1, min(_BATCH_ROWS, 4 * limits.read_bytes // max(1, mean))),
         row_groups=[group],
         columns=[column],
         use_threads=False,
@@ -227,21 +266,22 @@ def _group_values(file: Any, group: int, column: str, skip: int) -> Iterator[obj
             skip -= len(batch)
             continue
         values = batch.column(0)[skip:]
-        if batch.nbytes > MAX_ROW_BYTES:
-            yield from (_TooLong() if _bytes_of(v) > MAX_ROW_BYTES else v.as_py() for v in values)
+        if batch.nbytes > limits.max_row_bytes:
+            for value in values:
+                yield _TooLong() if _bytes_of(value) > limits.max_row_bytes else value.as_py()
         else:
             yield from values.to_pylist()
         skip = 0
 
 
 def _bytes_of(value: Any) -> int:
-    """Size of an Arrow value that is text or binary."""
+    """The size of an Arrow value that is text or binary; 0 for another type."""
     buffer = value.as_buffer() if hasattr(value, "as_buffer") else None
     return 0 if buffer is None else int(buffer.size)
 
 
 def _mean_bytes(group: Any, column: str) -> int:
-    """Of a row's text, by the file's own statistics."""
+    """The mean size of a row's text in a row group, by the file's own statistics."""
     chunks = [group.column(index) for index in range(group.num_columns)]
     sizes = [
         chunk.total_uncompressed_size
@@ -251,8 +291,8 @@ def _mean_bytes(group: Any, column: str) -> int:
     return int(sum(sizes)) // max(1, int(group.num_rows))
 
 
-def _too_long(where: str) -> ConfigError:
+def _too_long(where: str, limits: DataLimits) -> ConfigError:
     return ConfigError(
-        f"{where} is longer than {MAX_ROW_BYTES >> 20} MiB: cut it into several rows, or give the "
-        "text as a .txt file"
+        f"{where} is longer than {limits.max_row_bytes >> 20} MiB: cut it into several rows, or "
+        "give the text as a .txt file"
     )

@@ -1,7 +1,8 @@
 """How long a source that does not answer is waited for."""
 
 import logging
-from time import sleep
+import time
+from collections.abc import Callable
 
 from app.errors import AppError
 
@@ -9,18 +10,23 @@ log = logging.getLogger(__name__)
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0, 30.0)  # seconds; two minutes in all
 
+Sleep = Callable[[float], None]
+"""Waits for so many seconds."""
+
 
 class Backoff:
     """Growing pauses between tries. Each success begins the count again."""
 
-    def __init__(self) -> None:
+    def __init__(self, sleep: Sleep | None = None) -> None:
+        """`sleep` makes the pauses; None: `time.sleep`."""
+        self._sleep = sleep or time.sleep
         self._failures = 0
 
     def worked(self) -> None:
         self._failures = 0
 
     def failed(self, error: AppError) -> None:
-        """Say so and wait; the last time, raise `error`."""
+        """Log `error` and wait. Raises `error` instead when all the pauses are used up."""
         if self._failures == len(PAUSES):
             raise error
         pause = PAUSES[self._failures]
@@ -32,4 +38,4 @@ class Backoff:
             self._failures,
             len(PAUSES),
         )
-        sleep(pause)
+        self._sleep(pause)

@@ -1,7 +1,7 @@
 """Text from DATASET: the builtin corpus, files, the hub, or a mixture of them.
 
 Every source is a fixed sequence of pieces, so that tokenizing can stop after any piece
-and go on there.
+and go on after it.
 """
 
 import hashlib
@@ -12,19 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.data.builtin import BUILTIN, builtin_documents, builtin_fingerprint
-from app.data.files import open_files
+from app.data.downloads import list_remote
+from app.data.files import Files, FileSource, list_local
 from app.data.hub_dataset import open_hub
-from app.data.mixture import mixture
+from app.data.limits import DEFAULT_LIMITS, DataLimits
+from app.data.mixture import mix
 from app.data.pieces import Piece, Pieces, Placed, PlacedPieces, Position, Source
-from app.data.readers import SUFFIXES
+from app.data.readers import FILE_ENDINGS
+from app.data.retries import Sleep
 from app.errors import ConfigError
 from app.model.hub_snapshot import looks_like_path
 from app.settings.dataset_spec import HubName, WeightedPart, mixture_parts
 from app.settings.variables import DataSettings
 
-__all__ = ["Piece", "Pieces", "PinnedSource", "Position", "pin_source"]
-
-_VERSION = 3  # of the way that a source becomes pieces
+_VERSION = 3  # of the way in which a source becomes pieces
 _DIGEST_LENGTH = 16
 
 
@@ -34,7 +35,7 @@ class PinnedSource:
 
     `parts` says what the fingerprint is made of: a file, object, dataset or variable by name,
     and a digest of what it holds. `revision` is None where nothing comes from the hub.
-    `opened` is the listing that the fingerprint is of: nothing is listed a second time.
+    `opened` holds the listing that the fingerprint was made of: nothing is listed again.
     """
 
     settings: DataSettings
@@ -48,16 +49,21 @@ class PinnedSource:
 
         A .txt file is one document, above 64 KiB in pieces of about 4 KiB cut at line ends; a
         row of a million characters or more is cut in the same way. Rows without text are empty
-        pieces. Remote files are fetched when their turn comes.
+        pieces. A remote file is fetched shortly before it is read.
 
         Raises NotFound, AccessDenied, Unavailable, ConfigError (no such column, a remote file
-        that was replaced) or Damaged (names the file), some of them on the way.
+        that was replaced) or Damaged (names the file), some of them while pieces are read.
         """
         return self.opened.pieces(after)
 
 
 def pin_source(
-    settings: DataSettings, revision: str | None = None, alive: Callable[[], None] = lambda: None
+    settings: DataSettings,
+    revision: str | None = None,
+    alive: Callable[[], None] = lambda: None,
+    *,
+    limits: DataLimits = DEFAULT_LIMITS,
+    sleep: Sleep | None = None,
 ) -> PinnedSource:
     """Decide now what DATASET is, so that a commit on the hub does not change a running run.
 
@@ -65,9 +71,10 @@ def pin_source(
     files, ETags and sizes of objects, revisions on the hub; never where a file lies or when it
     was written. `revision` is the one that the run was begun with. With it the hub need not
     answer. `alive` is called for each block of bytes that is fetched or hashed, now and while
-    pieces are read, in whatever thread does that. Raises as `PinnedSource.pieces`.
+    pieces are read, in whatever thread does that. `sleep` makes the pauses in which a source
+    that does not answer is waited for. Raises as `PinnedSource.pieces`.
     """
-    source = _open_source(settings, revision, alive)
+    source = _Opener(alive, limits, sleep).open(settings, revision)
     identity = source.identity()
     canonical = json.dumps({"version": _VERSION, **identity}, sort_keys=True)
     return PinnedSource(
@@ -84,7 +91,7 @@ def is_hub_id(dataset: str) -> bool:
     name = HubName.parse(dataset).repo_id
     names_files = (
         looks_like_path(name)
-        or dataset.endswith(SUFFIXES)
+        or dataset.endswith(FILE_ENDINGS)
         or any(mark in dataset for mark in (*"*?[", "://"))
     )
     return not names_files and not Path(dataset).exists()
@@ -98,25 +105,39 @@ def follows_the_hub(settings: DataSettings) -> bool:
     )
 
 
-def _open_source(settings: DataSettings, revision: str | None, alive: Callable[[], None]) -> Source:
-    parts = _parts(settings)
-    if not parts:
-        return _open_single(settings, revision, alive)
-    revisions = iter(revision.split(",") if revision else ())
-    sources = []
-    for part in parts:
-        one = settings.model_copy(update={"dataset": part.spec})
-        on_hub = part.spec != BUILTIN and is_hub_id(part.spec)
-        sources.append(_open_single(one, next(revisions, None) if on_hub else None, alive))
-    return mixture(parts, sources)
+@dataclass(frozen=True)
+class _Opener:
+    """Opens what DATASET names; the fields are the arguments of `pin_source`."""
 
+    alive: Callable[[], None]
+    limits: DataLimits
+    sleep: Sleep | None
 
-def _open_single(settings: DataSettings, revision: str | None, alive: Callable[[], None]) -> Source:
-    if settings.dataset == BUILTIN:
-        return _Builtin()
-    if is_hub_id(settings.dataset):
-        return open_hub(settings, revision)
-    return open_files(settings, alive)
+    def open(self, settings: DataSettings, revision: str | None) -> Source:
+        """`revision` names those of all the parts that are on the hub, in their order."""
+        parts = _parts(settings)
+        if not parts:
+            return self._open_one(settings, revision)
+        revisions = iter(revision.split(",") if revision else ())
+        sources = []
+        for part in parts:
+            one = settings.model_copy(update={"dataset": part.spec})
+            on_hub = part.spec != BUILTIN and is_hub_id(part.spec)
+            sources.append(self._open_one(one, next(revisions, None) if on_hub else None))
+        return mix(parts, sources, self.limits)
+
+    def _open_one(self, settings: DataSettings, revision: str | None) -> Source:
+        if settings.dataset == BUILTIN:
+            return _Builtin()
+        if is_hub_id(settings.dataset):
+            return open_hub(settings, revision, self.limits, self.sleep)
+        spec = settings.dataset.removeprefix("file://")
+        files: Files
+        if "://" in spec:
+            files = list_remote(spec, settings.data_dir, self.alive, self.limits, self.sleep)
+        else:
+            files = list_local(spec, self.alive, self.limits)
+        return FileSource(settings.dataset, files, settings.text_column, self.limits)
 
 
 def _parts(settings: DataSettings) -> tuple[WeightedPart, ...]:

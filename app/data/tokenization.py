@@ -16,10 +16,11 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from app.data.pieces import MAX_ROW_BYTES, held_out
+from app.data.limits import DEFAULT_LIMITS
+from app.data.pieces import Piece, Pieces, Position, held_out
 from app.data.shard_writer import ShardWriter
 from app.data.shards import SHARD_TOKENS, ShardIndex, Split, Tokens
-from app.data.sources import Piece, Pieces, PinnedSource, Position
+from app.data.sources import PinnedSource
 from app.data.tokenizer import TextEncoder, TokenizerFiles
 from app.data.unsealed import Tally, Unsealed, UnsealedTokens
 from app.errors import AccessDenied, ConfigError, Damaged, Unavailable
@@ -174,7 +175,7 @@ class CorpusTokenizer:
             if trains and text.held_out and text.alone and not text.starts_document:
                 writer.append("train", end)
             # Until there is text to train on, a held-out row may be all there is.
-            room = MAX_VALIDATION_TOKENS if trains else MAX_ROW_BYTES
+            room = MAX_VALIDATION_TOKENS if trains else DEFAULT_LIMITS.max_row_bytes
             if text.held_out and writer.n_tokens("validation") > room:
                 continue
             split: Split = "validation" if text.held_out else "train"

@@ -1,7 +1,7 @@
 """The tokenizer: the builtin one, a Hugging Face directory, or one from the hub.
 
-Whatever TOKENIZER names ends up as a local directory that
-`transformers.AutoTokenizer.from_pretrained` loads, and that goes into every checkpoint.
+Whatever TOKENIZER names becomes a local directory that
+`transformers.AutoTokenizer.from_pretrained` loads; its files go into every checkpoint.
 """
 
 import hashlib
@@ -28,19 +28,19 @@ from app.model.hub_snapshot import hub_snapshot, looks_like_path
 BUILTIN_DIRECTORY = Path("/opt/builtin/tokenizer")
 BUILTIN_VOCAB_SIZE = 49_152
 END_OF_TEXT = "<|endoftext|>"
+TOKENIZER_FILE_TYPES = (".json", ".txt", ".model", ".jinja")
 
 _HUB_FILES = ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "config.json"]
 _HUB_FILES += ["vocab.*", "merges.txt", "*.model", "chat_template*"]
 # Parts of tokenizer.json that TextEncoder switches off, so that they change no token id.
 _NOT_USED = ("padding", "post_processor", "truncation")
-TOKENIZER_FILE_TYPES = (".json", ".txt", ".model", ".jinja")
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
     """A tokenizer on disk: `directory` holds tokenizer.json and tokenizer_config.json.
 
-    `fingerprint` is the SHA-256 (hex) of what decides about token ids in tokenizer.json.
+    `fingerprint` is the SHA-256 (hex) of all in tokenizer.json that decides about token ids.
     """
 
     directory: Path
@@ -56,11 +56,13 @@ def load_tokenizer(
     vocab_size_limit: int,
     *,
     builtin_directory: Path = BUILTIN_DIRECTORY,
+    library: Path | None = None,
 ) -> TokenizerFiles:
     """The tokenizer that TOKENIZER=`spec` names; what is fetched or trained stays in `data_dir`.
 
-    `builtin_directory` is where an image keeps the builtin one. Where it is missing, the
-    tokenizer is trained now; training is deterministic, so both are the same.
+    `builtin_directory` is where an image keeps the builtin one. If it is missing, the tokenizer
+    is trained now from `library`, as in `builtin_documents`; training is deterministic, so both
+    are the same.
 
     Raises ConfigError (no end-of-text token, not a fast tokenizer, more tokens than
     `vocab_size_limit`), NotFound, AccessDenied, Unavailable, Damaged.
@@ -72,7 +74,8 @@ def load_tokenizer(
         files = read_tokenizer(builtin_directory, "TOKENIZER=builtin")
     else:
         with disk_failures(f"DATA_DIR={data_dir}"):
-            files = build_builtin_tokenizer(cache / f"builtin-{builtin_fingerprint()[:16]}")
+            name = f"builtin-{builtin_fingerprint(library)[:16]}"
+            files = build_builtin_tokenizer(cache / name, library)
     if files.vocab_size > vocab_size_limit:
         raise ConfigError(
             f"TOKENIZER={spec} has {files.vocab_size} tokens, the model's vocabulary is "
@@ -81,11 +84,15 @@ def load_tokenizer(
     return files
 
 
-def build_builtin_tokenizer(directory: Path) -> TokenizerFiles:
-    """Train the builtin tokenizer into `directory`, or read it if it is there already."""
+def build_builtin_tokenizer(directory: Path, library: Path | None = None) -> TokenizerFiles:
+    """Train the builtin tokenizer into `directory`, or read it if it is there already.
+
+    It is trained on `builtin_documents(library)`.
+    """
     if not directory.is_dir():
         with _appearing_at(directory) as scratch:
-            save_tokenizer(train_tokenizer(builtin_documents(), BUILTIN_VOCAB_SIZE), scratch)
+            trained = train_tokenizer(builtin_documents(library), BUILTIN_VOCAB_SIZE)
+            save_tokenizer(trained, scratch)
     return read_tokenizer(directory, "TOKENIZER=builtin")
 
 
@@ -112,7 +119,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
     roles = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
     config = {
         **roles,
-        # This class takes tokenizer.json as it is; others rebuild parts of it.
+        # This class takes tokenizer.json as it is, where other classes rebuild parts of it.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
     }
@@ -124,7 +131,10 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
 
 
 def read_tokenizer(directory: Path, setting: str) -> TokenizerFiles:
-    """What `directory` holds; `setting` is like "TOKENIZER=builtin" and is named in errors."""
+    """The tokenizer in `directory`; `setting` is like "TOKENIZER=builtin", for messages.
+
+    Raises ConfigError (no end-of-text token), NotFound, Damaged.
+    """
     content = _read_json(directory / "tokenizer.json")
     config = _read_json(directory / "tokenizer_config.json")
     vocabulary = open_tokenizer(directory / "tokenizer.json").get_vocab(with_added_tokens=True)
@@ -143,7 +153,7 @@ def read_tokenizer(directory: Path, setting: str) -> TokenizerFiles:
 
 
 class TextEncoder:
-    """Text to token ids, without special tokens, on all cores."""
+    """Turns text into token ids on all cores. No text gives the id of a special token."""
 
     def __init__(self, files: TokenizerFiles) -> None:
         self._beginning = open_tokenizer(files.directory / "tokenizer.json")
@@ -151,16 +161,16 @@ class TextEncoder:
         for tokenizer in (self._beginning, self._going_on):
             tokenizer.no_truncation()
             tokenizer.no_padding()
-            # "<|endoftext|>" inside a document is text: only we end documents.
+            # A document that contains "<|endoftext|>" does not end there: it is text.
             tokenizer.encode_special_tokens = True
 
     def encode_batch(
         self, texts: Sequence[str], going_on: Sequence[bool] | None = None
     ) -> list[npt.NDArray[np.uint16]]:
-        """One array of ids for each text.
+        """One array of ids, of shape (tokens of the text,), for each text.
 
-        What goes on with a document gets no prefix where the tokenizer has one, such as the "▁"
-        of Llama's: it would be decoded as a space.
+        `going_on` says which texts continue a document. Before those the tokenizer puts no
+        prefix, such as the "▁" of Llama's, which would be decoded as a space.
         """
         encoded: dict[int, npt.NDArray[np.uint16]] = {}
         flags = going_on or [False] * len(texts)
@@ -171,7 +181,7 @@ class TextEncoder:
             )
             for number, encoding in zip(numbers, encodings, strict=True):
                 ids = encoding.ids
-                # Half the time of np.array, which looks at the list twice.
+                # np.array would look at the list twice and take twice as long.
                 encoded[number] = np.fromiter(ids, dtype=np.uint16, count=len(ids))
         return [encoded[number] for number in range(len(texts))]
 
@@ -188,7 +198,8 @@ def _load_foreign(spec: str, cache: Path, place: str) -> TokenizerFiles:
             source, name = None, spec.replace("/", "--")
     with disk_failures(place):
         directory = cache / name
-        # What is here already needs neither the hub nor seconds of importing transformers.
+        # A tokenizer that was converted before needs neither the hub nor the import of
+        # transformers, which takes seconds.
         if not directory.is_dir():
             with _appearing_at(directory) as scratch:
                 _convert(source or hub_snapshot(spec, setting, _HUB_FILES), scratch, setting)
@@ -214,7 +225,7 @@ def _convert(source: Path, target: Path, setting: str) -> None:
     try:
         tokenizer.save_pretrained(target)
     except Exception as error:
-        # The Rust side reports the system's errors as text: "… (os error 28)".
+        # The library, written in Rust, gives an error of the system as "… (os error 28)".
         if number := re.search(r"\(os error (\d+)\)", str(error)):
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
         raise
@@ -230,7 +241,10 @@ def _content_hash(directory: Path) -> str:
 
 @contextmanager
 def _appearing_at(directory: Path) -> Iterator[Path]:
-    """A scratch folder that becomes `directory` at the end, unless another process was faster."""
+    """Give a scratch folder that is renamed to `directory` at the end.
+
+    If another process has made `directory` meanwhile, that one stays and the scratch is removed.
+    """
     directory.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".partial-", dir=directory.parent))
     try:
@@ -264,12 +278,15 @@ def open_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer.json at `path`. Raises Damaged."""
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust side raises nothing more specific
+    except Exception as error:  # the library raises nothing more specific
         raise Damaged(f"{path} is not a tokenizer: {error}") from error
 
 
 def _without_prefix(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer, but that it puts nothing before a text; itself if it puts nothing."""
+    """The same tokenizer without the prefix that it puts before a text.
+
+    Returns `tokenizer` itself if it puts none.
+    """
     content = json.loads(tokenizer.to_str())
     steps = {name: content[name] for name in ("normalizer", "pre_tokenizer")}
     plain = {name: _plain_step(step) for name, step in steps.items()}
@@ -277,7 +294,10 @@ def _without_prefix(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _plain_step(step: Any) -> Any:
-    """A normalizer or pre-tokenizer of tokenizer.json without its prefix; None: nothing is left."""
+    """A step (normalizer or pre-tokenizer) of tokenizer.json that puts no prefix before a text.
+
+    None stands for a step that did nothing else.
+    """
     match step:
         case {"type": "Prepend"}:
             return None
@@ -288,7 +308,7 @@ def _plain_step(step: Any) -> Any:
         case {"type": "Sequence", "normalizers": list(steps)}:
             return step | {"normalizers": [s for s in map(_plain_step, steps) if s is not None]}
         case {"type": "Sequence", "pretokenizers": list(steps)}:
-            # Behind the first one a prefix stands before each word: it is the space there.
+            # Behind the first step a prefix stands for the space before each word, and stays.
             return step | {"pretokenizers": [*map(_plain_step, steps[:1]), *steps[1:]]}
     return step
 

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: what is an id there, and a repository's files as a local folder."""
+"""A repository of the Hugging Face hub as a local folder, and what can be its id."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +13,10 @@ def looks_like_path(spec: str) -> bool:
 
 
 def hub_snapshot(repo_id: str, setting: str, patterns: Sequence[str]) -> Path:
-    """The local folder of a hub repository's files; `setting` is like "TOKENIZER=owner/name".
+    """Fetch those files of a repository that match `patterns`; the local folder they are in.
 
-    Raises NotFound, AccessDenied, Unavailable.
+    `setting` is like "TOKENIZER=owner/name", for messages. Raises NotFound, AccessDenied,
+    Unavailable.
     """
     from huggingface_hub import snapshot_download
 

@@ -44,40 +44,27 @@ def test_it_is_the_same_each_time(texts: list[str]) -> None:
     assert builtin_fingerprint() == first
 
 
-def fake_library(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.data.builtin.sysconfig.get_path", lambda _: str(root))
-    builtin_fingerprint.cache_clear()
-
-
-def test_the_manual_is_read_and_never_executed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake_library(tmp_path, monkeypatch)
+def test_the_manual_is_read_and_never_executed(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("raise SystemExit('executed')")
     (tmp_path / "pydoc_data").mkdir()
     (tmp_path / "pydoc_data" / "topics.py").write_text("topics = {'b': 'B' '2', 'a': 'A'}\n")
-    assert list(builtin_documents()) == ["raise SystemExit('executed')", "A", "B2"]
+    assert list(builtin_documents(tmp_path)) == ["raise SystemExit('executed')", "A", "B2"]
     (tmp_path / "pydoc_data" / "topics.py").write_text("topics = {'a': exit(3)}\n")
     with pytest.raises(ValueError, match="malformed"):
-        list(builtin_documents())
+        list(builtin_documents(tmp_path))
 
 
-def test_the_fingerprint_sees_content_and_borders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_fingerprint_sees_content_and_borders(tmp_path: Path) -> None:
     seen = set()
     for first, second in (("ab", "c"), ("a", "bc"), ("ab", "d")):
-        fake_library(tmp_path, monkeypatch)
-        (tmp_path / "1.py").write_text(first)
-        (tmp_path / "2.py").write_text(second)
-        seen.add(builtin_fingerprint())
-    builtin_fingerprint.cache_clear()
+        library = tmp_path / f"{first} {second}"
+        library.mkdir()
+        (library / "1.py").write_text(first)
+        (library / "2.py").write_text(second)
+        seen.add(builtin_fingerprint(library))
     assert len(seen) == 3
 
 
-def test_a_python_without_its_library_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake_library(tmp_path, monkeypatch)
+def test_a_python_without_its_library_says_so(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=f"DATASET=builtin: {tmp_path} holds no source files"):
-        list(builtin_documents())
+        list(builtin_documents(tmp_path))

@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from app.data.downloads import RemoteFiles, list_remote
+from app.data.limits import DataLimits
 from app.data.retries import PAUSES
 from app.data.sources import pin_source
 from app.errors import AccessDenied, ConfigError, NoBucket, NotFound, Unavailable
 from app.settings.variables import DataSettings
 from tests.support.interposed import Interposed
-from tests.support.prepared import documents
+from tests.support.source_pieces import documents
 
-SUFFIXES = (".txt", ".jsonl")
 CONTENT = b"".join(b"line %d of a file\n" % number for number in range(300))
 
 
@@ -84,15 +84,12 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     thread.join()
 
 
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    waited: list[float] = []
-    monkeypatch.setattr("app.data.retries.sleep", waited.append)
-    return waited
+def listed(uri: str, data_dir: Path, sleep: Callable[[float], None] | None = None) -> RemoteFiles:
+    return list_remote(uri, data_dir, lambda: None, sleep=sleep)
 
 
-def listed(uri: str, data_dir: Path) -> RemoteFiles:
-    return list_remote(uri, data_dir, SUFFIXES, lambda: None)
+def names(uri: str, data_dir: Path) -> list[str]:
+    return [file.name for file in listed(uri, data_dir).listed]
 
 
 def contents(uri: str, data_dir: Path) -> list[bytes]:
@@ -133,17 +130,17 @@ def test_a_servers_refusals_are_told_apart(
 
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_transfer_that_breaks_off_goes_on_where_it_was(
-    web: Web, tmp_path: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch, ranges: bool
+    web: Web, tmp_path: Path, ranges: bool
 ) -> None:
-    files = listed(f"{web.uri}/200/a.txt", tmp_path)
-    web.ranges, web.cut_after = ranges, 1000
+    waits: list[float] = []
 
     def pause(seconds: float) -> None:
         waits.append(seconds)
         if len(waits) == 2:
             web.cut_after = None
 
-    monkeypatch.setattr("app.data.retries.sleep", pause)
+    files = listed(f"{web.uri}/200/a.txt", tmp_path, pause)
+    web.ranges, web.cut_after = ranges, 1000
     assert next(files.paths(0)).read_bytes() == CONTENT
     assert len(waits) == 2
     asked = (
@@ -152,22 +149,19 @@ def test_a_transfer_that_breaks_off_goes_on_where_it_was(
     assert web.requests[1:] == asked
 
 
-def test_each_block_that_is_fetched_is_a_sign_of_life(
-    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.data.remote_web.BLOCK", 1000)
+def test_each_block_that_is_fetched_is_a_sign_of_life(web: Web, tmp_path: Path) -> None:
     seen: list[None] = []
     uri = f"{web.uri}/200/a.txt"
-    files = list_remote(uri, tmp_path, SUFFIXES, lambda: seen.append(None))
+    limits = DataLimits(fetched_bytes=1000)
+    files = list_remote(uri, tmp_path, lambda: seen.append(None), limits)
     assert not seen
     next(files.paths(0))
     assert len(seen) == -(-len(CONTENT) // 1000)
 
 
-def test_a_transfer_that_always_breaks_off_is_given_up(
-    web: Web, tmp_path: Path, waits: list[float]
-) -> None:
-    files = listed(f"{web.uri}/200/a.txt", tmp_path)
+def test_a_transfer_that_always_breaks_off_is_given_up(web: Web, tmp_path: Path) -> None:
+    waits: list[float] = []
+    files = listed(f"{web.uri}/200/a.txt", tmp_path, waits.append)
     web.cut_after = 0
     with pytest.raises(Unavailable, match=r"a\.txt: the connection broke off"):
         next(files.paths(0))
@@ -235,8 +229,8 @@ def test_an_object_a_prefix_or_a_glob_names_objects_in_a_bucket(
 
 
 def test_objects_are_named_below_the_folder_that_they_share(filled: str, tmp_path: Path) -> None:
-    assert listed(f"s3://{filled}/in", tmp_path).names == ["a.txt", "b.txt", "deep/c.jsonl"]
-    assert listed(f"s3://{filled}/in/a.txt", tmp_path).names == ["a.txt"]
+    assert names(f"s3://{filled}/in", tmp_path) == ["a.txt", "b.txt", "deep/c.jsonl"]
+    assert names(f"s3://{filled}/in/a.txt", tmp_path) == ["a.txt"]
 
 
 def test_a_bucket_or_an_object_that_is_not_there_is_not_found(filled: str, tmp_path: Path) -> None:
@@ -321,24 +315,20 @@ def test_a_server_that_knows_no_conditions_is_found_out_by_the_etag(
         next(files.paths(0))
 
 
+@pytest.mark.usefixtures("no_backoff")
 def test_objects_that_are_not_served_for_a_while_are_waited_for(
-    corpus: str,
-    tmp_path: Path,
-    s3_answers: Interposed,
-    waits: list[float],
-    no_backoff: None,
-    monkeypatch: pytest.MonkeyPatch,
+    corpus: str, tmp_path: Path, s3_answers: Interposed
 ) -> None:
-    pieces = documents(DataSettings(dataset=corpus, data_dir=tmp_path))
-    s3_answers.answering = lambda environ: (
-        (503, "") if environ["PATH_INFO"].endswith("3.jsonl") else None
-    )
+    waits: list[float] = []
 
     def back(seconds: float) -> None:
         waits.append(seconds)
         s3_answers.reset()
 
-    monkeypatch.setattr("app.data.retries.sleep", back)
+    pieces = documents(DataSettings(dataset=corpus, data_dir=tmp_path), sleep=back)
+    s3_answers.answering = lambda environ: (
+        (503, "") if environ["PATH_INFO"].endswith("3.jsonl") else None
+    )
     assert len(list(pieces)) == 18
     assert waits == [PAUSES[0]]
 

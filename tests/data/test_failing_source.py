@@ -12,6 +12,7 @@ import pytest
 
 from app.data import tokenization as prepare
 from app.data import unsealed as module
+from app.data.limits import DataLimits
 from app.data.pieces import Piece, Placed
 from app.data.preparation import Preparation, TokenNeed
 from app.data.readers import file_pieces
@@ -36,8 +37,6 @@ SHARD = 400  # tokens, of some batches each
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.data.tokenization._BATCH_CHARACTERS", 300)
-    monkeypatch.setattr("app.data.pieces.PIECE_SIZE", 64)
-    monkeypatch.setattr("app.data.readers.DOCUMENT_BYTES", 64)
     monkeypatch.setattr("app.data.tokenization._CLOSE_SECONDS", 60.0)
     monkeypatch.setattr("app.data.tokenization.held_out", lambda text: "3" in text[:12])
 
@@ -81,7 +80,8 @@ class Source:
 
     def preparation(self, name: str, tokenizer: TokenizerFiles, **more: Any) -> Preparation:
         data = DataSettings(dataset=self.dataset, data_dir=self.folder / name)
-        return Preparation(pin_source(data), tokenizer, TokenNeed(), shard_tokens=SHARD, **more)
+        pinned = pin_source(data, limits=DataLimits(piece_size=64, document_bytes=64))
+        return Preparation(pinned, tokenizer, TokenNeed(), shard_tokens=SHARD, **more)
 
     def run(self, name: str, tokenizer: TokenizerFiles, good: int | None = None) -> dict[str, str]:
         """Prepare in the folder `name`: what is there afterwards."""

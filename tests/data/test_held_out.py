@@ -7,6 +7,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from app.data import tokenization as module
+from app.data.limits import DataLimits
 from app.data.pieces import Piece, held_out
 from app.data.sources import PinnedSource
 from app.data.tokenizer import TokenizerFiles
@@ -88,22 +89,21 @@ def test_the_same_text_is_in_the_same_split_in_every_kind_of_file_and_each_time(
 
 
 def test_a_long_row_is_held_out_to_its_end_after_a_kill_too(
-    tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tokenizer: TokenizerFiles
 ) -> None:
     """Shards end inside both long rows, and the work goes on there."""
-    monkeypatch.setattr("app.data.pieces.LONG_ROW", 10_000)
-    monkeypatch.setattr("app.data.pieces.PIECE_SIZE", 100)
+    limits = DataLimits(long_row=10_000, piece_size=100)
     held = next(t for t in (f"{n}\n" + "x y z\n" * 3000 for n in range(2000)) if held_out(t))
     trained = held.replace("z", "w")
     assert not held_out(trained)
     corpus = write_texts(tmp_path / "a.jsonl", [*ROWS[:40], held, trained, "end"])
-    straight = run(corpus, tmp_path / "straight", tokenizer)
+    straight = run(corpus, tmp_path / "straight", tokenizer, limits=limits)
     train, validation = decoded(straight, tokenizer)
     assert train == [row for row in [*ROWS[:40], trained, "end"] if not held_out(row)]
     assert validation == [row for row in ROWS[:40] if held_out(row)] + [held]
     assert any((seal.position or {}).get("part") for seal in straight.index.seals)
     needed = 0
-    while not run(corpus, tmp_path / "killed", tokenizer, needed=needed).index.complete:
+    while not run(corpus, tmp_path / "killed", tokenizer, needed, limits=limits).index.complete:
         needed += SHARD
     assert needed > 4 * SHARD
     assert files(tmp_path / "killed") == files(tmp_path / "straight")
@@ -122,11 +122,10 @@ def test_a_dataset_of_which_all_is_held_out_is_trained_on_instead(
     texts: list[str],
     long_row: int,
 ) -> None:
-    monkeypatch.setattr("app.data.pieces.LONG_ROW", long_row)
-    monkeypatch.setattr("app.data.pieces.PIECE_SIZE", 5)
+    limits = DataLimits(long_row=long_row, piece_size=5)
     monkeypatch.setattr(module, "MAX_VALIDATION_TOKENS", 20)
     monkeypatch.setattr(module, "_BATCH_CHARACTERS", 30)
-    data = run(write_texts(tmp_path / "a.jsonl", texts), tmp_path, tokenizer)
+    data = run(write_texts(tmp_path / "a.jsonl", texts), tmp_path, tokenizer, limits=limits)
     codec = Tokenizer.from_file(str(tokenizer.directory / "tokenizer.json"))
     ids = data.train.read(0, data.train.n_tokens).tolist()
     assert codec.decode(ids, skip_special_tokens=False) == "".join(
@@ -134,7 +133,7 @@ def test_a_dataset_of_which_all_is_held_out_is_trained_on_instead(
     )
     assert data.validation.n_tokens == 0
     next(tmp_path.rglob("train-00000.bin")).unlink()
-    again = run(tmp_path / "a.jsonl", tmp_path, tokenizer)
+    again = run(tmp_path / "a.jsonl", tmp_path, tokenizer, limits=limits)
     assert again.train.read(0, len(ids)).tolist() == ids
 
 
@@ -152,11 +151,11 @@ def test_a_stream_of_which_each_part_is_held_out_is_trained_on_instead(
 
 @pytest.mark.parametrize("long_row", [10, 10**6])
 def test_the_first_text_is_held_out_as_any_other_where_there_is_another(
-    tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch, long_row: int
+    tmp_path: Path, tokenizer: TokenizerFiles, long_row: int
 ) -> None:
-    monkeypatch.setattr("app.data.pieces.LONG_ROW", long_row)
+    limits = DataLimits(long_row=long_row)
     texts = ["", HELD_OUT[0], "", "other", HELD_OUT[0]]
-    data = run(write_texts(tmp_path / "a.jsonl", texts), tmp_path, tokenizer)
+    data = run(write_texts(tmp_path / "a.jsonl", texts), tmp_path, tokenizer, limits=limits)
     assert decoded(data, tokenizer) == (["other"], [HELD_OUT[0]] * 2)
 
 

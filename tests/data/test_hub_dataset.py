@@ -8,16 +8,24 @@ from typing import Any
 import pytest
 
 from app.cli import parser as cli
+from app.data.limits import DataLimits
+from app.data.pieces import Position
 from app.data.retries import PAUSES
 from app.data.shards import ShardIndex
-from app.data.sources import PinnedSource, Position, pin_source
+from app.data.sources import PinnedSource, pin_source
 from app.data.tokenizer import read_tokenizer
 from app.errors import AccessDenied, ConfigError, Damaged, NotFound, Unavailable
 from app.settings.dataset_spec import HubName
 from app.settings.variables import DataSettings
-from tests.data.test_sources import check_every_position, fingerprint_of, source, texts
 from tests.support.hubserver import REVISION, TOKEN, hub, use_endpoint
-from tests.support.prepared import documents, prepare
+from tests.support.prepared import prepare
+from tests.support.source_pieces import (
+    check_every_position,
+    documents,
+    fingerprint_of,
+    source,
+    texts,
+)
 
 HUB_FILES = {"train.jsonl": b"".join(b'{"text": "row %d", "n": 1}\n' % i for i in range(30))}
 SHARDS = {
@@ -29,11 +37,9 @@ SHARD_ROWS = [f"row {shard} {i}" for shard in range(3) for i in range(10)]
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that were made, without making them, and without those of the hub's client."""
-    waited: list[float] = []
-    monkeypatch.setattr("app.data.retries.sleep", waited.append)
+    """For the pauses that a test notes; those of the hub's client and of jobs take no time."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    return waited
+    return []
 
 
 @pytest.fixture
@@ -58,11 +64,9 @@ def test_a_dataset_of_the_hub_is_streamed(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_dataset_of_the_hub_is_gone_on_with_at_any_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.data.pieces.LONG_ROW", 6)
-    monkeypatch.setattr("app.data.pieces.PIECE_SIZE", 3)
     files = {f"train-{n}.jsonl": b'{"text": "row"}\n{"text": "long row"}\n' for n in range(2)}
     with hub(monkeypatch, tmp_path, files):
-        pieces = check_every_position(source("o/good"))
+        pieces = check_every_position(source("o/good"), DataLimits(long_row=6, piece_size=3))
     assert [piece.text for piece in pieces] == ["row", "long r", "ow"] * 2
 
 
@@ -189,15 +193,14 @@ def test_a_hub_that_is_down_in_the_middle_is_waited_for_and_says_so(
 ) -> None:
     with hub(monkeypatch, tmp_path, SHARDS) as requests:
         requests.failing = lambda path: "train-1" in path and "/resolve/" in path
-        pieces = documents(source("o/good"))
-        read = [next(pieces).text for _ in range(9)]
 
         def back_after_three(seconds: float) -> None:
             waits.append(seconds)
             if len(waits) == 3:
                 requests.failing = lambda path: False
 
-        monkeypatch.setattr("app.data.retries.sleep", back_after_three)
+        pieces = documents(source("o/good"), sleep=back_after_three)
+        read = [next(pieces).text for _ in range(9)]
         assert read + [piece.text for piece in pieces] == SHARD_ROWS
     assert waits == [1.0, 2.0, 4.0]
     lines = [r.getMessage() for r in caplog.records if r.name == "app.data.retries"]
@@ -218,7 +221,7 @@ def test_a_hub_that_stays_away_is_unavailable_and_the_next_start_goes_on_where_i
 
     def index(folder: str) -> ShardIndex:
         data = DataSettings(dataset="o/good", data_dir=tmp_path / folder)
-        return prepare(data, tokenizer, shard_tokens=30).index
+        return prepare(data, tokenizer, shard_tokens=30, sleep=waits.append).index
 
     with hub(monkeypatch, tmp_path, SHARDS) as requests:
         requests.failing = lambda path: "train-2" in path and "/resolve/" in path

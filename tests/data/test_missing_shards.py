@@ -128,7 +128,7 @@ def test_a_damaged_shard_is_named_once_however_often_the_bucket_is_asked(
         return fetch(key, directory)
 
     monkeypatch.setattr(tokens_store, "fetch", unavailable)
-    monkeypatch.setattr("app.data.retries.sleep", lambda seconds: None)
+    monkeypatch.setattr("app.data.retries.time.sleep", lambda seconds: None)
     assert len(read(first.prepare(), 0, 10)) == 10
     assert [line for line in caplog.messages if str(path) in line] == [
         f"{path} was changed (SHA-256 differs): fetched again"

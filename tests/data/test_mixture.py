@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
+from app.data.limits import DataLimits
 from app.data.mixture import Mixture
 from app.data.pieces import Pieces, Position, held_out
 from app.data.sources import pin_source
 from app.errors import ConfigError
 from app.settings.dataset_spec import WeightedPart
-from tests.data.test_sources import check_every_position, jsonl, source, texts
+from tests.support.corpus_files import jsonl
 from tests.support.hubserver import REVISION, hub
-from tests.support.prepared import documents
+from tests.support.source_pieces import check_every_position, documents, source, texts
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,11 @@ def test_a_source_that_ends_is_left_out_from_there_on_with_one_line(
     ]
 
 
-def test_a_mixture_is_gone_on_with_at_any_piece(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.data.mixture.TURN_CHARACTERS", 9000)
-    monkeypatch.setattr("app.data.readers.DOCUMENT_BYTES", 9000)
+def test_a_mixture_is_gone_on_with_at_any_piece(folder: Path) -> None:
+    limits = DataLimits(turn_characters=9000, document_bytes=9000)
     (folder / "c.txt").write_text(("x" * 99 + "\n") * 400)
-    pieces = check_every_position(source(f"{folder}/a.jsonl:1,{folder}/c.txt:3,./b.jsonl:1"))
+    dataset = f"{folder}/a.jsonl:1,{folder}/c.txt:3,./b.jsonl:1"
+    pieces = check_every_position(source(dataset), limits)
     assert sum(len(piece.text) for piece in pieces) == 40_060
     # A book gives way after each 9,000 characters; what is between two borders stays together.
     inside = False
@@ -99,15 +98,11 @@ def test_a_mixture_is_gone_on_with_at_any_piece(
     assert borders == 4
 
 
-def test_a_long_document_is_held_out_or_not_in_all_of_its_turns(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in (("PIECE_SIZE", 20), ("LONG_ROW", 50)):
-        monkeypatch.setattr(f"app.data.pieces.{name}", value)
-    monkeypatch.setattr("app.data.mixture.TURN_CHARACTERS", 60)
+def test_a_long_document_is_held_out_or_not_in_all_of_its_turns(folder: Path) -> None:
+    limits = DataLimits(piece_size=20, long_row=50, turn_characters=60)
     long = next(t for t in (f"c {n} " * 100 for n in range(1000)) if held_out(t))
     (folder / "c.jsonl").write_bytes(jsonl([long]))
-    pieces = check_every_position(source("./a.jsonl:1,./c.jsonl:1"))
+    pieces = check_every_position(source("./a.jsonl:1,./c.jsonl:1"), limits)
     of_it = [piece for piece in pieces if piece.text not in ("aaaa", "bb")]
     assert "".join(piece.text for piece in of_it) == long
     assert all(piece.held_out for piece in of_it)

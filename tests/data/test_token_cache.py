@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from app.data import tokenization as prepare_module
+from app.data.pieces import Pieces, Position
 from app.data.preparation import Preparation, TokenNeed
 from app.data.retries import PAUSES
 from app.data.shards import INDEX, decode_index
-from app.data.sources import Pieces, PinnedSource, Position, pin_source
+from app.data.sources import PinnedSource, pin_source
 from app.data.token_cache import TOKENS, CacheUploader, TokenCache, open_token_cache
 from app.data.tokenizer import TokenizerFiles, read_tokenizer
 from app.errors import AccessDenied, Damaged, Unavailable
@@ -270,7 +271,7 @@ def test_a_bucket_that_does_not_answer_is_waited_for_and_then_done_without(
         return fetch(key, directory)
 
     monkeypatch.setattr(tokens_store, "fetch", unavailable)
-    monkeypatch.setattr("app.data.retries.sleep", pauses.append)
+    monkeypatch.setattr("app.data.retries.time.sleep", pauses.append)
     second = node("second")
     assert second.prepare(validation=10**6).index.complete
     assert second.files() == first.files()

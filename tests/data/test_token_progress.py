@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from app.data.limits import DataLimits
 from app.data.preparation import Preparation, PrepareProgress, TokenNeed
 from app.data.sources import pin_source
 from app.data.token_progress import TokenProgress, describe
@@ -107,12 +108,11 @@ def test_a_bar_says_how_long_it_takes_at_most_within_80_columns(
     progress.arrived()
 
 
-def test_hashing_a_large_file_gives_signs_of_life_on_the_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.data.files._BLOCK", 100)
+def test_hashing_a_large_file_gives_signs_of_life_on_the_way(tmp_path: Path) -> None:
+    limits = DataLimits(digested_bytes=100)
     seen: list[None] = []
     for name, size in (("small.txt", 1000), ("large.txt", 64 * 2**20 + 1)):
         (tmp_path / name).write_bytes(b"x" * size)
-        pin_source(DataSettings(dataset=f"{tmp_path}/{name}"), None, lambda: seen.append(None))
+        data = DataSettings(dataset=f"{tmp_path}/{name}")
+        pin_source(data, None, lambda: seen.append(None), limits=limits)
     assert len(seen) == 10 + 256

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from app.data import preparation
 from app.data import tokenization as module
+from app.data.limits import DEFAULT_LIMITS, DataLimits
 from app.data.pieces import Piece, PlacedPieces, held_out
 from app.data.preparation import Preparation, PrepareProgress, TokenNeed
 from app.data.shards import write_durably
@@ -40,10 +41,12 @@ def run(
     needed: int | None = None,
     report: Callable[[PrepareProgress], None] = lambda _: None,
     validation: int = 0,
+    limits: DataLimits = DEFAULT_LIMITS,
 ) -> Preparation:
     data = DataSettings(dataset=str(corpus), data_dir=data_dir)
     need = TokenNeed(stop=needed, validation=validation)
-    made = Preparation(pin_source(data), tokenizer, need, report=report, shard_tokens=SHARD)
+    source = pin_source(data, limits=limits)
+    made = Preparation(source, tokenizer, need, report=report, shard_tokens=SHARD)
     made.run()
     return made
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from app.data import tokenizer as module
+from app.data.builtin import builtin_fingerprint
+from app.data.limits import DataLimits
 from app.data.tokenizer import (
     END_OF_TEXT,
     TextEncoder,
@@ -44,9 +46,12 @@ def builtin(tmp_path_factory: pytest.TempPathFactory) -> TokenizerFiles:
 
 
 @pytest.fixture
-def quick_builtin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "builtin_documents", lambda: iter(TEXTS))
-    monkeypatch.setattr(module, "builtin_fingerprint", lambda: "f" * 64)
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A standard library of two small files, on which a tokenizer is quickly trained."""
+    folder = tmp_path_factory.mktemp("library")
+    for number, text in enumerate(TEXTS):
+        (folder / f"{number}.py").write_text(text)
+    return folder
 
 
 def decode(files: TokenizerFiles, ids: list[int]) -> str:
@@ -139,9 +144,7 @@ def prefixing(kind: str) -> Tokenizer:
 def test_a_prefix_is_put_before_a_document_and_not_before_what_goes_on_with_it(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.data.readers.DOCUMENT_BYTES", 100)
-    for name in ("data.pieces", "data.readers"):
-        monkeypatch.setattr(f"app.{name}.PIECE_SIZE", 30)
+    limits = DataLimits(document_bytes=100, piece_size=30)
     text = "".join(TEXTS).replace("\n", " \n") * 3
     tokenizer = prefixing(kind)
     trainer = trainers.BpeTrainer(
@@ -153,7 +156,8 @@ def test_a_prefix_is_put_before_a_document_and_not_before_what_goes_on_with_it(
     files = load_tokenizer(str(tmp_path / "tokenizer"), tmp_path, 300)
     (tmp_path / "a.txt").write_text(text)
     monkeypatch.setattr("app.data.tokenization.held_out", lambda text: False)
-    train = prepare(DataSettings(dataset=f"{tmp_path}/a.txt", data_dir=tmp_path), files).train
+    data = DataSettings(dataset=f"{tmp_path}/a.txt", data_dir=tmp_path)
+    train = prepare(data, files, limits=limits).train
     ids = train.read(0, train.n_tokens - 1).tolist()
     whole = TextEncoder(files).encode_batch([text])[0].tolist()
     assert decode(files, ids).removeprefix(" ") == text == decode(files, whole).removeprefix(" ")
@@ -174,19 +178,24 @@ def test_the_one_in_the_image_is_used_where_there_is_one(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.usefixtures("quick_builtin")
 def test_elsewhere_it_is_trained_once_and_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = load_tokenizer("builtin", tmp_path, 49_152, builtin_directory=NOWHERE)
+    def load() -> TokenizerFiles:
+        return load_tokenizer(
+            "builtin", tmp_path, 49_152, builtin_directory=NOWHERE, library=library
+        )
+
+    first, trained_on = load(), builtin_fingerprint(library)
     monkeypatch.setattr(module, "train_tokenizer", None)
-    assert load_tokenizer("builtin", tmp_path, 49_152, builtin_directory=NOWHERE) == first
-    assert [path.name for path in (tmp_path / "tokenizers").iterdir()] == ["builtin-" + "f" * 16]
+    assert load() == first
+    assert [path.name for path in (tmp_path / "tokenizers").iterdir()] == [
+        "builtin-" + trained_on[:16]
+    ]
 
 
-@pytest.mark.usefixtures("quick_builtin")
 def test_a_second_process_that_was_faster_does_no_harm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "tokenizer"
     save = module.save_tokenizer
@@ -197,20 +206,19 @@ def test_a_second_process_that_was_faster_does_no_harm(
         save(tokenizer, directory)
 
     monkeypatch.setattr(module, "save_tokenizer", save_after_another)
-    assert build_builtin_tokenizer(target).eos_token_id == 0
+    assert build_builtin_tokenizer(target, library).eos_token_id == 0
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
 
 
-@pytest.mark.usefixtures("quick_builtin")
 def test_a_training_that_fails_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "save_tokenizer", full)
     with pytest.raises(Unavailable, match=f"DATA_DIR={tmp_path} is full"):
-        load_tokenizer("builtin", tmp_path, 49_152, builtin_directory=NOWHERE)
+        load_tokenizer("builtin", tmp_path, 49_152, builtin_directory=NOWHERE, library=library)
     assert not list((tmp_path / "tokenizers").iterdir())
 
 
@@ -220,7 +228,7 @@ def test_a_hugging_face_directory_is_converted_once_and_kept(
     first = load_tokenizer(str(foreign), tmp_path, 300)
     assert first.directory.parent == tmp_path / "tokenizers"
     assert first.eos_token_id == read_tokenizer(foreign, "TOKENIZER=x").eos_token_id
-    monkeypatch.setattr(module, "_convert", None)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", None)
     assert load_tokenizer(str(foreign), tmp_path, 300) == first
 
 
