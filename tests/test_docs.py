@@ -1,6 +1,6 @@
 """What the pages name is in the tree: paths, functions, tests, modules, links and their anchors.
 
-A path is written from the repository's root, or, where a page speaks of tests, from `tests/`.
+A path is written from the repository's root, from `tests/` or from `app/`.
 `file::name` names a function, a class or `Class.method`. `…name` stands for whatever comes before
 the name, where the file or the class is clear. `<name>` in a path stands for something new.
 """
@@ -32,8 +32,8 @@ def words(text: str) -> Iterator[str]:
 
 
 def found(path: str) -> Path | None:
-    """The file or folder, seen from the root or from tests/; a bare name is any file's."""
-    places = [ROOT / path, ROOT / "tests" / path]
+    """The file or folder that a page names so; a bare name is that of any module."""
+    places = [ROOT / path, ROOT / "tests" / path, ROOT / "app" / path]
     if "/" not in path and path.endswith(".py"):
         places += ROOT.glob(f"app/**/{path}")
     return next((place for place in places if place.exists()), None)
