@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from app.stores.opening import open_store
-from tests.conftest import S3Server
 from tests.support.faulty_link import Fault, FaultyLink, faulty_link
 from tests.support.forked_job import ForkedJobRunner, signal_in_step
 from tests.support.interposed import Interposed
 from tests.support.job import Action, JobRunner, Outcome, outcome
+from tests.support.store_fixtures import S3Server
 
 pytestmark = pytest.mark.slow
 SEED = 7

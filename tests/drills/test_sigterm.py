@@ -20,13 +20,13 @@ from app.run.checkpoints import find_checkpoint
 from app.run.lease import Lease
 from app.stores.contract import Store
 from app.stores.opening import open_store
-from tests.conftest import S3Server
 from tests.support.faulty_link import faulty_link
 from tests.support.forked_job import ForkedJobRunner, at, signal_at, signal_in_step, wait_at
 from tests.support.interposed import Held, Interposed
 from tests.support.job import Finished, JobProcess, JobRunner, Outcome, outcome
 from tests.support.quiet_stop import LONG_TEXT
 from tests.support.six_steps import SIX_STEPS, undisturbed
+from tests.support.store_fixtures import S3Server
 
 __all__ = ["undisturbed"]
 

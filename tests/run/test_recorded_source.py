@@ -17,9 +17,7 @@ from app.stores.opening import open_store
 from tests.support.hubserver import REVISION, Requests, hub
 from tests.support.interposed import Interposed
 from tests.support.stored_run import IDENTITY
-from tests.support.train_command import Train, assert_refused, train
-
-__all__ = ["train"]
+from tests.support.train_command import Train, assert_refused
 
 PARTS = {"a.txt": "1", "b.txt": "2", "c.txt": "3"}
 
