@@ -42,8 +42,6 @@ from app.training.step_log import StepLog
 
 log = logging.getLogger(__name__)
 
-REPORT_SECONDS = 2.0  # of a grace period, for the report page
-
 
 @dataclass(frozen=True)
 class Sections:
@@ -55,49 +53,44 @@ class Sections:
     logs: LogSettings
 
 
+@dataclass(eq=False)
 class Attempt:
-    """State of a running attempt. `step` counts finished optimizer steps of the run."""
+    """A running attempt, from `start_step` on. `step` counts finished optimizer steps of the run.
 
-    def __init__(
-        self,
-        *,
-        sections: Sections,
-        compute: Compute,
-        geometry: BatchGeometry,
-        model: SmolLM2,
-        optimizer: torch.optim.Optimizer,
-        schedule: Schedule,
-        corpus: Corpus,
-        checkpointing: Checkpointing,
-        step_log: StepLog,
-        lease: Lease,
-        journal: AttemptJournal,
-        clock: StepClock,
-        stop: StopRequest,
-        grace: GracePeriod,
-        publish_report: Callable[[], None],
-        start_step: int,
-        validation_loss: float | None,
-    ) -> None:
-        """`validation_loss` is the newest one of the run, in nats per token."""
-        self.sections, self.compute, self.geometry = sections, compute, geometry
-        self.model, self.optimizer, self.schedule = model, optimizer, schedule
+    `validation_loss` is the newest one of the run, in nats per token.
+    """
+
+    sections: Sections
+    compute: Compute
+    geometry: BatchGeometry
+    model: SmolLM2
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    corpus: Corpus
+    checkpointing: Checkpointing
+    step_log: StepLog
+    lease: Lease
+    journal: AttemptJournal
+    clock: StepClock
+    stop: StopRequest
+    grace: GracePeriod
+    publish_report: Callable[[], None]
+    start_step: int
+    validation_loss: float | None
+    report_seconds: float = 2.0  # of a grace period, for the report page
+
+    def __post_init__(self) -> None:
+        self.step, self.target = self.start_step, self.schedule.horizons[-1]
+        masked = self.sections.data.document_mask
         self.loss_function = LossFunction(
-            model,
-            compile_model=compute.compile,
-            fused=compute.fused_loss,
-            z_loss_weight=sections.optimizer.z_loss,
-            end_token=corpus.tokenizer.eos_token_id if sections.data.document_mask else None,
+            self.model,
+            compile_model=self.compute.compile,
+            fused=self.compute.fused_loss,
+            z_loss_weight=self.sections.optimizer.z_loss,
+            end_token=self.corpus.tokenizer.eos_token_id if masked else None,
         )
-        self.step = self.start_step = start_step
-        self.target = schedule.horizons[-1]
-        self.report_seconds = REPORT_SECONDS
-        self.corpus, self.lease, self.journal, self.clock = corpus, lease, journal, clock
-        self.checkpointing, self.step_log = checkpointing, step_log
-        self._stop, self._grace, self._publish_report = stop, grace, publish_report
         self._loss: Tensor | None = None  # of the last finished step
-        self._finite = torch.ones((), dtype=torch.bool, device=compute.device)
-        self._validation_loss = validation_loss
+        self._finite = torch.ones((), dtype=torch.bool, device=self.compute.device)
 
     def loader(self) -> DataLoader[Tensor]:
         """Micro-batches (B, T + 1) of all steps that are left."""
@@ -114,7 +107,7 @@ class Attempt:
     def begin(self) -> None:
         """Training starts now. Until the first step is done, a signal still ends it at once:
         there is nothing to save, and the first step may compile for minutes."""
-        self._stop.install()
+        self.stop.install()
         self.clock.start()
         self.step_log.begin(self.step)
 
@@ -133,7 +126,7 @@ class Attempt:
         """
         beat()
         finish = self.clock.step_seconds or math.inf
-        return not self._grace.fits(finish + self.checkpointing.commit_seconds)
+        return not self.grace.fits(finish + self.checkpointing.commit_seconds)
 
     def step_done(self, loss: Tensor, grad_norm: Tensor) -> bool:
         """Account for a finished optimizer step. True when the trainer has to stop.
@@ -142,7 +135,7 @@ class Attempt:
         device but where a row or a checkpoint needs it.
         """
         if self.step == self.start_step:
-            self._stop.defer()
+            self.stop.defer()
             self.journal.note(seconds_to_first_step=seconds_of_this_process())
         self.step += 1
         self.journal.note(step=self.step, seconds=self.clock.seconds)
@@ -161,7 +154,7 @@ class Attempt:
             self._log_row(grad_norm, evaluated)
         if saves:
             self._save()
-        if self._every(self.sections.logs.sample_every_steps) and not self._stop.requested:
+        if self._every(self.sections.logs.sample_every_steps) and not self.stop.requested:
             with self.clock.aside():
                 self.step_log.log_sample(self.step, self.model)
         self.step_log.advance()
@@ -170,7 +163,7 @@ class Attempt:
             self.lease.check()
         self.corpus.take_waited()
         self.clock.next_step()
-        return self._stop.requested or last
+        return self.stop.requested or last
 
     def evaluate(self) -> float | None:
         """The validation loss in nats per token.
@@ -188,7 +181,7 @@ class Attempt:
             return None
 
         def goes_on(seconds_left: float) -> bool:
-            return self._grace.fits(seconds_left + self.checkpointing.commit_seconds)
+            return self.grace.fits(seconds_left + self.checkpointing.commit_seconds)
 
         loss = evaluate(self.model, self.loss_function, batches, self.compute, goes_on)
         if loss is None:
@@ -222,14 +215,14 @@ class Attempt:
         self.step_log.metrics.close()
         if self.step > self.start_step:
             log.info(summary(self.journal.record))
-        self._grace.record_end(lambda: self._record_end(why))
-        self._grace.give_lease_back(self.lease.release)
+        self.grace.record_end(lambda: self._record_end(why))
+        self.grace.give_lease_back(self.lease.release)
         self.corpus.close()  # last: it keeps tokens, which costs less to lose than the lease
 
     def _record_end(self, why: str) -> None:
         recorded = self.journal.end(why)
-        if recorded and not self.lease.lost and self._grace.fits(self.report_seconds):
-            self._publish_report()
+        if recorded and not self.lease.lost and self.grace.fits(self.report_seconds):
+            self.publish_report()
 
     def _every(self, interval: int) -> bool:
         return interval > 0 and self.step % interval == 0
@@ -258,7 +251,7 @@ class Attempt:
             self._log_row(grad_norm, None)
             raise
         if evaluated is not None:
-            self._validation_loss = evaluated
+            self.validation_loss = evaluated
         return evaluated
 
     def _leave_evaluation_out(self) -> None:
@@ -273,15 +266,15 @@ class Attempt:
     def _save(self) -> None:
         if not self.checkpointing.has_saved(self.step):
             self._check_finite()
-            self.checkpointing.save(self.step, self._train_loss(), self._validation_loss)
+            self.checkpointing.save(self.step, self._train_loss(), self.validation_loss)
 
     def _save_last(self) -> None:
         """SIGKILL follows GRACE_SECONDS after SIGTERM: do what saves the most until then."""
-        if self._stop.requested and self.step == self.target:
+        if self.stop.requested and self.step == self.target:
             log.info("asked to stop: step %d is the last one, its commit ends the run", self.step)
-        elif self._stop.requested:
+        elif self.stop.requested:
             log.warning(
-                "asked to stop: committing step %d within %g s", self.step, self._grace.seconds
+                "asked to stop: committing step %d within %g s", self.step, self.grace.seconds
             )
         if self.checkpointing.last_save_fits(self.step):
             self._save()

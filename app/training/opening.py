@@ -19,7 +19,7 @@ from app.run.retention import clean_up
 from app.state.snapshot import huggingface_files
 from app.training.announcement import announce
 from app.training.attempt import Attempt, Sections
-from app.training.checkpointing import Checkpointing, Recipe
+from app.training.checkpointing import Checkpointing
 from app.training.held_run import HeldRun
 from app.training.optimizer import build_optimizer
 from app.training.preemption import GracePeriod, StopRequest
@@ -153,9 +153,10 @@ def _checkpointing(
     return Checkpointing(
         model=model,
         optimizer=optimizer,
-        recipe=Recipe(
-            settings.run.trainer, settings.optimizer, settings.data, job.geometry.tokens_per_step
-        ),
+        trainer=settings.run.trainer,
+        optimizer_settings=settings.optimizer,
+        document_mask=settings.data.document_mask,
+        tokens_per_step=job.geometry.tokens_per_step,
         saver=saver,
         journal=journal,
         logs=metrics.objects,

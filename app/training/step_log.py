@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import dataclass
 
 from tqdm import tqdm
 
@@ -22,34 +23,27 @@ log = logging.getLogger(__name__)
 _SAMPLE = Sampling(max_tokens=40)
 
 
+@dataclass(eq=False)
 class StepLog:
     """Shows each finished step of an attempt, up to the run's `target`.
 
     `epoch` is that of the attempt's lease: each row says which attempt made it.
     """
 
-    def __init__(
-        self,
-        *,
-        metrics: MetricsLog,
-        clock: StepClock,
-        checkpointing: Checkpointing,
-        compute: Compute,
-        geometry: BatchGeometry,
-        corpus: Corpus,
-        target: int,
-        epoch: int,
-    ) -> None:
-        self.metrics = metrics
-        self.checkpointing, self._clock = checkpointing, clock
-        self._compute, self._geometry, self._corpus = compute, geometry, corpus
-        self._target, self._epoch = target, epoch
-        self._bar: tqdm[None] | None = None
+    metrics: MetricsLog
+    clock: StepClock
+    checkpointing: Checkpointing
+    compute: Compute
+    geometry: BatchGeometry
+    corpus: Corpus
+    target: int
+    epoch: int
+    _bar: "tqdm[None] | None" = None
 
     def begin(self, step: int) -> None:
         """Training goes on after `step`. On a terminal a bar shows it."""
         if on_terminal():
-            self._bar = tqdm(total=self._target, initial=step, unit="step", smoothing=0.05)
+            self._bar = tqdm(total=self.target, initial=step, unit="step", smoothing=0.05)
 
     def advance(self) -> None:
         """A step is over."""
@@ -73,8 +67,8 @@ class StepLog:
 
         Losses are in nats per token.
         """
-        geometry, saver = self._geometry, self.checkpointing.saver
-        speed = self._clock.row(step, geometry.tokens_per_step)
+        geometry, saver = self.geometry, self.checkpointing.saver
+        speed = self.clock.row(step, geometry.tokens_per_step)
         shape = model.config, geometry.seq_len
         row = Row(
             step=step,
@@ -83,18 +77,18 @@ class StepLog:
             learning_rate=rate,
             grad_norm=grad_norm,
             tokens_per_second=speed,
-            mfu=self._compute.utilization(speed * flops_per_token(*shape)),
-            mfu_full=self._compute.utilization(speed * flops_per_token(*shape, causal=False)),
+            mfu=self.compute.utilization(speed * flops_per_token(*shape)),
+            mfu_full=self.compute.utilization(speed * flops_per_token(*shape, causal=False)),
             validation_loss=evaluated,
             validation_perplexity=perplexity(evaluated),
-            attempt=self._epoch,
+            attempt=self.epoch,
             time=time.time(),
             checkpoint_age_seconds=self.checkpointing.age(),
             saves_committed=saver.saves_committed,
             failed_saves=saver.failed_saves,
         )
         self.metrics.add(row)
-        text = step_line(row, self._target, self._clock.step_seconds)
+        text = step_line(row, self.target, self.clock.step_seconds)
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {row.loss:.3f}, lr {row.learning_rate:.2e}")
             if evaluated is None:
@@ -103,9 +97,9 @@ class StepLog:
 
     def log_epoch(self, step: int) -> None:
         """Say if `step`, which was just made, began an epoch. An epoch may begin inside a step."""
-        samples = self._geometry.global_batch_size
+        samples = self.geometry.global_batch_size
         first = (step - 1) * samples
-        begun = self._corpus.order.epochs_begun(first, first + samples)
+        begun = self.corpus.order.epochs_begun(first, first + samples)
         if len(begun) == 1:
             log.info("epoch %d begins at step %d", begun[0] + 1, step)
         elif begun:
@@ -113,8 +107,8 @@ class StepLog:
 
     def log_sample(self, step: int, model: SmolLM2) -> None:
         """A short text from the model as it is; the run's random numbers are left alone."""
-        files = self._corpus.tokenizer
+        files = self.corpus.tokenizer
         tokenizer = open_tokenizer(files.directory / "tokenizer.json")
-        with self._compute.autocast():
+        with self.compute.autocast():
             ids = list(generate_tokens(InferenceModel(model), [files.eos_token_id], _SAMPLE, None))
         log.info("sample at step %d: %r", step, tokenizer.decode(ids))
