@@ -2,7 +2,7 @@
 
 from app.console import redacted
 from app.data.inspection import N_IDS, PreparedTokens
-from app.data.shards import read_index
+from app.data.shard_index import read_index
 from app.data.tokenization import tokens_fingerprint
 from app.data.tokenizer import load_tokenizer
 from app.errors import NotFound

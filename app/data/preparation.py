@@ -20,7 +20,7 @@ from app.console import counted
 from app.data.locks import locked_folder
 from app.data.missing_shards import MissingShards
 from app.data.pieces import HELD_OUT_ONE_IN
-from app.data.shards import (
+from app.data.shard_index import (
     SHARD_TOKENS,
     NamedShard,
     ShardIndex,

@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from app.data.shards import (
+from app.data.shard_index import (
     DTYPE,
     SPLITS,
     ShardIndex,

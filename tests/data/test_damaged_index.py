@@ -9,7 +9,7 @@ import pytest
 
 from app.data.locks import locked_folder
 from app.data.preparation import Preparation, PrepareProgress, TokenNeed
-from app.data.shards import INDEX, write_index
+from app.data.shard_index import INDEX, write_index
 from app.data.sources import PinnedSource, pin_source
 from app.data.tokenizer import TokenizerFiles
 from app.errors import IncompatibleRun

@@ -9,7 +9,7 @@ import pytest
 
 from app.cli import parser as cli
 from app.data.retries import PAUSES
-from app.data.shards import ShardIndex
+from app.data.shard_index import ShardIndex
 from app.data.sources import PinnedSource, Position, pin_source
 from app.data.tokenizer import read_tokenizer
 from app.errors import AccessDenied, ConfigError, Damaged, NotFound, Unavailable

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.data.shard_writer import ShardWriter
-from app.data.shards import (
+from app.data.shard_index import (
     INDEX,
     Seal,
     Shard,
@@ -27,6 +26,7 @@ from app.data.shards import (
     read_index,
     verify,
 )
+from app.data.shards import ShardWriter
 from app.errors import AccessDenied, AppError, Damaged, IncompatibleRun, Unavailable
 from tests.support.unreadable import make_unreadable
 

@@ -17,7 +17,7 @@ import pytest
 from app.data import tokenization as prepare_module
 from app.data.preparation import Preparation, TokenNeed
 from app.data.retries import PAUSES
-from app.data.shards import INDEX, decode_index
+from app.data.shard_index import INDEX, decode_index
 from app.data.sources import Pieces, PinnedSource, Position, pin_source
 from app.data.token_cache import TOKENS, CacheUploader, TokenCache, open_token_cache
 from app.data.tokenizer import TokenizerFiles, read_tokenizer

@@ -1,0 +1,366 @@
+"""Token ids on disk: packed uint16 shards and one index that says what is in them.
+
+    train-00000.bin  train-00001.bin …   raw little-endian uint16, nothing else
+    validation-00000.bin …               the same, for the held-out text
+    index.json                           a list of seals
+
+A seal is one step of the preparation: up to one shard of each split, with size and
+SHA-256, and how far the source was read. A shard is written whole, synced, and only then
+named in the index, which is replaced in one step. Whatever a kill costs of the tokens that
+were not sealed yet (see `unsealed`), the files that come out are the same, byte for byte.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from app.errors import AccessDenied, AppError, Damaged, Unavailable
+from app.stores.documents import check_format
+
+log = logging.getLogger(__name__)
+
+INDEX = "index.json"
+SHARD_TOKENS = 1 << 22  # 8 MiB: some seconds of tokenizing
+FORMAT_VERSION = 2
+
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
+Tokens = npt.NDArray[np.uint16]
+
+DTYPE = np.dtype("<u2")
+_MAPS = 64  # at once: each holds a descriptor; a window of sequences lies in a few
+_STRICT = ConfigDict(extra="forbid", strict=True)
+_Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class Shard:
+    """A sealed file; `sha256` is hexadecimal."""
+
+    tokens: _Count
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+    @property
+    def n_bytes(self) -> int:
+        return self.tokens * DTYPE.itemsize
+
+    def matches(self, content: bytes) -> bool:
+        return len(content) == self.n_bytes and hashlib.sha256(content).hexdigest() == self.sha256
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class Seal:
+    """What one step of the preparation added, and where the work goes on after it.
+
+    `position` is the source's own: the next step goes on after it. It does not count when seals
+    are compared: the hub's library has several for one place, by where its reading began.
+    `pieces` and `documents` of the source, and `text_bytes` (UTF-8, both splits), are counted
+    from the beginning, so that any number of first seals is an index of its own.
+    """
+
+    pieces: _Count
+    documents: _Count
+    text_bytes: _Count
+    train: Shard | None = None
+    validation: Shard | None = None
+    position: dict[str, Any] | None = field(default=None, compare=False)
+
+    def shard(self, split: Split) -> Shard | None:
+        return self.train if split == "train" else self.validation
+
+
+@dataclass(frozen=True)
+class NamedShard:
+    """A shard, the name of its file, and the number of the seal that made it."""
+
+    name: str
+    seal: int
+    shard: Shard
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """What index.json holds. The shards hold exactly the first `pieces` of the source.
+
+    `text_bytes` is the size of the text that became these tokens, in UTF-8, both splits.
+    """
+
+    source: str
+    tokenizer: str
+    seals: tuple[Seal, ...] = ()
+    complete: bool = False
+
+    @property
+    def position(self) -> Mapping[str, Any] | None:
+        return self.seals[-1].position if self.seals else None
+
+    @property
+    def pieces(self) -> int:
+        return self.seals[-1].pieces if self.seals else 0
+
+    @property
+    def documents(self) -> int:
+        return self.seals[-1].documents if self.seals else 0
+
+    @property
+    def text_bytes(self) -> int:
+        return self.seals[-1].text_bytes if self.seals else 0
+
+    @cached_property
+    def shards(self) -> Mapping[Split, tuple[NamedShard, ...]]:
+        found: dict[Split, list[NamedShard]] = {split: [] for split in SPLITS}
+        for number, seal in enumerate(self.seals):
+            for split, named in found.items():
+                if (shard := seal.shard(split)) is not None:
+                    named.append(NamedShard(f"{split}-{len(named):05d}.bin", number, shard))
+        return {split: tuple(named) for split, named in found.items()}
+
+    @cached_property
+    def ends(self) -> Mapping[Split, npt.NDArray[np.int64]]:
+        """For each shard of a split, the number of tokens up to its end."""
+        return {
+            split: np.cumsum([named.shard.tokens for named in shards], dtype=np.int64)
+            for split, shards in self.shards.items()
+        }
+
+    def n_tokens(self, split: Split) -> int:
+        ends = self.ends[split]
+        return int(ends[-1]) if len(ends) else 0
+
+    def first(self, n_seals: int) -> "ShardIndex":
+        """The index as it was after that many seals; itself where that is all of them."""
+        if n_seals >= len(self.seals):
+            return self
+        return replace(self, seals=self.seals[:n_seals], complete=False)
+
+    def continues(self, other: "ShardIndex") -> bool:
+        """Whether this index holds all of `other`, and goes on after it."""
+        longer = (len(self.seals), self.complete) > (len(other.seals), other.complete)
+        return longer and self.seals[: len(other.seals)] == other.seals
+
+
+class _IndexFile(BaseModel):
+    """index.json, as it is written. `documents` and `text_bytes` are there for people."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    format_version: int
+    source: str
+    tokenizer: str
+    complete: bool
+    documents: int = 0
+    text_bytes: int = 0
+    seals: tuple[Seal, ...]
+
+
+def encode_index(index: ShardIndex) -> bytes:
+    """The content of index.json."""
+    file = _IndexFile(
+        format_version=FORMAT_VERSION,
+        source=index.source,
+        tokenizer=index.tokenizer,
+        complete=index.complete,
+        documents=index.documents,
+        text_bytes=index.text_bytes,
+        seals=index.seals,
+    )
+    return file.model_dump_json(exclude_none=True).encode()
+
+
+def decode_index(content: bytes, source: str, tokenizer: str, place: str) -> ShardIndex:
+    """The index that `content`, read from `place`, holds.
+
+    Raises Damaged if it is not ours, or is of another source or tokenizer, IncompatibleRun if
+    a newer version wrote it.
+    """
+    check_format(content, FORMAT_VERSION, place)
+    try:
+        file = _IndexFile.model_validate_json(content)
+    except ValidationError as error:
+        raise Damaged(f"{place} is not readable") from error
+    if (file.format_version, file.source, file.tokenizer) != (FORMAT_VERSION, source, tokenizer):
+        raise Damaged(f"{place} is of another dataset or version")
+    return ShardIndex(source, tokenizer, file.seals, file.complete)
+
+
+def read_index(directory: Path, source: str, tokenizer: str) -> ShardIndex:
+    """The index in `directory`, or an empty one for these fingerprints if there is none.
+
+    Raises as `decode_index`.
+    """
+    path = directory / INDEX
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return ShardIndex(source=source, tokenizer=tokenizer)
+    try:
+        return decode_index(content, source, tokenizer, str(path))
+    except Damaged as error:
+        raise Damaged(
+            f"{error}: the next `train` or `prepare` sets it aside and makes it again"
+        ) from error
+
+
+def mended_index(directory: Path, known: ShardIndex) -> ShardIndex:
+    """As `read_index`, but a damaged one is set aside, and `known` takes its place.
+
+    Only for the one process that writes. Raises IncompatibleRun and OSError.
+    """
+    try:
+        return read_index(directory, known.source, known.tokenizer)
+    except Damaged:
+        path, aside = directory / INDEX, directory / f"{INDEX}.damaged"
+        path.replace(aside)
+        log.error("DAMAGED INDEX %s moved to %s: what it named is found or made again", path, aside)
+        write_index(directory, known)
+        return known
+
+
+def write_index(directory: Path, index: ShardIndex) -> None:
+    """Replace the index in one step. Raises OSError."""
+    write_durably(directory / INDEX, encode_index(index))
+
+
+def write_durably(path: Path, data: bytes | memoryview) -> None:
+    """`path` holds all of `data` or what it held before, also after a power cut."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class TokenShards:
+    """The tokens of one split as one long array, memory-mapped, and growing with its index.
+
+    Whoever reads has made sure that the files are there and are what the index says: see
+    `verify`.
+    """
+
+    def __init__(self, directory: Path, split: Split, index: ShardIndex) -> None:
+        self._directory, self._split, self._index = directory, split, index
+        self._maps: dict[int, Tokens] = {}
+
+    @property
+    def n_tokens(self) -> int:
+        return self._index.n_tokens(self._split)
+
+    def read(self, start: int, length: int) -> Tokens:
+        """A copy of tokens [start, start + length), over shard borders where need be.
+
+        Raises IndexError outside [0, n_tokens], Damaged for a file that is missing or has
+        another size, AccessDenied or Unavailable for one that cannot be read.
+        """
+        result = np.empty(length, dtype=np.uint16) if length >= 0 else np.empty(0, np.uint16)
+        self._reach(start, length)
+        self._fill(result, start)
+        return result
+
+    def read_rows(self, starts: npt.NDArray[np.int64], length: int) -> Tokens:
+        """The tokens [start, start + length) of each of (B,) starts: (B, length)."""
+        result = np.empty((len(starts), length), dtype=np.uint16)
+        for row, start in zip(result, starts.tolist(), strict=True):
+            self._reach(start, length)
+            self._fill(row, start)
+        return result
+
+    def _reach(self, start: int, length: int) -> None:
+        if start + length > self.n_tokens:  # the preparation may have gone on since
+            index = read_index(self._directory, self._index.source, self._index.tokenizer)
+            if index.continues(self._index):
+                self._index = index
+        if start < 0 or length < 0 or start + length > self.n_tokens:
+            raise IndexError(f"tokens {start} to {start + length} of {self.n_tokens}")
+
+    def _fill(self, result: Tokens, start: int) -> None:
+        ends = self._index.ends[self._split]
+        number = int(np.searchsorted(ends, start, side="right"))
+        filled, length = 0, len(result)
+        while filled < length:
+            shard = self._map(number)
+            offset = start + filled - (int(ends[number]) - len(shard))
+            part = shard[offset : offset + length - filled]
+            result[filled : filled + len(part)] = part
+            filled += len(part)
+            number += 1
+
+    def _map(self, number: int) -> Tokens:
+        found = self._maps.pop(number, None)
+        if found is None:
+            named = self._index.shards[self._split][number]
+            path = self._directory / named.name
+            try:
+                _check_size(path, named.shard)
+                with _reading(path):
+                    # As a plain array: slicing a memmap costs more than copying a sequence.
+                    found = np.asarray(np.memmap(path, dtype=DTYPE, mode="r"))
+            except AppError as error:
+                raise type(error)(f"{error}: start again: it is brought again") from error
+            if len(self._maps) == _MAPS:
+                del self._maps[next(iter(self._maps))]
+        self._maps[number] = found  # the last one of the order is the newest used
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A data loading process opens the files itself; maps would be copied to it whole.
+        return {**self.__dict__, "_maps": {}}
+
+
+def verify(directory: Path, named: NamedShard) -> bytes:
+    """The content of the file, which is what the index says.
+
+    Raises Damaged if it is missing, or its size or SHA-256 is not the recorded one; AccessDenied
+    or Unavailable if it cannot be read.
+    """
+    path = directory / named.name
+    _check_size(path, named.shard)
+    with _reading(path):
+        content = path.read_bytes()
+    if not named.shard.matches(content):
+        raise Damaged(f"{path} was changed (SHA-256 differs)")
+    return content
+
+
+def is_missing(directory: Path, named: NamedShard) -> bool:
+    """Whether there is no such file. One that cannot even be looked at is there."""
+    try:
+        (directory / named.name).stat()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    return False
+
+
+def _check_size(path: Path, shard: Shard) -> None:
+    with _reading(path):
+        size = path.stat().st_size
+    if size != shard.n_bytes:
+        raise Damaged(f"{path} has {size} bytes, not {shard.n_bytes}")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise Damaged(f"{path} is missing") from error
+    except PermissionError as error:
+        raise AccessDenied(f"{path} cannot be read ({error.strerror})") from error
+    except OSError as error:
+        raise Unavailable(f"{path} cannot be read ({error.strerror or error})") from error
