@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from app.data.sample_order import corpus_order, global_index
-from app.data.shard_index import SPLITS, ShardIndex, Split, Tokens, TokenShards, verify
+from app.data.shard_index import SPLITS, ShardIndex, Split
+from app.data.shards import Tokens, TokenShards, verify
 from app.data.tokenizer import TokenizerFiles, open_tokenizer
 from app.errors import ConfigError, UsageError
 from app.settings.variables import BatchSettings

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from app.data.sample_order import BatchGeometry, Numbers, global_index
-from app.data.shard_index import TokenShards
+from app.data.shards import TokenShards
 
 SampleFeed = Callable[[int, int], Numbers]
 """(first, count) to the numbers of the sequences that the samples [first, first + count) show.

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from app.data.locks import locked_folder, own_folder
 from app.data.retries import Backoff
-from app.data.shard_index import NamedShard, ShardIndex, is_missing, verify
+from app.data.shard_index import NamedShard, ShardIndex
+from app.data.shards import is_missing, verify
 from app.data.token_cache import TokenCache
 from app.data.tokenization import CorpusTokenizer
 from app.errors import AccessDenied, AppError, Damaged, NotFound, Unavailable

@@ -21,17 +21,14 @@ from app.data.locks import locked_folder
 from app.data.missing_shards import MissingShards
 from app.data.pieces import HELD_OUT_ONE_IN
 from app.data.shard_index import (
-    SHARD_TOKENS,
     NamedShard,
     ShardIndex,
     Split,
-    TokenShards,
-    is_missing,
     mended_index,
     read_index,
-    verify,
     write_index,
 )
+from app.data.shards import SHARD_TOKENS, TokenShards, is_missing, verify
 from app.data.sources import PinnedSource
 from app.data.token_cache import CacheUploader, TokenCache
 from app.data.tokenization import CorpusTokenizer, tokens_fingerprint

@@ -13,8 +13,7 @@ were not sealed yet (see `unsealed`), the files that come out are the same, byte
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,21 +24,18 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from app.errors import AccessDenied, AppError, Damaged, Unavailable
+from app.errors import Damaged
 from app.stores.documents import check_format
 
 log = logging.getLogger(__name__)
 
 INDEX = "index.json"
-SHARD_TOKENS = 1 << 22  # 8 MiB: some seconds of tokenizing
 FORMAT_VERSION = 2
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
-Tokens = npt.NDArray[np.uint16]
 
 DTYPE = np.dtype("<u2")
-_MAPS = 64  # at once: each holds a descriptor; a window of sequences lies in a few
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 
@@ -245,122 +241,3 @@ def write_durably(path: Path, data: bytes | memoryview) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-class TokenShards:
-    """The tokens of one split as one long array, memory-mapped, and growing with its index.
-
-    Whoever reads has made sure that the files are there and are what the index says: see
-    `verify`.
-    """
-
-    def __init__(self, directory: Path, split: Split, index: ShardIndex) -> None:
-        self._directory, self._split, self._index = directory, split, index
-        self._maps: dict[int, Tokens] = {}
-
-    @property
-    def n_tokens(self) -> int:
-        return self._index.n_tokens(self._split)
-
-    def read(self, start: int, length: int) -> Tokens:
-        """A copy of tokens [start, start + length), over shard borders where need be.
-
-        Raises IndexError outside [0, n_tokens], Damaged for a file that is missing or has
-        another size, AccessDenied or Unavailable for one that cannot be read.
-        """
-        result = np.empty(length, dtype=np.uint16) if length >= 0 else np.empty(0, np.uint16)
-        self._reach(start, length)
-        self._fill(result, start)
-        return result
-
-    def read_rows(self, starts: npt.NDArray[np.int64], length: int) -> Tokens:
-        """The tokens [start, start + length) of each of (B,) starts: (B, length)."""
-        result = np.empty((len(starts), length), dtype=np.uint16)
-        for row, start in zip(result, starts.tolist(), strict=True):
-            self._reach(start, length)
-            self._fill(row, start)
-        return result
-
-    def _reach(self, start: int, length: int) -> None:
-        if start + length > self.n_tokens:  # the preparation may have gone on since
-            index = read_index(self._directory, self._index.source, self._index.tokenizer)
-            if index.continues(self._index):
-                self._index = index
-        if start < 0 or length < 0 or start + length > self.n_tokens:
-            raise IndexError(f"tokens {start} to {start + length} of {self.n_tokens}")
-
-    def _fill(self, result: Tokens, start: int) -> None:
-        ends = self._index.ends[self._split]
-        number = int(np.searchsorted(ends, start, side="right"))
-        filled, length = 0, len(result)
-        while filled < length:
-            shard = self._map(number)
-            offset = start + filled - (int(ends[number]) - len(shard))
-            part = shard[offset : offset + length - filled]
-            result[filled : filled + len(part)] = part
-            filled += len(part)
-            number += 1
-
-    def _map(self, number: int) -> Tokens:
-        found = self._maps.pop(number, None)
-        if found is None:
-            named = self._index.shards[self._split][number]
-            path = self._directory / named.name
-            try:
-                _check_size(path, named.shard)
-                with _reading(path):
-                    # As a plain array: slicing a memmap costs more than copying a sequence.
-                    found = np.asarray(np.memmap(path, dtype=DTYPE, mode="r"))
-            except AppError as error:
-                raise type(error)(f"{error}: start again: it is brought again") from error
-            if len(self._maps) == _MAPS:
-                del self._maps[next(iter(self._maps))]
-        self._maps[number] = found  # the last one of the order is the newest used
-        return found
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A data loading process opens the files itself; maps would be copied to it whole.
-        return {**self.__dict__, "_maps": {}}
-
-
-def verify(directory: Path, named: NamedShard) -> bytes:
-    """The content of the file, which is what the index says.
-
-    Raises Damaged if it is missing, or its size or SHA-256 is not the recorded one; AccessDenied
-    or Unavailable if it cannot be read.
-    """
-    path = directory / named.name
-    _check_size(path, named.shard)
-    with _reading(path):
-        content = path.read_bytes()
-    if not named.shard.matches(content):
-        raise Damaged(f"{path} was changed (SHA-256 differs)")
-    return content
-
-
-def is_missing(directory: Path, named: NamedShard) -> bool:
-    """Whether there is no such file. One that cannot even be looked at is there."""
-    try:
-        (directory / named.name).stat()
-    except OSError as error:
-        return isinstance(error, FileNotFoundError)
-    return False
-
-
-def _check_size(path: Path, shard: Shard) -> None:
-    with _reading(path):
-        size = path.stat().st_size
-    if size != shard.n_bytes:
-        raise Damaged(f"{path} has {size} bytes, not {shard.n_bytes}")
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise Damaged(f"{path} is missing") from error
-    except PermissionError as error:
-        raise AccessDenied(f"{path} cannot be read ({error.strerror})") from error
-    except OSError as error:
-        raise Unavailable(f"{path} cannot be read ({error.strerror or error})") from error

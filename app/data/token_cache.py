@@ -16,7 +16,8 @@ from bisect import bisect
 from collections.abc import Callable
 from pathlib import Path
 
-from app.data.shard_index import INDEX, NamedShard, ShardIndex, decode_index, encode_index, verify
+from app.data.shard_index import INDEX, NamedShard, ShardIndex, decode_index, encode_index
+from app.data.shards import verify
 from app.errors import AppError, Damaged, NotFound, Unavailable
 from app.stores.contract import Store
 from app.stores.opening import open_store

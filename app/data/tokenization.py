@@ -17,8 +17,8 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from app.data.pieces import MAX_ROW_BYTES, held_out
-from app.data.shard_index import SHARD_TOKENS, ShardIndex, Split, Tokens
-from app.data.shards import ShardWriter
+from app.data.shard_index import ShardIndex, Split
+from app.data.shards import SHARD_TOKENS, ShardWriter, Tokens
 from app.data.sources import Piece, Pieces, PinnedSource, Position
 from app.data.tokenizer import TextEncoder, TokenizerFiles
 from app.data.unsealed import Tally, Unsealed, UnsealedTokens

@@ -21,15 +21,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from app.data.shard_index import (
-    DTYPE,
-    SPLITS,
-    ShardIndex,
-    Split,
-    Tokens,
-    encode_index,
-    write_durably,
-)
+from app.data.shard_index import DTYPE, SPLITS, ShardIndex, Split, encode_index, write_durably
+from app.data.shards import Tokens
 from app.errors import Damaged
 
 log = logging.getLogger(__name__)

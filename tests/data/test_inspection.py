@@ -22,7 +22,7 @@ from app.data.inspection import Place, PreparedTokens, Sample, samples_of_step, 
 from app.data.loader import training_loader
 from app.data.preparation import Preparation
 from app.data.sample_order import WINDOW_SEQUENCES, BatchGeometry, corpus_order
-from app.data.shard_index import Tokens
+from app.data.shards import Tokens
 from app.data.tokenizer import read_tokenizer
 from app.errors import ConfigError
 from app.settings.combined import Settings

@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from app.data.shard_index import TokenShards, read_index
-from app.data.shards import ShardWriter
+from app.data.shard_index import read_index
+from app.data.shards import ShardWriter, TokenShards
 from tests.data.test_shards import tokens, write
 
 

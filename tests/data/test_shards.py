@@ -17,16 +17,12 @@ from app.data.shard_index import (
     Seal,
     Shard,
     ShardIndex,
-    Tokens,
-    TokenShards,
     decode_index,
     encode_index,
-    is_missing,
     mended_index,
     read_index,
-    verify,
 )
-from app.data.shards import ShardWriter
+from app.data.shards import ShardWriter, Tokens, TokenShards, is_missing, verify
 from app.errors import AccessDenied, AppError, Damaged, IncompatibleRun, Unavailable
 from tests.support.unreadable import make_unreadable
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from app.data import unsealed as module
-from app.data.shard_index import Seal, Shard, ShardIndex, Tokens, decode_index, encode_index
+from app.data.shard_index import Seal, Shard, ShardIndex, decode_index, encode_index
+from app.data.shards import Tokens
 from app.data.unsealed import FILE, Tally, Unsealed, UnsealedTokens, encode_unsealed
 from tests.support.unreadable import make_unreadable
 

@@ -1,7 +1,7 @@
 """A dataset as its pieces, or as tokens that are made at once and in this thread."""
 
 from app.data.preparation import Preparation, TokenNeed
-from app.data.shard_index import SHARD_TOKENS
+from app.data.shards import SHARD_TOKENS
 from app.data.sources import Pieces, Position, pin_source
 from app.data.tokenizer import TokenizerFiles
 from app.settings.variables import DataSettings
