@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from app.data.locks import own_folder
+from app.data.data_dir import own_folder
 from app.data.remote import Remote, RemoteFile, Restarted, changed
 from app.data.remote_s3 import S3Objects
 from app.data.remote_web import WebFile

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 
-from app.data.locks import locked_folder, own_folder
+from app.data.data_dir import locked_folder, own_folder
 from app.data.retries import Backoff
 from app.data.shard_index import NamedShard, ShardIndex
 from app.data.shards import is_missing, verify

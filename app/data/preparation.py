@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.console import counted
-from app.data.locks import locked_folder
+from app.data.data_dir import locked_folder
 from app.data.missing_shards import MissingShards
 from app.data.pieces import HELD_OUT_ONE_IN
 from app.data.shard_index import (

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from app.console import counted, redacted
-from app.data.locks import own_folder
+from app.data.data_dir import own_folder
 from app.data.sources import PinnedSource
 from app.data.token_progress import TokenProgress
 from app.data.token_stream import Corpus, OutOfData

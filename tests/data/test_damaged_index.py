@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.data.locks import locked_folder
+from app.data.data_dir import locked_folder
 from app.data.preparation import Preparation, PrepareProgress, TokenNeed
 from app.data.shard_index import INDEX, write_index
 from app.data.sources import PinnedSource, pin_source

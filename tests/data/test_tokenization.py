@@ -108,7 +108,7 @@ def test_a_second_start_reads_and_writes_nothing(
 ) -> None:
     first = run(corpus, tmp_path, tokenizer)
     monkeypatch.setattr(PinnedSource, "pieces", None)
-    monkeypatch.setattr("app.data.locks.fcntl.flock", None)
+    monkeypatch.setattr("app.data.data_dir.fcntl.flock", None)
     second = run(corpus, tmp_path, tokenizer, needed=10**9)
     assert second.fingerprint == first.fingerprint
     assert second.train.n_tokens == first.train.n_tokens
@@ -231,7 +231,7 @@ def test_a_second_process_waits_and_then_uses_the_work_of_the_first(
                     (directory / path.name).write_bytes(path.read_bytes())
             os.close(held)
 
-    monkeypatch.setattr("app.data.locks.time.sleep", first_process_goes_on)
+    monkeypatch.setattr("app.data.data_dir.time.sleep", first_process_goes_on)
     monkeypatch.setattr(PinnedSource, "pieces", None)
     assert run(corpus, tmp_path / "data", tokenizer).index.complete
     assert waits == 3

@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import pytest
 
 from app.cli import parser as cli
-from app.data.locks import own_folder
+from app.data.data_dir import own_folder
 from app.run.checkpoints import CheckpointName
 from app.run.journal import read_attempts
 from app.run.lease import LEASE, Lease, LeaseRecord

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from app.data import locks
-from app.data.locks import own_folder
+from app.data import data_dir as locks
+from app.data.data_dir import own_folder
 
 
 @pytest.mark.parametrize("moment", ["before it is opened", "before it is removed"])
