@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from app.data.data_dir import own_folder
+from app.data.data_dir import DataDir, own_folder
 from app.data.remote import Remote, RemoteFile, Restarted, changed
 from app.data.remote_s3 import S3Objects
 from app.data.remote_web import WebFile
@@ -46,8 +46,9 @@ class RemoteFiles:
 
     def paths(self, first: int) -> Generator[Path, None, None]:
         """As `Files.paths`. Raises AccessDenied, Unavailable or ConfigError for DATA_DIR too."""
-        place = f"DATA_DIR={self.data_dir}"
-        with disk_failures(place), own_folder(self.data_dir / "downloads") as folder:
+        data_dir = DataDir(self.data_dir)
+        place = data_dir.setting
+        with disk_failures(place), own_folder(data_dir.downloads) as folder:
 
             def begin(number: int) -> "_Fetching | None":
                 if number >= len(self.listed):

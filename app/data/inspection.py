@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from app.data.data_dir import DataDir
 from app.data.sample_order import corpus_order, global_index
 from app.data.shard_index import SPLITS, ShardIndex, Split
 from app.data.shards import Tokens, TokenShards, verify
@@ -30,7 +31,7 @@ _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t
 class PreparedTokens:
     """The tokens in DATA_DIR that the settings name, and how they are cut."""
 
-    data_dir: Path
+    data_dir: DataDir
     directory: Path
     index: ShardIndex
     tokenizer: TokenizerFiles
@@ -95,7 +96,7 @@ def samples_of_step(
             # The last window of a corpus is shuffled otherwise than a whole one.
             raise ConfigError(
                 f"step {place.step} is not prepared yet: its order is known with training token "
-                f"{needed:,}, and DATA_DIR={prepared.data_dir} holds {shards.n_tokens:,}. "
+                f"{needed:,}, and {prepared.data_dir.setting} holds {shards.n_tokens:,}. "
                 f"Prepare more: python -m app prepare --total_steps {place.step}"
             )
         sequence = order.sequence_at(number)

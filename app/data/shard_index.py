@@ -12,7 +12,6 @@ were not sealed yet (see `unsealed`), the files that come out are the same, byte
 
 import hashlib
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,6 +23,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from app.data.data_dir import write_durably
 from app.errors import Damaged
 from app.stores.documents import check_format
 
@@ -226,18 +226,3 @@ def mended_index(directory: Path, known: ShardIndex) -> ShardIndex:
 def write_index(directory: Path, index: ShardIndex) -> None:
     """Replace the index in one step. Raises OSError."""
     write_durably(directory / INDEX, encode_index(index))
-
-
-def write_durably(path: Path, data: bytes | memoryview) -> None:
-    """`path` holds all of `data` or what it held before, also after a power cut."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

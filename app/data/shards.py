@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from app.data.data_dir import write_durably
 from app.data.shard_index import (
     DTYPE,
     SPLITS,
@@ -22,7 +23,6 @@ from app.data.shard_index import (
     ShardIndex,
     Split,
     read_index,
-    write_durably,
     write_index,
 )
 from app.errors import AccessDenied, AppError, Damaged, Unavailable

@@ -21,7 +21,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from app.data.shard_index import DTYPE, SPLITS, ShardIndex, Split, encode_index, write_durably
+from app.data.data_dir import write_durably
+from app.data.shard_index import DTYPE, SPLITS, ShardIndex, Split, encode_index
 from app.data.shards import Tokens
 from app.errors import Damaged
 

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from app.console import counted, redacted
-from app.data.data_dir import own_folder
+from app.data.data_dir import DataDir, own_folder
 from app.data.sources import PinnedSource
 from app.data.token_progress import TokenProgress
 from app.data.token_stream import Corpus, OutOfData
@@ -232,8 +232,8 @@ def _open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> 
 def _restore(run: HeldRun, model: SmolLM2, optimizer: torch.optim.Optimizer) -> Resumed | None:
     """Load the newest valid checkpoint, or draw the first weights. Damaged ones move aside."""
     job, settings = run.job, run.job.settings
-    data_dir = settings.data.data_dir
-    with disk_failures(f"DATA_DIR={data_dir}"), own_folder(data_dir / "restore") as scratch:
+    data_dir = DataDir(settings.data.data_dir)
+    with disk_failures(data_dir.setting), own_folder(data_dir.restore) as scratch:
         found = newest_valid(run.store, scratch, required=STATE_FILES, alive=beat)
         if found is None:
             if job.init_directory:
@@ -315,7 +315,7 @@ def _attempt(
 ) -> Attempt:
     job, settings, tokenizer = run.job, run.job.settings, run.job.tokenizer
     step = resumed.progress.step if resumed else 0
-    logs_dir = settings.data.data_dir / "logs" / job.run_name
+    logs_dir = DataDir(settings.data.data_dir).logs(job.run_name)
     rows = stored_rows(run.store)
     journal = _journal(run, resumed, [*rows, *local_rows(logs_dir)])
     run.lease.check()  # the model may have taken long to restore

@@ -12,10 +12,11 @@ import pytest
 
 from app.data import tokenization as prepare
 from app.data import unsealed as module
+from app.data.data_dir import write_durably
 from app.data.pieces import Piece, Placed
 from app.data.preparation import Preparation, TokenNeed
 from app.data.readers import file_pieces
-from app.data.shard_index import read_index, write_durably
+from app.data.shard_index import read_index
 from app.data.sources import PinnedSource, pin_source
 from app.data.tokenizer import TextEncoder, TokenizerFiles
 from app.data.unsealed import FILE, Tally, Unsealed, UnsealedTokens
@@ -300,7 +301,7 @@ def test_a_disk_that_takes_no_file_hides_nothing_and_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("app.data.shard_index.os.fsync", full)
+        patched.setattr("app.data.data_dir.os.fsync", full)
         source.run("full", tokenizer, good=7)
     (line,) = caplog.messages
     assert line.startswith(f"{kept(source, 'full')} is not written") and "No space left" in line

@@ -105,7 +105,7 @@ def test_a_shard_that_cannot_be_replaced_either_ends_the_work_and_is_named(
     def refuse(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("app.data.shard_index.os.fsync", refuse)
+    monkeypatch.setattr("app.data.data_dir.os.fsync", refuse)
     with pytest.raises(failure, match=f"^DATA_DIR: {path} {reason}"):
         read(again, 0, 2 * SHARD)
 

@@ -17,9 +17,9 @@ from tokenizers import Tokenizer
 
 from app.data import preparation
 from app.data import tokenization as module
+from app.data.data_dir import write_durably
 from app.data.pieces import Piece, PlacedPieces, held_out
 from app.data.preparation import Preparation, PrepareProgress, TokenNeed
-from app.data.shard_index import write_durably
 from app.data.sources import PinnedSource, pin_source
 from app.data.tokenizer import TokenizerFiles
 from app.errors import AccessDenied, ConfigError, Damaged, Unavailable
@@ -389,7 +389,7 @@ def test_a_full_disk_is_unavailable_and_the_work_goes_on_when_there_is_room(
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr("app.data.shard_index.os.fsync", fsync)
+        full.setattr("app.data.data_dir.os.fsync", fsync)
         with pytest.raises(Unavailable, match=f"^DATA_DIR={tmp_path / 'full'} is full"):
             run(corpus, tmp_path / "full", tokenizer)
     run(corpus, tmp_path / "full", tokenizer)
