@@ -19,7 +19,6 @@ from app.data.tokenizer import TokenizerFiles, open_tokenizer
 from app.errors import ConfigError, UsageError
 from app.settings.variables import BatchSettings
 
-_CHUNK_TOKENS = 1 << 22
 N_IDS = 1 << 16  # of uint16 tokens
 _LONGEST_BITS = 48
 
@@ -153,15 +152,18 @@ class CorpusStatistics:
         return asdict(self)
 
 
-def statistics(prepared: PreparedTokens) -> CorpusStatistics:
-    """One scan over all tokens, in constant memory. Raises what `verify` raises."""
+def statistics(prepared: PreparedTokens, chunk_tokens: int = 1 << 22) -> CorpusStatistics:
+    """One scan over all tokens, of which `chunk_tokens` at once are in memory.
+
+    Raises what `verify` raises.
+    """
     counts = np.zeros(N_IDS, dtype=np.int64)
     splits: dict[Split, SplitStatistics] = {}
     end = prepared.tokenizer.eos_token_id
     for split in SPLITS:
         for shard in prepared.index.shards[split]:
             verify(prepared.directory, shard)
-        splits[split] = _scan(prepared.open(split), end, counts)
+        splits[split] = _scan(prepared.open(split), chunk_tokens, end, counts)
     text_tokens = int(counts.sum() - counts[end])
     used = np.sort(counts)[::-1]
     index = prepared.index
@@ -238,12 +240,14 @@ def _parts(ids: Tokens, end: int) -> Iterator[tuple[Tokens, bool]]:
         yield ids[start:], False
 
 
-def _scan(shards: TokenShards, end: int, counts: npt.NDArray[np.int64]) -> SplitStatistics:
+def _scan(
+    shards: TokenShards, chunk_tokens: int, end: int, counts: npt.NDArray[np.int64]
+) -> SplitStatistics:
     """Statistics of one split; adds its tokens to `counts`, by id."""
     bins = np.zeros(_LONGEST_BITS, dtype=np.int64)
     last, longest = -1, 0
-    for start in range(0, shards.n_tokens, _CHUNK_TOKENS):
-        chunk = shards.read(start, min(_CHUNK_TOKENS, shards.n_tokens - start))
+    for start in range(0, shards.n_tokens, chunk_tokens):
+        chunk = shards.read(start, min(chunk_tokens, shards.n_tokens - start))
         counts += np.bincount(chunk, minlength=N_IDS)
         ends = np.flatnonzero(chunk == end) + start
         if len(ends):

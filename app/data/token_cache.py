@@ -185,9 +185,7 @@ class CacheUploader:
         while (index := self._take()) is not None:
             try:
                 self._cache.upload(index, self._directory, lambda: not self._closed, self._repair)
-            except (
-                BaseException
-            ) as error:  # source and tokenizer may raise too
+            except BaseException as error:  # source and tokenizer may raise too
                 if not (self._warned or self._closed):
                     log.warning(
                         "tokens could not be uploaded to %s, training goes on without: %s",

@@ -14,9 +14,9 @@ from app.data.sources import PinnedSource, pin_source
 from app.data.tokenizer import TokenizerFiles
 from app.errors import IncompatibleRun
 from app.settings.variables import DataSettings
-from tests.data.test_token_cache import MakeNode, node, tokens_store
 from tests.data.test_tokenization import files
 from tests.support.small_corpus import SHARD, corpus, small_batches, tokenizer
+from tests.support.token_nodes import MakeNode, node, tokens_store
 
 __all__ = ["corpus", "node", "small_batches", "tokenizer", "tokens_store"]
 

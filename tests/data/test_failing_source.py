@@ -23,7 +23,7 @@ from app.data.unsealed import FILE, Tally, Unsealed, UnsealedTokens
 from app.errors import AccessDenied, Damaged, Unavailable
 from app.settings.variables import DataSettings
 from tests.data.test_tokenization import Killed, files
-from tests.data.test_unsealed import tokens
+from tests.support.sample_tokens import tokens
 from tests.support.small_corpus import rows, tokenizer
 
 __all__ = ["tokenizer"]
