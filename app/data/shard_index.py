@@ -1,13 +1,13 @@
-"""Token ids on disk: packed uint16 shards and one index that says what is in them.
+"""The index of the shards: which files of token ids there are, and what is in them.
 
     train-00000.bin  train-00001.bin …   raw little-endian uint16, nothing else
     validation-00000.bin …               the same, for the held-out text
     index.json                           a list of seals
 
-A seal is one step of the preparation: up to one shard of each split, with size and
-SHA-256, and how far the source was read. A shard is written whole, synced, and only then
-named in the index, which is replaced in one step. Whatever a kill costs of the tokens that
-were not sealed yet (see `unsealed`), the files that come out are the same, byte for byte.
+A seal is one step of the preparation: at most one shard of each split, with its size and
+SHA-256, and how far the source was read. A shard is written and synced as a whole before the index
+names it, and the index is replaced in one step. A kill may cost tokens that were not sealed yet
+(see `unsealed`), but the files that are made in the end are the same, byte for byte.
 """
 
 import hashlib
@@ -57,12 +57,12 @@ class Shard:
 
 @checked_dataclass(frozen=True, config=_STRICT)
 class Seal:
-    """What one step of the preparation added, and where the work goes on after it.
+    """What one step of the preparation added, and where the next step begins.
 
-    `position` is the source's own: the next step goes on after it. It does not count when seals
-    are compared: the hub's library has several for one place, by where its reading began.
-    `pieces` and `documents` of the source, and `text_bytes` (UTF-8, both splits), are counted
-    from the beginning, so that any number of first seals is an index of its own.
+    `position` is where the source was left, in the source's own terms. Seals are compared without
+    it, since the library of the hub has several positions for one place, depending on where its
+    reading began. `pieces` and `documents` of the source and `text_bytes` (UTF-8, both splits) are
+    counted from the beginning of the source, so that the first seals make an index of their own.
     """
 
     pieces: _Count
@@ -87,9 +87,9 @@ class NamedShard:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What index.json holds. The shards hold exactly the first `pieces` of the source.
+    """What index.json holds. Its shards are made of the first `pieces` of the source, no more.
 
-    `text_bytes` is the size of the text that became these tokens, in UTF-8, both splits.
+    `source` and `tokenizer` are fingerprints. `complete`: the source has no more pieces.
     """
 
     source: str
@@ -135,19 +135,19 @@ class ShardIndex:
         return int(ends[-1]) if len(ends) else 0
 
     def first(self, n_seals: int) -> "ShardIndex":
-        """The index as it was after that many seals; itself where that is all of them."""
+        """The index as it was after its first `n_seals` seals; the same index if it has no more."""
         if n_seals >= len(self.seals):
             return self
         return replace(self, seals=self.seals[:n_seals], complete=False)
 
     def continues(self, other: "ShardIndex") -> bool:
-        """Whether this index holds all of `other`, and goes on after it."""
+        """Whether this index holds all of `other`, and more."""
         longer = (len(self.seals), self.complete) > (len(other.seals), other.complete)
         return longer and self.seals[: len(other.seals)] == other.seals
 
 
 class _IndexFile(BaseModel):
-    """index.json, as it is written. `documents` and `text_bytes` are there for people."""
+    """index.json as it is written. People read `documents` and `text_bytes`; no program does."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -175,10 +175,10 @@ def encode_index(index: ShardIndex) -> bytes:
 
 
 def decode_index(content: bytes, source: str, tokenizer: str, place: str) -> ShardIndex:
-    """The index that `content`, read from `place`, holds.
+    """The index in `content`, which was read from `place`.
 
-    Raises Damaged if it is not ours, or is of another source or tokenizer, IncompatibleRun if
-    a newer version wrote it.
+    Raises Damaged if it cannot be read or is of another source or tokenizer, IncompatibleRun if a
+    newer version wrote it.
     """
     check_format(content, FORMAT_VERSION, place)
     try:
@@ -191,10 +191,7 @@ def decode_index(content: bytes, source: str, tokenizer: str, place: str) -> Sha
 
 
 def read_index(directory: Path, source: str, tokenizer: str) -> ShardIndex:
-    """The index in `directory`, or an empty one for these fingerprints if there is none.
-
-    Raises as `decode_index`.
-    """
+    """The index in `directory`; an empty one if there is none. Raises what `decode_index` does."""
     path = directory / INDEX
     try:
         content = path.read_bytes()
@@ -209,9 +206,10 @@ def read_index(directory: Path, source: str, tokenizer: str) -> ShardIndex:
 
 
 def mended_index(directory: Path, known: ShardIndex) -> ShardIndex:
-    """As `read_index`, but a damaged one is set aside, and `known` takes its place.
+    """The index in `directory`. If it is damaged, it is set aside, and `known` takes its place.
 
-    Only for the one process that writes. Raises IncompatibleRun and OSError.
+    Only the process that holds the lock of `directory` may call this. Raises IncompatibleRun and
+    OSError.
     """
     try:
         return read_index(directory, known.source, known.tokenizer)

@@ -37,10 +37,10 @@ _MAPS = 64
 
 
 class TokenShards:
-    """The tokens of one split as one long array, memory-mapped, and growing with its index.
+    """The tokens of one split as one long array, which grows when the index on disk grows.
 
-    Whoever reads has made sure that the files are there and are what the index says: see
-    `verify`.
+    The files are mapped into memory. Before somebody reads from a file, `verify` has compared it
+    with the index; here only its size is looked at.
     """
 
     def __init__(self, directory: Path, split: Split, index: ShardIndex) -> None:
@@ -52,18 +52,18 @@ class TokenShards:
         return self._index.n_tokens(self._split)
 
     def read(self, start: int, length: int) -> Tokens:
-        """A copy of tokens [start, start + length), over shard borders where need be.
+        """A copy of the tokens [start, start + length), from as many shards as they lie in.
 
         Raises IndexError outside [0, n_tokens], Damaged for a file that is missing or has
         another size, AccessDenied or Unavailable for one that cannot be read.
         """
-        result = np.empty(length, dtype=np.uint16) if length >= 0 else np.empty(0, np.uint16)
         self._reach(start, length)
+        result = np.empty(length, dtype=np.uint16)
         self._fill(result, start)
         return result
 
     def read_rows(self, starts: npt.NDArray[np.int64], length: int) -> Tokens:
-        """The tokens [start, start + length) of each of (B,) starts: (B, length)."""
+        """As `read`, for (B,) starts at once: (B, length)."""
         result = np.empty((len(starts), length), dtype=np.uint16)
         for row, start in zip(result, starts.tolist(), strict=True):
             self._reach(start, length)
@@ -71,7 +71,7 @@ class TokenShards:
         return result
 
     def _reach(self, start: int, length: int) -> None:
-        if start + length > self.n_tokens:  # the preparation may have gone on since
+        if start + length > self.n_tokens:  # the preparation may have made more meanwhile
             index = read_index(self._directory, self._index.source, self._index.tokenizer)
             if index.continues(self._index):
                 self._index = index
@@ -98,25 +98,25 @@ class TokenShards:
             try:
                 _check_size(path, named.shard)
                 with _reading(path):
-                    # As a plain array: slicing a memmap costs more than copying a sequence.
+                    # As a plain array, since slicing a memmap takes longer than copying a sequence.
                     found = np.asarray(np.memmap(path, dtype=DTYPE, mode="r"))
             except AppError as error:
                 raise type(error)(f"{error}: start again: it is brought again") from error
             if len(self._maps) == _MAPS:
                 del self._maps[next(iter(self._maps))]
-        self._maps[number] = found  # the last one of the order is the newest used
+        self._maps[number] = found  # the map that was used last is the last one in the dictionary
         return found
 
     def __getstate__(self) -> dict[str, Any]:
-        # A data loading process opens the files itself; maps would be copied to it whole.
+        # A process that loads data maps the files itself: maps sent to it would be copied whole.
         return {**self.__dict__, "_maps": {}}
 
 
 def verify(directory: Path, named: NamedShard) -> bytes:
-    """The content of the file, which is what the index says.
+    """Read a shard and compare it with the index: its content.
 
-    Raises Damaged if it is missing, or its size or SHA-256 is not the recorded one; AccessDenied
-    or Unavailable if it cannot be read.
+    Raises Damaged if the file is missing or its size or SHA-256 is not the recorded one,
+    AccessDenied or Unavailable if it cannot be read.
     """
     path = directory / named.name
     _check_size(path, named.shard)
@@ -128,7 +128,7 @@ def verify(directory: Path, named: NamedShard) -> bytes:
 
 
 def is_missing(directory: Path, named: NamedShard) -> bool:
-    """Whether there is no such file. One that cannot even be looked at is there."""
+    """Whether there is no such file. A file that cannot be looked at counts as there."""
     try:
         (directory / named.name).stat()
     except OSError as error:
@@ -156,7 +156,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 class ShardWriter:
-    """Adds tokens to a directory, from where its index ends."""
+    """Adds seals, and the shards that they name, to `directory`, where the index is `index`."""
 
     def __init__(self, directory: Path, index: ShardIndex) -> None:
         self._directory = directory
@@ -169,13 +169,13 @@ class ShardWriter:
         self._n_pending[split] += len(tokens)
 
     def move(self, source: Split, target: Split) -> None:
-        """What was appended to one split since the last seal is the other's."""
+        """Count what was appended to `source` since the last seal as appended to `target`."""
         for tokens in self._pending[source]:
             self.append(target, tokens)
         self._pending[source], self._n_pending[source] = [], 0
 
     def pending(self) -> dict[Split, tuple[Tokens, ...]]:
-        """What was appended since the last seal, as it is now."""
+        """What was appended since the last seal. Later calls do not change the answer."""
         return {split: tuple(parts) for split, parts in self._pending.items()}
 
     def n_pending(self, split: Split) -> int:
@@ -194,14 +194,15 @@ class ShardWriter:
         text_bytes: int = 0,
         complete: bool = False,
     ) -> None:
-        """Make what was appended durable; it comes from the source's first `pieces` pieces, up
-        to its `position`.
+        """Write what was appended to files and name them in the index.
 
+        With it, all of the source's first `pieces` pieces are sealed, up to its `position`.
         Raises OSError.
         """
         seal, files = self._pack(position, pieces, documents, text_bytes)
-        self._write(files)
-        self._add(seal, complete)
+        self.index = replace(self._write(seal, files), complete=complete)
+        self._pending = {split: [] for split in SPLITS}
+        self._n_pending = dict.fromkeys(SPLITS, 0)
         write_index(self._directory, self.index)
 
     def restore(
@@ -213,18 +214,16 @@ class ShardWriter:
         documents: int,
         text_bytes: int = 0,
     ) -> bool:
-        """Write the files of a seal again, if what was appended makes the `expected` one:
-        whether it does. Raises OSError."""
+        """Write the files of the `expected` seal again, without the index.
+
+        Returns whether what was appended makes just that seal; if not, nothing is written.
+        Raises OSError.
+        """
         seal, files = self._pack(position, pieces, documents, text_bytes)
         if seal != expected:
             return False
-        self._write(files)
+        self._write(seal, files)
         return True
-
-    def _add(self, seal: Seal, complete: bool) -> None:
-        self.index = replace(self.index, seals=(*self.index.seals, seal), complete=complete)
-        self._pending = {split: [] for split in SPLITS}
-        self._n_pending = dict.fromkeys(SPLITS, 0)
 
     def _pack(
         self, position: Mapping[str, Any] | None, pieces: int, documents: int, text_bytes: int
@@ -242,7 +241,9 @@ class ShardWriter:
         place = None if position is None else dict(position)
         return Seal(pieces, documents, text_bytes, train, validation, place), files
 
-    def _write(self, files: Mapping[Split, Tokens]) -> None:
+    def _write(self, seal: Seal, files: Mapping[Split, Tokens]) -> ShardIndex:
+        """Write the files that follow the index: the index with `seal`, which names them."""
+        index = replace(self.index, seals=(*self.index.seals, seal))
         for split, data in files.items():
-            name = f"{split}-{len(self.index.shards[split]):05d}.bin"
-            write_durably(self._directory / name, data.data)
+            write_durably(self._directory / index.shards[split][-1].name, data.data)
+        return index
