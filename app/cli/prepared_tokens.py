@@ -1,8 +1,9 @@
 """The prepared tokens that the settings name, for commands that show them."""
 
 from app.console import redacted
+from app.data.data_dir import DataDir
 from app.data.inspection import N_IDS, PreparedTokens
-from app.data.shards import read_index
+from app.data.shard_index import read_index
 from app.data.tokenization import tokens_fingerprint
 from app.data.tokenizer import load_tokenizer
 from app.errors import NotFound
@@ -19,15 +20,16 @@ def find_tokens(settings: Settings) -> PreparedTokens:
     tokenizer = load_tokenizer(_tokenizer_spec(settings), data.data_dir, N_IDS)
     uri = settings.checkpoints.checkpoint_uri
     source = source_of_named_run(data, uri, settings.run_names).fingerprint
-    directory = data.data_dir / "tokens" / tokens_fingerprint(source, tokenizer)[:24]
-    with disk_failures(f"DATA_DIR={data.data_dir}"):
+    data_dir = DataDir(data.data_dir)
+    directory = data_dir.tokens(tokens_fingerprint(source, tokenizer))
+    with disk_failures(data_dir.setting):
         index = read_index(directory, source, tokenizer.fingerprint)
     if not index.n_tokens("train"):
         raise NotFound(
-            f"DATA_DIR={data.data_dir} holds no tokens of DATASET={redacted(data.dataset)} with "
+            f"{data_dir.setting} holds no tokens of DATASET={redacted(data.dataset)} with "
             f"TOKENIZER={data.tokenizer}: make them with `python -m app prepare`"
         )
-    return PreparedTokens(data.data_dir, directory, index, tokenizer)
+    return PreparedTokens(data_dir, directory, index, tokenizer)
 
 
 def sequence_length(settings: Settings) -> int:

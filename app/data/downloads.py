@@ -24,9 +24,9 @@ from urllib.parse import unquote, urlsplit
 
 from botocore.exceptions import ClientError
 
+from app.data.data_dir import DataDir, own_folder
 from app.data.files import ListedFile
 from app.data.limits import DEFAULT_LIMITS, DataLimits
-from app.data.locks import own_folder
 from app.data.readers import FILE_ENDINGS
 from app.data.retries import Backoff, Sleep
 from app.errors import AccessDenied, AppError, ConfigError, Damaged, NotFound, Unavailable
@@ -83,8 +83,8 @@ class RemoteFiles(ABC):
     ) -> None:
         """`block` is the number of bytes that are fetched at once."""
         self._setting = f"DATASET={uri}"
-        self._place = f"DATA_DIR={data_dir}"
-        self._folder = data_dir / "downloads"
+        place = DataDir(data_dir)
+        self._place, self._folder = place.setting, place.downloads
         self._alive, self._block, self._sleep = alive, block, sleep
         self.listed = tuple(self._list(uri))
 

@@ -1,4 +1,4 @@
-"""What training sees, as text and as numbers, from the tokens in DATA_DIR. No model, no torch.
+"""What training sees, as text and as numbers, read from DATA_DIR without a model or torch.
 
 Shapes: T = SEQ_LEN tokens.
 """
@@ -11,25 +11,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from app.data.sample_order import corpus_order, global_index
-from app.data.shards import SPLITS, ShardIndex, Split, Tokens, TokenShards, verify
+from app.data.data_dir import DataDir
+from app.data.sample_order import BatchGeometry, corpus_order
+from app.data.shard_index import SPLITS, ShardIndex, Split
+from app.data.shards import Tokens, TokenShards, verify
 from app.data.tokenizer import TokenizerFiles, open_tokenizer
 from app.errors import ConfigError, UsageError
 from app.settings.variables import BatchSettings
 
-_CHUNK_TOKENS = 1 << 22
 N_IDS = 1 << 16  # of uint16 tokens
 _LONGEST_BITS = 48
 
-# Text from strangers must not move the cursor of the terminal that shows it.
+# A control character in the text could move the cursor of the terminal that shows it: its picture
+# is printed instead.
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 
 
 @dataclass(frozen=True)
 class PreparedTokens:
-    """The tokens in DATA_DIR that the settings name, and how they are cut."""
+    """The tokens in DATA_DIR that the settings name, and the tokenizer that made them."""
 
-    data_dir: Path
+    data_dir: DataDir
     directory: Path
     index: ShardIndex
     tokenizer: TokenizerFiles
@@ -40,7 +42,7 @@ class PreparedTokens:
 
 @dataclass(frozen=True)
 class Place:
-    """Which part of a run is asked for; `step` counts from 1, as the log does."""
+    """Which part of a run to show. `step` counts from 1, as in the log; `micro_step` None: all."""
 
     step: int
     rank: int
@@ -50,7 +52,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Part:
-    """A document, or what of it lies in a sequence. `ends`: its end-of-text token does too."""
+    """A document, or the part of it in a sequence. `ends`: its end-of-text token is there too."""
 
     text: str
     tokens: int
@@ -59,7 +61,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Sample:
-    """A sequence as it is shown. `sample` counts from the run's first, `epoch` from 1."""
+    """A sequence as it is shown. `sample` counts from 0 in the whole run, `epoch` from 1."""
 
     micro_step: int
     row: int
@@ -73,11 +75,10 @@ class Sample:
 def samples_of_step(
     prepared: PreparedTokens, batch: BatchSettings, seq_len: int, seed: int, place: Place
 ) -> list[Sample]:
-    """What `place` sees, in order, of a run with SEED `seed` and sequences of `seq_len` tokens.
+    """What `place` shows, in order, of a run with SEED `seed` and sequences of `seq_len` tokens.
 
-    Raises UsageError for a place that the run does not have, ConfigError for one whose
-    tokens are not prepared, or where all of DATASET is less than a sequence, and for a shard
-    what `TokenShards.read` raises.
+    Raises UsageError for a place that the run does not have, ConfigError if its tokens are not
+    prepared or all of DATASET is less than a sequence, and what `TokenShards.read` raises.
     """
     shards = prepared.open("train")
     order = corpus_order(shards.n_tokens, seq_len, complete=prepared.index.complete, seed=seed)
@@ -88,13 +89,14 @@ def samples_of_step(
         )
     codec = open_tokenizer(prepared.tokenizer.directory / "tokenizer.json")
     samples = []
-    for micro_step, row, number in _numbers(batch, place):
+    for micro_step, row, number in _numbers(batch, seq_len, place):
         needed = order.tokens_until(number + 1, seq_len)
         if not prepared.index.complete and shards.n_tokens < needed:
-            # The last window of a corpus is shuffled otherwise than a whole one.
+            # The whole window must be there: the last window of a corpus is smaller, and so it is
+            # shuffled differently.
             raise ConfigError(
                 f"step {place.step} is not prepared yet: its order is known with training token "
-                f"{needed:,}, and DATA_DIR={prepared.data_dir} holds {shards.n_tokens:,}. "
+                f"{needed:,}, and {prepared.data_dir.setting} holds {shards.n_tokens:,}. "
                 f"Prepare more: python -m app prepare --total_steps {place.step}"
             )
         sequence = order.sequence_at(number)
@@ -109,7 +111,7 @@ def samples_of_step(
 
 
 def step_text(place: Place, samples: list[Sample]) -> Iterator[str]:
-    """Lines for people: a heading for each sequence, its text, and a line at each end of text."""
+    """Lines to read: a heading for each sequence, its text, and a line where a document ends."""
     for sample in samples:
         yield (
             f"━━ step {place.step}, micro-step {sample.micro_step}, rank {place.rank} of "
@@ -125,8 +127,8 @@ def step_text(place: Place, samples: list[Sample]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class SplitStatistics:
-    """`lengths`: (shortest, longest, documents) of each bin of lengths in tokens, the end
-    token counted; each bin reaches to twice the one before."""
+    """`lengths` counts the documents by their length in tokens, with the end-of-text token: one
+    (shortest, longest, documents) for each power of two. `longest` is the longest document."""
 
     tokens: int
     documents: int
@@ -136,7 +138,8 @@ class SplitStatistics:
 
 @dataclass(frozen=True)
 class CorpusStatistics:
-    """`bytes_per_token` of text, end tokens left out; `tokens_used` of `vocabulary` occur."""
+    """Both splits together. `bytes_per_token` leaves end-of-text tokens out. `tokens_used` of the
+    `vocabulary` ids occur."""
 
     complete: bool
     source_documents: int
@@ -151,15 +154,18 @@ class CorpusStatistics:
         return asdict(self)
 
 
-def statistics(prepared: PreparedTokens) -> CorpusStatistics:
-    """One scan over all tokens, in constant memory. Raises what `verify` raises."""
+def statistics(prepared: PreparedTokens, chunk_tokens: int = 1 << 22) -> CorpusStatistics:
+    """One scan over all tokens, of which `chunk_tokens` at once are in memory.
+
+    Raises what `verify` raises.
+    """
     counts = np.zeros(N_IDS, dtype=np.int64)
     splits: dict[Split, SplitStatistics] = {}
     end = prepared.tokenizer.eos_token_id
     for split in SPLITS:
         for shard in prepared.index.shards[split]:
             verify(prepared.directory, shard)
-        splits[split] = _scan(prepared.open(split), end, counts)
+        splits[split] = _scan(prepared.open(split), chunk_tokens, end, counts)
     text_tokens = int(counts.sum() - counts[end])
     used = np.sort(counts)[::-1]
     index = prepared.index
@@ -196,8 +202,8 @@ def statistics_text(prepared: PreparedTokens, found: CorpusStatistics) -> Iterat
         yield f"longest {train.longest:,}, mean {train.tokens / train.documents:,.0f}"
 
 
-def _numbers(batch: BatchSettings, place: Place) -> Iterator[tuple[int, int, int]]:
-    """(micro-step, row, sample number) of what `place` sees."""
+def _numbers(batch: BatchSettings, seq_len: int, place: Place) -> Iterator[tuple[int, int, int]]:
+    """(micro-step, row, number of the sample) of each sequence that `place` shows."""
     together = batch.batch_size * place.world_size
     if batch.global_batch_size % together:
         raise UsageError(
@@ -212,22 +218,16 @@ def _numbers(batch: BatchSettings, place: Place) -> Iterator[tuple[int, int, int
             f"--micro_step {place.micro_step}: a step has {accumulation}, counted from 0"
         )
     chosen = range(accumulation) if place.micro_step is None else [place.micro_step]
+    geometry = BatchGeometry(
+        batch.batch_size, batch.global_batch_size, seq_len, place.world_size, place.rank
+    )
     for micro_step in chosen:
-        for row in range(batch.batch_size):
-            number = global_index(
-                place.step - 1,
-                micro_step,
-                place.rank,
-                row,
-                batch_size=batch.batch_size,
-                world_size=place.world_size,
-                global_batch_size=batch.global_batch_size,
-            )
+        for row, number in enumerate(geometry.samples(place.step - 1, micro_step)):
             yield micro_step, row, number
 
 
 def _parts(ids: Tokens, end: int) -> Iterator[tuple[Tokens, bool]]:
-    """`ids` cut after each end token: (ids without it, whether it was there)."""
+    """`ids` cut after each end-of-text token: (ids without that token, whether it was there)."""
     start = 0
     for stop in np.flatnonzero(ids == end).tolist():
         yield ids[start:stop], True
@@ -236,12 +236,14 @@ def _parts(ids: Tokens, end: int) -> Iterator[tuple[Tokens, bool]]:
         yield ids[start:], False
 
 
-def _scan(shards: TokenShards, end: int, counts: npt.NDArray[np.int64]) -> SplitStatistics:
+def _scan(
+    shards: TokenShards, chunk_tokens: int, end: int, counts: npt.NDArray[np.int64]
+) -> SplitStatistics:
     """Statistics of one split; adds its tokens to `counts`, by id."""
     bins = np.zeros(_LONGEST_BITS, dtype=np.int64)
     last, longest = -1, 0
-    for start in range(0, shards.n_tokens, _CHUNK_TOKENS):
-        chunk = shards.read(start, min(_CHUNK_TOKENS, shards.n_tokens - start))
+    for start in range(0, shards.n_tokens, chunk_tokens):
+        chunk = shards.read(start, min(chunk_tokens, shards.n_tokens - start))
         counts += np.bincount(chunk, minlength=N_IDS)
         ends = np.flatnonzero(chunk == end) + start
         if len(ends):

@@ -1,4 +1,4 @@
-"""Token sequences as micro-batches of tensors, from any step on.
+"""Sequences of tokens as micro-batches of tensors, beginning with any step.
 
 Shapes: B sequences per micro-batch, T = SEQ_LEN tokens.
 """
@@ -14,18 +14,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from app.data.sample_order import BatchGeometry, Numbers, global_index
+from app.data.sample_order import BatchGeometry, Numbers
 from app.data.shards import TokenShards
 
 SampleFeed = Callable[[int, int], Numbers]
-"""(first, count) to the numbers of the sequences that the samples [first, first + count) show.
-
-It returns when their tokens can be read.
-"""
+"""Maps (first, count) to the numbers (count,) of the sequences that the samples [first, first +
+count) show. The call returns when their tokens can be read."""
 
 
 class Sequences(Dataset[Tensor]):
-    """Sequence number to T + 1 token ids (int64): inputs and, shifted by one, targets."""
+    """Maps the number of a sequence to its T + 1 token ids (int64): T inputs, and the T targets,
+    which are the inputs shifted by one."""
 
     def __init__(self, shards: TokenShards, seq_len: int) -> None:
         self.shards, self.seq_len = shards, seq_len
@@ -41,7 +40,7 @@ class Sequences(Dataset[Tensor]):
 
 
 class StepRange(Sampler[list[int]]):
-    """Sequence numbers of this process's micro-batches, for the steps [start, stop)."""
+    """The sequences of each micro-batch of this process, by number, for the steps [start, stop)."""
 
     def __init__(self, feed: SampleFeed, geometry: BatchGeometry, start: int, stop: int) -> None:
         self.feed, self.geometry, self.start, self.stop = feed, geometry, start, stop
@@ -50,26 +49,12 @@ class StepRange(Sampler[list[int]]):
         return (self.stop - self.start) * self.geometry.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Runs in the main process also where others read the tokens."""
+        """This runs in the main process, even if other processes load the tokens."""
         size = self.geometry.global_batch_size
         for step in range(self.start, self.stop):
             samples = self.feed(step * size, size).tolist()
             for micro_step in range(self.geometry.accumulation):
-                yield [samples[row] for row in self._rows(micro_step)]
-
-    def _rows(self, micro_step: int) -> range:
-        """Which of a step's samples are this process's: see `global_index`."""
-        geometry = self.geometry
-        first = global_index(
-            0,
-            micro_step,
-            geometry.rank,
-            0,
-            batch_size=geometry.batch_size,
-            world_size=geometry.world_size,
-            global_batch_size=geometry.global_batch_size,
-        )
-        return range(first, first + geometry.batch_size)
+                yield [samples[place] for place in self.geometry.samples(0, micro_step)]
 
 
 def training_loader(
@@ -95,12 +80,16 @@ def training_loader(
 
 
 def _as_it_is(batch: Any) -> Any:
-    """Sequences come as one tensor already."""
+    """`Sequences` gives a whole micro-batch as one tensor, so there is nothing to collate."""
     return batch
 
 
 def _leave_signals_to_the_job(worker: int) -> None:
-    """Ctrl-C and some schedulers signal the whole group, and the job still needs its workers."""
+    """Ignore signals in a process that loads data.
+
+    Ctrl-C and some schedulers signal the whole process group, and the job still needs its loading
+    processes until it has stopped.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

@@ -17,23 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 from app.console import counted
-from app.data.locks import locked_folder
-from app.data.missing_shards import MissingShards
+from app.data.data_dir import DataDir, locked_folder
 from app.data.pieces import HELD_OUT_ONE_IN
-from app.data.shards import (
-    SHARD_TOKENS,
+from app.data.shard_index import (
     NamedShard,
     ShardIndex,
     Split,
-    TokenShards,
-    is_missing,
     mended_index,
     read_index,
-    verify,
     write_index,
 )
+from app.data.shards import SHARD_TOKENS, TokenShards, is_missing, verify
 from app.data.sources import PinnedSource
-from app.data.token_cache import CacheUploader, TokenCache
+from app.data.token_cache import CacheUploader, MissingShards, TokenCache
 from app.data.tokenization import CorpusTokenizer, tokens_fingerprint
 from app.data.tokenizer import TokenizerFiles
 from app.errors import AppError, Damaged
@@ -117,14 +113,13 @@ class Preparation:
         thread, every two seconds or so; what it raises ends the work."""
         self.tokenizer, self.need = tokenizer, need
         self.fingerprint = tokens_fingerprint(source.fingerprint, tokenizer)
-        data_dir = source.settings.data_dir
-        self.directory = data_dir / "tokens" / self.fingerprint[:24]
+        self._data_dir = DataDir(source.settings.data_dir)
+        self.directory = self._data_dir.tokens(self.fingerprint)
         self.index = ShardIndex(source.fingerprint, tokenizer.fingerprint)
         self.progress = PrepareProgress(tokens_total=need.stop)
-        self._place = f"DATA_DIR={data_dir}"
         self._corpus = CorpusTokenizer(source, tokenizer, self.directory, shard_tokens)
         self._cache = cache(self.fingerprint)
-        self._missing = MissingShards(self.directory, self._corpus, self._cache)
+        self._missing = MissingShards(self._data_dir, self.fingerprint, self._corpus, self._cache)
         self._uploader = (
             CacheUploader(self._cache, self.directory, self._repair) if self._cache else None
         )
@@ -253,7 +248,7 @@ class Preparation:
 
     def _work(self) -> None:
         self._reported = time.monotonic()
-        with disk_failures(self._place):
+        with disk_failures(self._data_dir.setting):
             self._follow_index()
             self._adopt_cached()
             self._fetch_missing()

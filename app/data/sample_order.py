@@ -1,4 +1,5 @@
-"""Which sequence is shown when: arithmetic, with no state and nothing to fast-forward."""
+"""Which sequence is shown when. It is computed from the number of the sample alone, so a run that
+resumes has nothing to restore and nothing to skip."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-# Of sequences. Training begins when the first window is tokenized: at 2,048 tokens a
-# sequence that is one shard of 4 million tokens, a few seconds of two cores. It mixes
-# some 16 MB of text, thousands of documents.
+# Sequences in a window. Training begins when the first window is tokenized: with 2,048 tokens in
+# a sequence that is one shard of 4 million tokens, a few seconds of work for two cores. A window
+# mixes some 16 MB of text, which is thousands of documents.
 WINDOW_SEQUENCES = 2_048
 
 Numbers = npt.NDArray[np.int64]
@@ -43,7 +44,7 @@ def permute(index: int, n: int, key: int) -> int:
 
 
 def permute_many(indices: Numbers, n: int, key: int) -> Numbers:
-    """`permute` of each of many indices, at once."""
+    """`permute` of each of (N,) indices: (N,). Raises IndexError outside [0, n)."""
     if len(indices) and not (indices.min() >= 0 and indices.max() < n):
         raise IndexError(f"{indices.min()} to {indices.max()} is outside [0, {n})")
     if n == 1:
@@ -66,12 +67,12 @@ def permute_many(indices: Numbers, n: int, key: int) -> Numbers:
 class SampleOrder:
     """The order of a corpus of `n_sequences`, epoch after epoch.
 
-    In the first epoch the corpus is cut into windows of `window` sequences. They come in
-    order, shuffled inside (the last one may be smaller), so that training needs only the
-    beginning of the corpus. Every later epoch is a new shuffle of everything.
+    In the first epoch the corpus is cut into windows of `window` sequences; the last one may be
+    smaller. The windows are shown one after the other, each of them shuffled, so that training can
+    begin with the beginning of the corpus. Each later epoch shuffles the whole corpus anew.
 
-    `n_sequences` is None while the corpus goes on behind what is tokenized: the run then
-    stays in the first epoch, and its order is the same as later with the number known.
+    `n_sequences` is None while not all of the corpus is tokenized. The run is in its first epoch
+    then, whose order does not change when the number becomes known.
     """
 
     n_sequences: int | None
@@ -87,13 +88,13 @@ class SampleOrder:
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def tokens_until(self, stop: int, seq_len: int) -> int:
-        """How many tokens of the corpus decide about the samples before `stop`, in the first
-        epoch: all of their windows, and the target of the last input."""
+        """How many tokens the samples before `stop` need in the first epoch: those of all their
+        windows, and one more as the target of the last input."""
         return -(-stop // self.window) * self.window * seq_len + 1
 
     def _blocks(self, first: int, stop: int) -> Iterator[tuple[int, int, int, Numbers]]:
-        """The samples [first, stop) by the permutation that places them: where it starts,
-        how large it is, its key, and the positions inside it."""
+        """The samples [first, stop) in blocks, each shuffled by one permutation: its first
+        sequence, its size, its key, and the positions of the samples in it."""
         while first < stop:
             start, size, key, position = self._block_of(first)
             end = min(stop - first + position, size)
@@ -116,7 +117,8 @@ class SampleOrder:
         return start + permute(position, size, key)
 
     def _block_of(self, global_index: int) -> tuple[int, int, int, int]:
-        """Start, size and key of the permutation that places a sample, and its position there."""
+        """The block in which a sample is shuffled: its first sequence, its size and its key, and
+        the position of the sample in it."""
         epoch = self.epoch_of(global_index)
         if epoch and self.n_sequences:
             key = _key(self.seed, epoch, 0)
@@ -130,9 +132,9 @@ class SampleOrder:
 
 
 def corpus_order(n_tokens: int, seq_len: int, *, complete: bool, seed: int) -> SampleOrder:
-    """The order of sequences of `seq_len` tokens, each with one target more, cut from `n_tokens`.
+    """The order of the sequences of `seq_len` tokens, and one more as target, in `n_tokens`.
 
-    Epochs turn only where the corpus is `complete`; elsewhere it is long enough for the run.
+    A corpus that is not `complete` has no second epoch: it gets as long as the run needs.
     """
     return SampleOrder((n_tokens - 1) // seq_len if complete else None, seed)
 
@@ -147,9 +149,9 @@ def global_index(
     world_size: int,
     global_batch_size: int,
 ) -> int:
-    """The number of a sample since the start of the run.
+    """The number of a sample, counted from the start of the run.
 
-    A step shows the same `global_batch_size` samples however many processes share them.
+    However many processes share a step, it shows the same `global_batch_size` samples.
     """
     return step * global_batch_size + (micro_step * world_size + rank) * batch_size + row
 
@@ -170,7 +172,7 @@ def _mix(value: int) -> int:
 
 
 def _mix_many(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """`_mix` of each; 64-bit numbers wrap around as its mask makes them."""
+    """`_mix` of each. Here 64-bit numbers overflow to what `_mix` keeps with its mask."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
@@ -194,3 +196,16 @@ class BatchGeometry:
     @property
     def tokens_per_step(self) -> int:
         return self.global_batch_size * self.seq_len
+
+    def samples(self, step: int, micro_step: int) -> range:
+        """The samples that this process shows in a micro-step of `step`, which counts from 0."""
+        first = global_index(
+            step,
+            micro_step,
+            self.rank,
+            0,
+            batch_size=self.batch_size,
+            world_size=self.world_size,
+            global_batch_size=self.global_batch_size,
+        )
+        return range(first, first + self.batch_size)

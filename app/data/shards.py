@@ -1,259 +1,46 @@
-"""Token ids on disk: packed uint16 shards and one index that says what is in them.
+"""The files of tokens that an index names: read as one long array, compared with the index, made.
 
-    train-00000.bin  train-00001.bin …   raw little-endian uint16, nothing else
-    validation-00000.bin …               the same, for the held-out text
-    index.json                           a list of seals
-
-A seal is one step of the preparation: up to one shard of each split, with size and
-SHA-256, and how far the source was read. A shard is written whole, synced, and only then
-named in the index, which is replaced in one step. Whatever a kill costs of the tokens that
-were not sealed yet (see `unsealed`), the files that come out are the same, byte for byte.
+Each file is a shard: packed little-endian uint16 token ids and nothing else (see `shard_index`).
 """
 
 import hashlib
-import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.dataclasses import dataclass as checked_dataclass
 
+from app.data.data_dir import write_durably
+from app.data.shard_index import (
+    DTYPE,
+    SPLITS,
+    NamedShard,
+    Seal,
+    Shard,
+    ShardIndex,
+    Split,
+    read_index,
+    write_index,
+)
 from app.errors import AccessDenied, AppError, Damaged, Unavailable
-from app.stores.documents import decode_document
 
-log = logging.getLogger(__name__)
-
-INDEX = "index.json"
 SHARD_TOKENS = 1 << 22  # 8 MiB: some seconds of tokenizing
-FORMAT_VERSION = 2
 
-Split = Literal["train", "validation"]
-SPLITS: tuple[Split, ...] = ("train", "validation")
 Tokens = npt.NDArray[np.uint16]
 
-DTYPE = np.dtype("<u2")
-_MAPS = 64  # at once: each holds a descriptor; a window of sequences lies in a few
-_STRICT = ConfigDict(extra="forbid", strict=True)
-_Count = Annotated[int, Field(ge=0, lt=1 << 62)]
-
-
-@checked_dataclass(frozen=True, config=_STRICT)
-class Shard:
-    """A sealed file; `sha256` is hexadecimal."""
-
-    tokens: _Count
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-    @property
-    def n_bytes(self) -> int:
-        return self.tokens * DTYPE.itemsize
-
-    def matches(self, content: bytes) -> bool:
-        return len(content) == self.n_bytes and hashlib.sha256(content).hexdigest() == self.sha256
-
-
-@checked_dataclass(frozen=True, config=_STRICT)
-class Seal:
-    """What one step of the preparation added, and where the work goes on after it.
-
-    `position` is the source's own: the next step goes on after it. It does not count when seals
-    are compared: the hub's library has several for one place, by where its reading began.
-    `pieces` and `documents` of the source, and `text_bytes` (UTF-8, both splits), are counted
-    from the beginning, so that any number of first seals is an index of its own.
-    """
-
-    pieces: _Count
-    documents: _Count
-    text_bytes: _Count
-    train: Shard | None = None
-    validation: Shard | None = None
-    position: dict[str, Any] | None = field(default=None, compare=False)
-
-    def shard(self, split: Split) -> Shard | None:
-        return self.train if split == "train" else self.validation
-
-
-@dataclass(frozen=True)
-class NamedShard:
-    """A shard, the name of its file, and the number of the seal that made it."""
-
-    name: str
-    seal: int
-    shard: Shard
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    """What index.json holds. The shards hold exactly the first `pieces` of the source.
-
-    `text_bytes` is the size of the text that became these tokens, in UTF-8, both splits.
-    """
-
-    source: str
-    tokenizer: str
-    seals: tuple[Seal, ...] = ()
-    complete: bool = False
-
-    @property
-    def position(self) -> Mapping[str, Any] | None:
-        return self.seals[-1].position if self.seals else None
-
-    @property
-    def pieces(self) -> int:
-        return self.seals[-1].pieces if self.seals else 0
-
-    @property
-    def documents(self) -> int:
-        return self.seals[-1].documents if self.seals else 0
-
-    @property
-    def text_bytes(self) -> int:
-        return self.seals[-1].text_bytes if self.seals else 0
-
-    @cached_property
-    def shards(self) -> Mapping[Split, tuple[NamedShard, ...]]:
-        found: dict[Split, list[NamedShard]] = {split: [] for split in SPLITS}
-        for number, seal in enumerate(self.seals):
-            for split, named in found.items():
-                if (shard := seal.shard(split)) is not None:
-                    named.append(NamedShard(f"{split}-{len(named):05d}.bin", number, shard))
-        return {split: tuple(named) for split, named in found.items()}
-
-    @cached_property
-    def ends(self) -> Mapping[Split, npt.NDArray[np.int64]]:
-        """For each shard of a split, the number of tokens up to its end."""
-        return {
-            split: np.cumsum([named.shard.tokens for named in shards], dtype=np.int64)
-            for split, shards in self.shards.items()
-        }
-
-    def n_tokens(self, split: Split) -> int:
-        ends = self.ends[split]
-        return int(ends[-1]) if len(ends) else 0
-
-    def first(self, n_seals: int) -> "ShardIndex":
-        """The index as it was after that many seals; itself where that is all of them."""
-        if n_seals >= len(self.seals):
-            return self
-        return replace(self, seals=self.seals[:n_seals], complete=False)
-
-    def continues(self, other: "ShardIndex") -> bool:
-        """Whether this index holds all of `other`, and goes on after it."""
-        longer = (len(self.seals), self.complete) > (len(other.seals), other.complete)
-        return longer and self.seals[: len(other.seals)] == other.seals
-
-
-class _IndexFile(BaseModel):
-    """index.json, as it is written. `documents` and `text_bytes` are there for people."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    format_version: int
-    source: str
-    tokenizer: str
-    complete: bool
-    documents: int = 0
-    text_bytes: int = 0
-    seals: tuple[Seal, ...]
-
-
-def encode_index(index: ShardIndex) -> bytes:
-    """The content of index.json."""
-    file = _IndexFile(
-        format_version=FORMAT_VERSION,
-        source=index.source,
-        tokenizer=index.tokenizer,
-        complete=index.complete,
-        documents=index.documents,
-        text_bytes=index.text_bytes,
-        seals=index.seals,
-    )
-    return file.model_dump_json(exclude_none=True).encode()
-
-
-def decode_index(content: bytes, source: str, tokenizer: str, place: str) -> ShardIndex:
-    """The index that `content`, read from `place`, holds.
-
-    Raises Damaged if it is not ours, or is of another source or tokenizer, IncompatibleRun if
-    a newer version wrote it.
-    """
-    file = decode_document(
-        content,
-        _IndexFile,
-        place,
-        newest_format=FORMAT_VERSION,
-        damaged=lambda _: f"{place} is not readable",
-    )
-    if (file.format_version, file.source, file.tokenizer) != (FORMAT_VERSION, source, tokenizer):
-        raise Damaged(f"{place} is of another dataset or version")
-    return ShardIndex(source, tokenizer, file.seals, file.complete)
-
-
-def read_index(directory: Path, source: str, tokenizer: str) -> ShardIndex:
-    """The index in `directory`, or an empty one for these fingerprints if there is none.
-
-    Raises as `decode_index`.
-    """
-    path = directory / INDEX
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return ShardIndex(source=source, tokenizer=tokenizer)
-    try:
-        return decode_index(content, source, tokenizer, str(path))
-    except Damaged as error:
-        raise Damaged(
-            f"{error}: the next `train` or `prepare` sets it aside and makes it again"
-        ) from error
-
-
-def mended_index(directory: Path, known: ShardIndex) -> ShardIndex:
-    """As `read_index`, but a damaged one is set aside, and `known` takes its place.
-
-    Only for the one process that writes. Raises IncompatibleRun and OSError.
-    """
-    try:
-        return read_index(directory, known.source, known.tokenizer)
-    except Damaged:
-        path, aside = directory / INDEX, directory / f"{INDEX}.damaged"
-        path.replace(aside)
-        log.error("DAMAGED INDEX %s moved to %s: what it named is found or made again", path, aside)
-        write_index(directory, known)
-        return known
-
-
-def write_index(directory: Path, index: ShardIndex) -> None:
-    """Replace the index in one step. Raises OSError."""
-    write_durably(directory / INDEX, encode_index(index))
-
-
-def write_durably(path: Path, data: bytes | memoryview) -> None:
-    """`path` holds all of `data` or what it held before, also after a power cut."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+# So many files are mapped at once: each map holds a file descriptor, and a window of sequences
+# lies in a few shards.
+_MAPS = 64
 
 
 class TokenShards:
-    """The tokens of one split as one long array, memory-mapped, and growing with its index.
+    """The tokens of one split as one long array, which grows when the index on disk grows.
 
-    Whoever reads has made sure that the files are there and are what the index says: see
-    `verify`.
+    The files are mapped into memory. Before somebody reads from a file, `verify` has compared it
+    with the index; here only its size is looked at.
     """
 
     def __init__(self, directory: Path, split: Split, index: ShardIndex) -> None:
@@ -265,18 +52,18 @@ class TokenShards:
         return self._index.n_tokens(self._split)
 
     def read(self, start: int, length: int) -> Tokens:
-        """A copy of tokens [start, start + length), over shard borders where need be.
+        """A copy of the tokens [start, start + length), from as many shards as they lie in.
 
         Raises IndexError outside [0, n_tokens], Damaged for a file that is missing or has
         another size, AccessDenied or Unavailable for one that cannot be read.
         """
-        result = np.empty(length, dtype=np.uint16) if length >= 0 else np.empty(0, np.uint16)
         self._reach(start, length)
+        result = np.empty(length, dtype=np.uint16)
         self._fill(result, start)
         return result
 
     def read_rows(self, starts: npt.NDArray[np.int64], length: int) -> Tokens:
-        """The tokens [start, start + length) of each of (B,) starts: (B, length)."""
+        """As `read`, for (B,) starts at once: (B, length)."""
         result = np.empty((len(starts), length), dtype=np.uint16)
         for row, start in zip(result, starts.tolist(), strict=True):
             self._reach(start, length)
@@ -284,7 +71,7 @@ class TokenShards:
         return result
 
     def _reach(self, start: int, length: int) -> None:
-        if start + length > self.n_tokens:  # the preparation may have gone on since
+        if start + length > self.n_tokens:  # the preparation may have made more meanwhile
             index = read_index(self._directory, self._index.source, self._index.tokenizer)
             if index.continues(self._index):
                 self._index = index
@@ -311,25 +98,25 @@ class TokenShards:
             try:
                 _check_size(path, named.shard)
                 with _reading(path):
-                    # As a plain array: slicing a memmap costs more than copying a sequence.
+                    # As a plain array, since slicing a memmap takes longer than copying a sequence.
                     found = np.asarray(np.memmap(path, dtype=DTYPE, mode="r"))
             except AppError as error:
                 raise type(error)(f"{error}: start again: it is brought again") from error
             if len(self._maps) == _MAPS:
                 del self._maps[next(iter(self._maps))]
-        self._maps[number] = found  # the last one of the order is the newest used
+        self._maps[number] = found  # the map that was used last is the last one in the dictionary
         return found
 
     def __getstate__(self) -> dict[str, Any]:
-        # A data loading process opens the files itself; maps would be copied to it whole.
+        # A process that loads data maps the files itself: maps sent to it would be copied whole.
         return {**self.__dict__, "_maps": {}}
 
 
 def verify(directory: Path, named: NamedShard) -> bytes:
-    """The content of the file, which is what the index says.
+    """Read a shard and compare it with the index: its content.
 
-    Raises Damaged if it is missing, or its size or SHA-256 is not the recorded one; AccessDenied
-    or Unavailable if it cannot be read.
+    Raises Damaged if the file is missing or its size or SHA-256 is not the recorded one,
+    AccessDenied or Unavailable if it cannot be read.
     """
     path = directory / named.name
     _check_size(path, named.shard)
@@ -341,7 +128,7 @@ def verify(directory: Path, named: NamedShard) -> bytes:
 
 
 def is_missing(directory: Path, named: NamedShard) -> bool:
-    """Whether there is no such file. One that cannot even be looked at is there."""
+    """Whether there is no such file. A file that cannot be looked at counts as there."""
     try:
         (directory / named.name).stat()
     except OSError as error:
@@ -366,3 +153,97 @@ def _reading(path: Path) -> Iterator[None]:
         raise AccessDenied(f"{path} cannot be read ({error.strerror})") from error
     except OSError as error:
         raise Unavailable(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+class ShardWriter:
+    """Adds seals, and the shards that they name, to `directory`, where the index is `index`."""
+
+    def __init__(self, directory: Path, index: ShardIndex) -> None:
+        self._directory = directory
+        self.index = index
+        self._pending: dict[Split, list[Tokens]] = {split: [] for split in SPLITS}
+        self._n_pending: dict[Split, int] = dict.fromkeys(SPLITS, 0)
+
+    def append(self, split: Split, tokens: Tokens) -> None:
+        self._pending[split].append(tokens)
+        self._n_pending[split] += len(tokens)
+
+    def move(self, source: Split, target: Split) -> None:
+        """Count what was appended to `source` since the last seal as appended to `target`."""
+        for tokens in self._pending[source]:
+            self.append(target, tokens)
+        self._pending[source], self._n_pending[source] = [], 0
+
+    def pending(self) -> dict[Split, tuple[Tokens, ...]]:
+        """What was appended since the last seal. Later calls do not change the answer."""
+        return {split: tuple(parts) for split, parts in self._pending.items()}
+
+    def n_pending(self, split: Split) -> int:
+        return self._n_pending[split]
+
+    def n_tokens(self, split: Split) -> int:
+        """Sealed and pending."""
+        return self.index.n_tokens(split) + self.n_pending(split)
+
+    def seal(
+        self,
+        *,
+        position: Mapping[str, Any] | None,
+        pieces: int,
+        documents: int,
+        text_bytes: int = 0,
+        complete: bool = False,
+    ) -> None:
+        """Write what was appended to files and name them in the index.
+
+        With it, all of the source's first `pieces` pieces are sealed, up to its `position`.
+        Raises OSError.
+        """
+        seal, files = self._pack(position, pieces, documents, text_bytes)
+        self.index = replace(self._write(seal, files), complete=complete)
+        self._pending = {split: [] for split in SPLITS}
+        self._n_pending = dict.fromkeys(SPLITS, 0)
+        write_index(self._directory, self.index)
+
+    def restore(
+        self,
+        expected: Seal,
+        *,
+        position: Mapping[str, Any] | None,
+        pieces: int,
+        documents: int,
+        text_bytes: int = 0,
+    ) -> bool:
+        """Write the files of the `expected` seal again, without the index.
+
+        Returns whether what was appended makes just that seal; if not, nothing is written.
+        Raises OSError.
+        """
+        seal, files = self._pack(position, pieces, documents, text_bytes)
+        if seal != expected:
+            return False
+        self._write(seal, files)
+        return True
+
+    def _pack(
+        self, position: Mapping[str, Any] | None, pieces: int, documents: int, text_bytes: int
+    ) -> tuple[Seal, dict[Split, Tokens]]:
+        files: dict[Split, Tokens] = {
+            split: np.concatenate(self._pending[split]).astype(DTYPE, copy=False)
+            for split in SPLITS
+            if self._n_pending[split]
+        }
+        shards = {
+            split: Shard(len(data), hashlib.sha256(data.data).hexdigest())
+            for split, data in files.items()
+        }
+        train, validation = shards.get("train"), shards.get("validation")
+        place = None if position is None else dict(position)
+        return Seal(pieces, documents, text_bytes, train, validation, place), files
+
+    def _write(self, seal: Seal, files: Mapping[Split, Tokens]) -> ShardIndex:
+        """Write the files that follow the index: the index with `seal`, which names them."""
+        index = replace(self.index, seals=(*self.index.seals, seal))
+        for split, data in files.items():
+            write_durably(self._directory / index.shards[split][-1].name, data.data)
+        return index

@@ -12,7 +12,8 @@ import numpy as np
 from app.data.loader import ValidationBatches
 from app.data.preparation import Preparation, PrepareProgress, Waiting
 from app.data.sample_order import Numbers, SampleOrder, corpus_order
-from app.data.shards import ShardIndex, TokenShards
+from app.data.shard_index import ShardIndex
+from app.data.shards import TokenShards
 from app.data.token_progress import TokenProgress
 from app.data.tokenizer import TokenizerFiles
 

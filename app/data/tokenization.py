@@ -18,8 +18,8 @@ import numpy as np
 
 from app.data.limits import DEFAULT_LIMITS
 from app.data.pieces import Piece, Pieces, Position, held_out
-from app.data.shard_writer import ShardWriter
-from app.data.shards import SHARD_TOKENS, ShardIndex, Split, Tokens
+from app.data.shard_index import ShardIndex, Split
+from app.data.shards import SHARD_TOKENS, ShardWriter, Tokens
 from app.data.sources import PinnedSource
 from app.data.tokenizer import TextEncoder, TokenizerFiles
 from app.data.unsealed import Tally, Unsealed, UnsealedTokens

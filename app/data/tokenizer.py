@@ -21,6 +21,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from app.data.builtin import BUILTIN, builtin_documents, builtin_fingerprint
+from app.data.data_dir import DataDir
 from app.errors import ConfigError, Damaged, NotFound
 from app.failures import disk_failures
 from app.model.hub_snapshot import hub_snapshot, looks_like_path
@@ -67,13 +68,14 @@ def load_tokenizer(
     Raises ConfigError (no end-of-text token, not a fast tokenizer, more tokens than
     `vocab_size_limit`), NotFound, AccessDenied, Unavailable, Damaged.
     """
-    cache = data_dir / "tokenizers"
+    place = DataDir(data_dir)
+    cache = place.tokenizers
     if spec != BUILTIN:
-        files = _load_foreign(spec, cache, f"DATA_DIR={data_dir}")
+        files = _load_foreign(spec, cache, place.setting)
     elif builtin_directory.is_dir():
         files = read_tokenizer(builtin_directory, "TOKENIZER=builtin")
     else:
-        with disk_failures(f"DATA_DIR={data_dir}"):
+        with disk_failures(place.setting):
             name = f"builtin-{builtin_fingerprint(library)[:16]}"
             files = build_builtin_tokenizer(cache / name, library)
     if files.vocab_size > vocab_size_limit:

@@ -1,10 +1,10 @@
-"""Tokens that were made and not sealed, kept where the preparation ends before their seal.
+"""Tokens that are in no shard yet, kept in a file so that a restart need not make them again.
 
     unsealed.tokens   SHA-256 (hex) of what follows, a line of JSON, the tokens of both splits
 
-They save the next start work and decide nothing: the shards are the same without them. So a
-file that is damaged, or that does not follow the seals that are there, is left aside. It is in
-no index and never in the bucket. Only who holds the preparation's lock reads or writes it.
+The file only saves work: the shards are the same, byte for byte, without it. So it is ignored if it
+is damaged or does not follow the seals that are there. No index names it, and it is never uploaded.
+Only the process that holds the preparation's lock reads or writes it.
 """
 
 import hashlib
@@ -21,15 +21,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from app.data.shards import (
-    DTYPE,
-    SPLITS,
-    ShardIndex,
-    Split,
-    Tokens,
-    encode_index,
-    write_durably,
-)
+from app.data.data_dir import write_durably
+from app.data.shard_index import DTYPE, SPLITS, ShardIndex, Split, encode_index
+from app.data.shards import Tokens
 from app.errors import Damaged
 
 log = logging.getLogger(__name__)
@@ -42,10 +36,11 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 
 @checked_dataclass(frozen=True, config=_STRICT)
 class Tally:
-    """Where the tokenizer stands: counted from the beginning of the source.
+    """How far the source is tokenized, counted from its beginning.
 
-    `position` is the source's own. `begun` counts the pieces and characters of the batch within
-    which the source was left, so that it ends where it would have ended; (0, 0) between batches.
+    `position` is the source's own. If the source failed within a batch, `begun` counts the pieces
+    and characters of that batch so far, so that the batch ends where it would have ended without
+    the failure; between batches it is (0, 0).
     """
 
     position: Mapping[str, Any] | None
@@ -57,7 +52,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Unsealed:
-    """Tokens that follow those of `index`, in parts, and how far the source was read for them."""
+    """Tokens that follow those of `index`, in parts, and how far the source is tokenized then."""
 
     index: ShardIndex
     tally: Tally
@@ -65,7 +60,7 @@ class Unsealed:
 
 
 class _Header(BaseModel):
-    """The line of JSON. `index` is the SHA-256 of the one that the tokens follow."""
+    """The line of JSON. `index` is the SHA-256 of the index that the tokens follow."""
 
     model_config = _STRICT
 
@@ -91,8 +86,10 @@ def encode_unsealed(unsealed: Unsealed) -> bytes:
 
 
 def decode_unsealed(content: bytes, index: ShardIndex) -> Unsealed | None:
-    """What goes on after `index`; None if its last seal holds it. Raises Damaged for anything
-    else."""
+    """The tokens in `content`, which follow `index`; None if its last seal holds them already.
+
+    Raises Damaged for any other content.
+    """
     digest, _, rest = content.partition(b"\n")
     if digest != _digest(rest):
         raise Damaged("it was changed (SHA-256 differs)")
@@ -113,7 +110,7 @@ def decode_unsealed(content: bytes, index: ShardIndex) -> Unsealed | None:
 
 
 class UnsealedTokens:
-    """The file in `directory`. All but `note` and `read` may be called from any thread."""
+    """The file in `directory`. `keep` and `clear` may be called from any thread."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / FILE
@@ -123,7 +120,7 @@ class UnsealedTokens:
         self._writing = threading.Lock()
 
     def read(self, index: ShardIndex) -> Unsealed | None:
-        """What the file holds, if it goes on after `index`. Why it is left aside is logged."""
+        """The tokens in the file, if they follow `index`. If not, a line in the log says why."""
         try:
             found = decode_unsealed(self._path.read_bytes(), index)
         except FileNotFoundError:
@@ -140,14 +137,17 @@ class UnsealedTokens:
         return found
 
     def note(self, unsealed: Unsealed) -> None:
-        """What to keep from now on: written now and then, and by `keep`."""
+        """Remember what `keep` is to write; write it if the last writing was long ago."""
         self._newest = unsealed
         if time.monotonic() - self._kept_at >= _KEEP_SECONDS:
             self.keep()
 
     def keep(self) -> None:
-        """Write what was noted last. Failing costs a line in the log, and those tokens: what
-        ended the work says more than a disk that takes no file."""
+        """Write what was noted last.
+
+        A failure is only logged, and costs those tokens: the error that ended the work must not
+        be hidden by one of the disk.
+        """
         with self._writing:
             unsealed = self._newest
             if unsealed is None or unsealed is self._kept:
@@ -161,11 +161,11 @@ class UnsealedTokens:
             self._kept, self._kept_at = unsealed, time.monotonic()
 
     def clear(self) -> None:
-        """They are sealed now, or not worth anything."""
+        """Forget the tokens and remove the file: they are sealed now, or of no use."""
         with self._writing:
             self._newest = None
             self._kept_at = time.monotonic()
-            with suppress(OSError):  # what stays follows other seals, and is left aside
+            with suppress(OSError):  # a file that stays follows other seals, so it is ignored
                 self._path.unlink()
 
 

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 
 from app.console import counted
+from app.data.data_dir import DataDir
 from app.data.sources import PinnedSource
 from app.model.smollm2 import SmolLM2
 from app.observe.metrics import MetricsLog, Row, local_rows, stored_rows
@@ -89,7 +90,7 @@ def _attempt(
 ) -> Attempt:
     job, settings = run.job, run.job.settings
     step = resumed.progress.step if resumed else 0
-    logs_dir = settings.data.data_dir / "logs" / job.run_name
+    logs_dir = DataDir(settings.data.data_dir).logs(job.run_name)
     rows = stored_rows(run.store)
     journal = _journal(run, resumed, [*rows, *local_rows(logs_dir)])
     run.lease.check()  # the model may have taken long to restore

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from app.data.locks import own_folder
+from app.data.data_dir import DataDir, own_folder
 from app.failures import disk_failures
 from app.heartbeat import beat
 from app.model.smollm2 import SmolLM2
@@ -33,8 +33,8 @@ def restore_newest(
 ) -> Resumed | None:
     """Load the newest valid checkpoint, or draw the first weights. Damaged ones move aside."""
     job, settings = run.job, run.job.settings
-    data_dir = settings.data.data_dir
-    with disk_failures(f"DATA_DIR={data_dir}"), own_folder(data_dir / "restore") as scratch:
+    data_dir = DataDir(settings.data.data_dir)
+    with disk_failures(data_dir.setting), own_folder(data_dir.restore) as scratch:
         found = newest_valid(run.store, scratch, required=STATE_FILES, alive=beat)
         if found is None:
             if job.init_directory:

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from app.data.locks import locked_folder
+from app.data.data_dir import locked_folder
 from app.data.preparation import Preparation, PrepareProgress, TokenNeed
-from app.data.shards import INDEX, write_index
+from app.data.shard_index import INDEX, write_index
 from app.data.sources import PinnedSource, pin_source
 from app.data.tokenizer import TokenizerFiles
 from app.errors import IncompatibleRun
 from app.settings.variables import DataSettings
-from tests.data.test_token_cache import MakeNode, node, tokens_store
 from tests.data.test_tokenization import files
 from tests.support.small_corpus import SHARD, corpus, small_batches, tokenizer
+from tests.support.token_nodes import MakeNode, node, tokens_store
 
 __all__ = ["corpus", "node", "small_batches", "tokenizer", "tokens_store"]
 

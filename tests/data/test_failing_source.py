@@ -12,18 +12,19 @@ import pytest
 
 from app.data import tokenization as prepare
 from app.data import unsealed as module
+from app.data.data_dir import write_durably
 from app.data.limits import DataLimits
 from app.data.pieces import Piece, Placed
 from app.data.preparation import Preparation, TokenNeed
 from app.data.readers import file_pieces
-from app.data.shards import read_index, write_durably
+from app.data.shard_index import read_index
 from app.data.sources import PinnedSource, pin_source
 from app.data.tokenizer import TextEncoder, TokenizerFiles
 from app.data.unsealed import FILE, Tally, Unsealed, UnsealedTokens
 from app.errors import AccessDenied, Damaged, Unavailable
 from app.settings.variables import DataSettings
 from tests.data.test_tokenization import Killed, files
-from tests.data.test_unsealed import tokens
+from tests.support.sample_tokens import tokens
 from tests.support.small_corpus import rows, tokenizer
 
 __all__ = ["tokenizer"]
@@ -252,7 +253,7 @@ def test_a_kill_at_any_write_costs_what_was_written_since_the_one_before(
         if writes >= last:  # nothing is written by the dead
             raise source.failure
 
-    for room in ("data.shards", "data.shard_writer", "data.unsealed"):
+    for room in ("data.shard_index", "data.shards", "data.unsealed"):
         monkeypatch.setattr(f"app.{room}.write_durably", write)
     for kill in range(1, 100):
         writes, last, source.read = 0, kill, []
@@ -279,7 +280,7 @@ def test_a_shard_that_could_not_be_sealed_is_sealed_by_the_next_start(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched, pytest.raises(Unavailable, match="is full"):
-        patched.setattr("app.data.shard_writer.write_durably", full)
+        patched.setattr("app.data.shards.write_durably", full)
         source.preparation("full", tokenizer).run()
     assert source.run("full", tokenizer) == straight
     assert source.asked[-1] == index.seals[0].position
@@ -300,7 +301,7 @@ def test_a_disk_that_takes_no_file_hides_nothing_and_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("app.data.shards.os.fsync", full)
+        patched.setattr("app.data.data_dir.os.fsync", full)
         source.run("full", tokenizer, good=7)
     (line,) = caplog.messages
     assert line.startswith(f"{kept(source, 'full')} is not written") and "No space left" in line

@@ -11,7 +11,7 @@ from app.cli import parser as cli
 from app.data.limits import DataLimits
 from app.data.pieces import Position
 from app.data.retries import PAUSES
-from app.data.shards import ShardIndex
+from app.data.shard_index import ShardIndex
 from app.data.sources import PinnedSource, pin_source
 from app.data.tokenizer import read_tokenizer
 from app.errors import AccessDenied, ConfigError, Damaged, NotFound, Unavailable

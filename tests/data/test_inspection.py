@@ -212,12 +212,9 @@ def by_hand(ids: Tokens) -> list[int]:
 
 
 @pytest.mark.parametrize("chunk", [37, 1 << 22])
-def test_statistics_are_those_of_a_count_by_hand(
-    chunk: int, flags: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(inspection, "_CHUNK_TOKENS", chunk)
+def test_statistics_are_those_of_a_count_by_hand(chunk: int, flags: dict[str, str]) -> None:
     whole = prepared(flags)
-    found = statistics(find_tokens(load_settings(flags)))
+    found = statistics(find_tokens(load_settings(flags)), chunk)
     train = whole.train.read(0, whole.train.n_tokens)
     validation = whole.validation.read(0, whole.validation.n_tokens)
     for split, ids in (("train", train), ("validation", validation)):

@@ -15,8 +15,8 @@ from app.errors import AccessDenied, Unavailable
 from app.settings.variables import DataSettings
 from app.stores.contract import Store
 from app.stores.opening import open_store
-from tests.data.test_token_cache import MakeNode, Node, node, read, tokens_store
 from tests.support.small_corpus import SHARD, corpus, small_batches, tokenizer
+from tests.support.token_nodes import MakeNode, Node, node, read_tokens, tokens_store
 from tests.support.unreadable import make_unreadable
 
 __all__ = ["corpus", "node", "small_batches", "tokenizer", "tokens_store"]
@@ -42,7 +42,7 @@ def test_a_shard_that_cannot_be_read_is_fetched_again_with_one_warning(
     whole, expected = first.files(), data.train.read(0, 2 * SHARD).tolist()
     again, path = first.prepare(), data.directory / "train-00001.bin"
     make_unreadable(monkeypatch, path, number)
-    assert read(again, 0, 2 * SHARD) == expected
+    assert read_tokens(again, 0, 2 * SHARD) == expected
     assert first.files() == whole
     assert caplog.messages == [f"{path} cannot be read ({REASONS[number]}): fetched again"]
 
@@ -61,7 +61,7 @@ def test_without_a_bucket_a_shard_that_cannot_be_read_is_made_again_with_one_war
     path = data.directory / "train-00001.bin"
     again = without_bucket(corpus, tmp_path, tokenizer)
     make_unreadable(monkeypatch, path, number)
-    assert read(again, 0, 2 * SHARD) == expected
+    assert read_tokens(again, 0, 2 * SHARD) == expected
     assert caplog.messages == [
         f"{path} cannot be read ({REASONS[number]}): made again from the source"
     ]
@@ -76,7 +76,7 @@ def test_a_shard_that_cannot_even_be_looked_at_is_fetched_again(
     expected, path = data.train.read(0, 10).tolist(), data.directory / "train-00000.bin"
     path.unlink()
     path.symlink_to(path.name)
-    assert read(first.prepare(), 0, 10) == expected
+    assert read_tokens(first.prepare(), 0, 10) == expected
     (line,) = caplog.messages
     assert line.startswith(f"{path} cannot be read (") and line.endswith("): fetched again")
     assert not path.is_symlink()
@@ -105,9 +105,9 @@ def test_a_shard_that_cannot_be_replaced_either_ends_the_work_and_is_named(
     def refuse(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("app.data.shards.os.fsync", refuse)
+    monkeypatch.setattr("app.data.data_dir.os.fsync", refuse)
     with pytest.raises(failure, match=f"^DATA_DIR: {path} {reason}"):
-        read(again, 0, 2 * SHARD)
+        read_tokens(again, 0, 2 * SHARD)
 
 
 def test_a_damaged_shard_is_named_once_however_often_the_bucket_is_asked(
@@ -129,7 +129,7 @@ def test_a_damaged_shard_is_named_once_however_often_the_bucket_is_asked(
 
     monkeypatch.setattr(tokens_store, "fetch", unavailable)
     monkeypatch.setattr("app.data.retries.time.sleep", lambda seconds: None)
-    assert len(read(first.prepare(), 0, 10)) == 10
+    assert len(read_tokens(first.prepare(), 0, 10)) == 10
     assert [line for line in caplog.messages if str(path) in line] == [
         f"{path} was changed (SHA-256 differs): fetched again"
     ]

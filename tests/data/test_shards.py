@@ -1,6 +1,5 @@
 import copy
 import errno
-import json
 import os
 import pickle
 import resource
@@ -12,48 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.data.shard_writer import ShardWriter
-from app.data.shards import (
-    INDEX,
+from app.data.shard_index import (
     Seal,
     Shard,
-    ShardIndex,
-    Tokens,
-    TokenShards,
-    decode_index,
-    encode_index,
-    is_missing,
-    mended_index,
     read_index,
-    verify,
 )
-from app.errors import AccessDenied, AppError, Damaged, IncompatibleRun, Unavailable
+from app.data.shards import ShardWriter, TokenShards, is_missing, verify
+from app.errors import AccessDenied, AppError, Damaged, Unavailable
+from tests.support.sample_tokens import EMPTY, counting_tokens, write_counting_shards
 from tests.support.unreadable import make_unreadable
-
-EMPTY = ShardIndex(source="s", tokenizer="t")
-SIZES = (100, 1, 57)
-
-
-def tokens(start: int, length: int) -> Tokens:
-    return np.arange(start, start + length, dtype=np.uint16)
-
-
-def write(directory: Path) -> ShardIndex:
-    """Three shards of SIZES tokens that count upwards."""
-    writer = ShardWriter(directory, EMPTY)
-    start = 0
-    for number, size in enumerate(SIZES, start=1):
-        writer.append("train", tokens(start, size // 2))
-        writer.append("train", tokens(start + size // 2, size - size // 2))
-        writer.seal(position={"row": number}, pieces=number, documents=number)
-        start += size
-    return writer.index
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> TokenShards:
     directory = tmp_path_factory.mktemp("shards")
-    return TokenShards(directory, "train", write(directory))
+    return TokenShards(directory, "train", write_counting_shards(directory))
 
 
 @given(data=st.data())
@@ -86,51 +58,8 @@ def test_a_loading_process_gets_the_paths_and_not_the_tokens(shards: TokenShards
     assert copy.deepcopy(shards).read(99, 3).tolist() == [99, 100, 101]
 
 
-def test_the_index_can_be_read_back(tmp_path: Path) -> None:
-    assert read_index(tmp_path, "s", "t") == EMPTY
-    written = write(tmp_path)
-    assert read_index(tmp_path, "s", "t") == written
-    assert (written.n_tokens("train"), written.n_tokens("validation")) == (158, 0)
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format_version": 1, "train": 3}'])
-def test_an_index_that_cannot_be_read_is_named(tmp_path: Path, content: str) -> None:
-    (tmp_path / INDEX).write_text(content)
-    with pytest.raises(Damaged, match=rf"{tmp_path / INDEX} is not readable: the next"):
-        read_index(tmp_path, "s", "t")
-
-
-@pytest.mark.parametrize(
-    "change", [{"source": "x"}, {"tokenizer": "x"}, {"format_version": 1}], ids=str
-)
-def test_an_index_of_another_corpus_or_version_is_refused(
-    tmp_path: Path, change: dict[str, object]
-) -> None:
-    write(tmp_path)
-    path = tmp_path / INDEX
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(Damaged, match="another dataset or version: the next"):
-        read_index(tmp_path, "s", "t")
-
-
-def test_what_is_known_takes_the_place_of_a_damaged_index_and_only_of_that(tmp_path: Path) -> None:
-    written = write(tmp_path)
-    assert mended_index(tmp_path, EMPTY) == written
-    (tmp_path / INDEX).write_text("{")
-    assert mended_index(tmp_path, written) == read_index(tmp_path, "s", "t") == written
-
-
-def test_an_index_of_a_newer_version_is_not_called_damaged(tmp_path: Path) -> None:
-    write(tmp_path)
-    content = json.loads((tmp_path / INDEX).read_text()) | {"format_version": 99}
-    content["seals"][0]["language"] = "en"
-    (tmp_path / INDEX).write_text(json.dumps(content))
-    with pytest.raises(IncompatibleRun, match=r"format 99.*use the newer image"):
-        read_index(tmp_path, "s", "t")
-
-
 def test_a_changed_shard_is_found(tmp_path: Path) -> None:
-    index = write(tmp_path)
+    index = write_counting_shards(tmp_path)
     path = tmp_path / "train-00002.bin"
     data = bytearray(path.read_bytes())
     data[7] ^= 1
@@ -140,7 +69,7 @@ def test_a_changed_shard_is_found(tmp_path: Path) -> None:
 
 
 def test_a_shortened_shard_is_found_also_without_its_hash(tmp_path: Path) -> None:
-    index = write(tmp_path)
+    index = write_counting_shards(tmp_path)
     path = tmp_path / "train-00002.bin"
     path.write_bytes(path.read_bytes()[:-2])
     for look in (
@@ -152,7 +81,7 @@ def test_a_shortened_shard_is_found_also_without_its_hash(tmp_path: Path) -> Non
 
 
 def test_a_missing_shard_is_found(tmp_path: Path) -> None:
-    index = write(tmp_path)
+    index = write_counting_shards(tmp_path)
     (tmp_path / "train-00001.bin").unlink()
     with pytest.raises(Damaged, match=r"train-00001.bin is missing$"):
         verify(tmp_path, index.shards["train"][1])
@@ -164,7 +93,7 @@ def test_a_missing_shard_is_found(tmp_path: Path) -> None:
 def test_a_shard_that_cannot_be_read_is_neither_damaged_nor_missing(
     number: int, failure: type[AppError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    named = write(tmp_path).shards["train"][2]
+    named = write_counting_shards(tmp_path).shards["train"][2]
     path = tmp_path / named.name
     make_unreadable(monkeypatch, path, number)
     with pytest.raises(failure, match=rf"^{path} cannot be read \({os.strerror(number)}\)$"):
@@ -175,7 +104,7 @@ def test_a_shard_that_cannot_be_read_is_neither_damaged_nor_missing(
 def test_a_reader_names_a_shard_that_it_may_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader = TokenShards(tmp_path, "train", write(tmp_path))
+    reader = TokenShards(tmp_path, "train", write_counting_shards(tmp_path))
     make_unreadable(monkeypatch, tmp_path / "train-00002.bin", errno.EACCES)
     assert reader.read(0, 101).tolist() == list(range(101))
     with pytest.raises(
@@ -185,7 +114,7 @@ def test_a_reader_names_a_shard_that_it_may_not_read(
 
 
 def test_a_shard_that_cannot_be_looked_at_is_there(tmp_path: Path) -> None:
-    named = write(tmp_path).shards["train"][1]
+    named = write_counting_shards(tmp_path).shards["train"][1]
     assert not is_missing(tmp_path, named)
     (tmp_path / named.name).unlink()
     assert is_missing(tmp_path, named)
@@ -217,7 +146,7 @@ def test_more_shards_than_a_process_may_hold_open_can_be_read(tmp_path: Path) ->
 
 
 def test_a_reader_follows_an_index_that_grows(tmp_path: Path) -> None:
-    written = write(tmp_path)
+    written = write_counting_shards(tmp_path)
     reader = copy.deepcopy(TokenShards(tmp_path, "train", written.first(1)))
     assert reader.n_tokens == 100
     assert reader.read(98, 20).tolist() == list(range(98, 118))
@@ -226,41 +155,38 @@ def test_a_reader_follows_an_index_that_grows(tmp_path: Path) -> None:
         reader.read(150, 9)
 
 
-def test_the_first_seals_are_an_index_of_their_own(tmp_path: Path) -> None:
-    written = write(tmp_path)
-    first = written.first(2)
-    assert (first.pieces, first.n_tokens("train")) == (2, 101)
-    assert written.continues(first) and not first.continues(written)
-    assert not written.continues(written)
-    writer = ShardWriter(tmp_path, first)
-    writer.append("train", tokens(101, 57))
-    assert writer.restore(written.seals[2], position={"row": 3}, pieces=3, documents=3)
-    assert writer.index == first
+def test_the_files_are_plain_little_endian_numbers(tmp_path: Path) -> None:
+    write_counting_shards(tmp_path)
+    assert (tmp_path / "train-00001.bin").read_bytes() == bytes([100, 0])
 
 
-def test_an_index_that_differs_in_the_past_is_no_continuation(tmp_path: Path) -> None:
-    written = write(tmp_path)
-    writer = ShardWriter(tmp_path, EMPTY)
-    writer.append("train", tokens(7, 7))
-    writer.seal(position=None, pieces=1, documents=1)
-    assert not written.continues(writer.index)
+def test_only_what_was_sealed_counts(tmp_path: Path) -> None:
+    written = write_counting_shards(tmp_path)
+    writer = ShardWriter(tmp_path, written)
+    writer.append("train", counting_tokens(0, 10))
+    writer.append("validation", counting_tokens(0, 10))
+    assert (writer.n_tokens("train"), writer.n_pending("validation")) == (168, 10)
+    assert read_index(tmp_path, "s", "t") == written
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"pieces": -1},
-        {"pieces": "1"},
-        {"train": {"tokens": 3, "sha256": "../../etc/passwd"}},
-        {"train": {"tokens": 3, "sha256": "0" * 64, "name": "../x"}},
-        {"more": 1},
-    ],
-    ids=str,
-)
-def test_a_seal_that_we_would_not_write_is_refused(
-    tmp_path: Path, change: dict[str, object]
-) -> None:
-    content = json.loads(encode_index(write(tmp_path)))
-    content["seals"][1].update(change)
-    with pytest.raises(Damaged, match="somewhere is not readable"):
-        decode_index(json.dumps(content).encode(), "s", "t", "somewhere")
+def test_a_shard_that_the_index_does_not_name_is_written_again(tmp_path: Path) -> None:
+    written = write_counting_shards(tmp_path)
+    (tmp_path / "train-00003.bin").write_bytes(b"from a process that was killed")
+    (tmp_path / "train-00003.bin.partial").write_bytes(b"too")
+    writer = ShardWriter(tmp_path, written)
+    writer.append("train", counting_tokens(158, 2))
+    writer.seal(position=None, pieces=4, documents=4)
+    assert TokenShards(tmp_path, "train", writer.index).read(157, 3).tolist() == [
+        157,
+        158,
+        159,
+    ]
+
+
+def test_other_tokens_than_the_sealed_ones_replace_no_file(tmp_path: Path) -> None:
+    written = write_counting_shards(tmp_path)
+    before = (tmp_path / "train-00002.bin").read_bytes()
+    writer = ShardWriter(tmp_path, written.first(2))
+    writer.append("train", counting_tokens(7, 57))
+    assert not writer.restore(written.seals[2], position={"row": 3}, pieces=3, documents=3)
+    assert (tmp_path / "train-00002.bin").read_bytes() == before

@@ -6,97 +6,30 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterator
+from _thread import interrupt_main
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from app.data import tokenization as prepare_module
 from app.data.pieces import Pieces, Position
-from app.data.preparation import Preparation, TokenNeed
 from app.data.retries import PAUSES
-from app.data.shards import INDEX, decode_index
-from app.data.sources import PinnedSource, pin_source
+from app.data.shard_index import INDEX, decode_index
+from app.data.sources import PinnedSource
 from app.data.token_cache import TOKENS, CacheUploader, TokenCache, open_token_cache
 from app.data.tokenizer import TokenizerFiles, read_tokenizer
 from app.errors import AccessDenied, Damaged, Unavailable
-from app.settings.variables import DataSettings
 from app.stores.contract import Store
 from app.stores.opening import open_store
 from tests.support.interposed import Answer, Interposed
 from tests.support.small_corpus import SHARD, corpus, small_batches, tokenizer
+from tests.support.token_nodes import MakeNode, Node, node, read_tokens, shards_in, tokens_store
 from tests.support.unreadable import make_unreadable
 
-__all__ = ["corpus", "small_batches", "tokenizer"]
-
-
-@pytest.fixture
-def tokens_store(tmp_path: Path) -> Store:
-    return open_store(f"file://{tmp_path}/store", TOKENS)
-
-
-class Node:
-    """A machine with a DATA_DIR of its own."""
-
-    def __init__(self, folder: Path, corpus: Path, tokenizer: TokenizerFiles, store: Store) -> None:
-        self.data = DataSettings(dataset=str(corpus), data_dir=folder)
-        self.tokenizer, self.store = tokenizer, store
-        self.made: list[int] = []
-        self.opened: list[Preparation] = []
-
-    def open(self, **need: Any) -> Preparation:
-        preparation = Preparation(
-            pin_source(self.data),
-            self.tokenizer,
-            TokenNeed(**need),
-            cache=lambda fingerprint: TokenCache(self.store, fingerprint),
-            shard_tokens=SHARD,
-        )
-        self.opened.append(preparation)
-        return preparation
-
-    def prepare(self, **need: Any) -> Preparation:
-        made = self.open(**need)
-        made.run()
-        self.made.append(made.progress.tokens_made)
-        return made
-
-    def files(self) -> dict[str, str]:
-        return shards_in(self.data.data_dir / "tokens")
-
-
-MakeNode = Callable[[str], Node]
-
-
-def shards_in(folder: Path) -> dict[str, str]:
-    """Name to SHA-256, of every shard in it or below."""
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.bin")
-    }
-
-
-@pytest.fixture
-def node(
-    tmp_path: Path, corpus: Path, tokenizer: TokenizerFiles, tokens_store: Store
-) -> Iterator[MakeNode]:
-    """Makes nodes by name. At the end they stop, and upload nothing into the next test's log."""
-    nodes: list[Node] = []
-
-    def make(name: str) -> Node:
-        nodes.append(Node(tmp_path / name, corpus, tokenizer, tokens_store))
-        return nodes[-1]
-
-    yield make
-    for preparation in (opened for node in nodes for opened in node.opened):
-        preparation.close()
-
-
-def read(data: Preparation, start: int, length: int) -> list[int]:
-    data.require("train", np.array([start]), length, lambda _: None)
-    return data.train.read(start, length).tolist()
+__all__ = ["corpus", "node", "small_batches", "tokenizer", "tokens_store"]
 
 
 def cached_names(store: Store) -> list[str]:
@@ -114,7 +47,7 @@ def test_a_new_node_fetches_and_does_not_read_the_text(
     assert fetched.index == whole.index
     assert second.files() == first.files()
     n = whole.train.n_tokens
-    assert read(fetched, 0, n) == whole.train.read(0, n).tolist()
+    assert read_tokens(fetched, 0, n) == whole.train.read(0, n).tolist()
 
 
 def test_the_same_through_a_bucket(
@@ -143,7 +76,7 @@ def test_a_resumed_node_fetches_what_it_reads_first_and_not_what_is_behind_it(
     late = node("late")
     fetched = late.prepare(start=ends[2] + 5, stop=ends[4])
     assert sorted(late.files()) == ["train-00003.bin", "train-00004.bin"]
-    assert read(fetched, ends[2] + 5, 100) == whole.train.read(ends[2] + 5, 100).tolist()
+    assert read_tokens(fetched, ends[2] + 5, 100) == whole.train.read(ends[2] + 5, 100).tolist()
 
 
 def test_a_node_that_falls_back_to_an_earlier_step_fetches_what_lies_before(
@@ -156,7 +89,7 @@ def test_a_node_that_falls_back_to_an_earlier_step_fetches_what_lies_before(
     late = node("late")
     fetched = late.prepare(start=ends[2] + 5, stop=ends[4])
     assert "train-00001.bin" not in late.files()
-    assert read(fetched, ends[1] - 50, 100) == whole.train.read(ends[1] - 50, 100).tolist()
+    assert read_tokens(fetched, ends[1] - 50, 100) == whole.train.read(ends[1] - 50, 100).tolist()
     assert "train-00001.bin was needed and is here now" in caplog.messages
     assert "train-00000.bin" not in late.files()
 
@@ -176,7 +109,7 @@ def test_what_lies_before_does_not_wait_for_the_end_of_the_preparation(
     data = late.open(start=ends[1] + 5, stop=6 * SHARD)
     data.start()
     data.wait_for("train", ends[1], lambda _: None)
-    assert read(data, 0, 10) == whole.train.read(0, 10).tolist()
+    assert read_tokens(data, 0, 10) == whole.train.read(0, 10).tolist()
     read_it.set()
     data.wait_for("train", 6 * SHARD, lambda _: None)
 
@@ -191,7 +124,7 @@ def test_a_shard_that_rots_in_the_data_dir_is_fetched_again_with_one_warning(
     path = data.directory / "train-00000.bin"
     path.write_bytes(b"\0" * path.stat().st_size)
     again = first.prepare()
-    assert len(read(again, 0, 10)) == 10
+    assert len(read_tokens(again, 0, 10)) == 10
     assert first.files() == whole
     (line,) = caplog.messages
     assert line == f"{path} was changed (SHA-256 differs): fetched again"
@@ -316,17 +249,16 @@ def test_who_is_interrupted_does_not_wait_for_a_bucket_that_is_silent(
         if not key.endswith("train-00000.bin"):
             released.wait(60)
             waited_for.append(key)
+        else:
+            interrupt_main()
         return fetch(key, directory)
 
     monkeypatch.setattr(tokens_store, "fetch", silent)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     second = node("second").open()
-
-    def interrupt(**changes: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(second, "_advance", interrupt)
     with pytest.raises(KeyboardInterrupt):
         second.run()
+    signal.signal(signal.SIGINT, handler)
     assert not waited_for
     released.set()
 
@@ -618,10 +550,10 @@ def test_tokens_can_be_read_while_the_rest_is_still_fetched(
     data = node("second").open(stop=10**9)
     data.start()
     data.wait_for("train", 10, lambda _: None)
-    assert read(data, 0, SHARD) == whole.train.read(0, SHARD).tolist()
+    assert read_tokens(data, 0, SHARD) == whole.train.read(0, SHARD).tolist()
     read_on.set()
     n = whole.train.n_tokens
-    assert read(data, n - 10, 10) == whole.train.read(n - 10, 10).tolist()
+    assert read_tokens(data, n - 10, 10) == whole.train.read(n - 10, 10).tolist()
 
 
 def test_a_shard_that_is_not_here_at_its_upload_is_made_first(

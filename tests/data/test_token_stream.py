@@ -13,7 +13,7 @@ import pytest
 from app.data.loader import training_loader
 from app.data.preparation import Preparation, PrepareProgress, TokenNeed
 from app.data.sample_order import WINDOW_SEQUENCES, BatchGeometry, SampleOrder
-from app.data.shards import ShardIndex
+from app.data.shard_index import ShardIndex
 from app.data.sources import PinnedSource, pin_source
 from app.data.token_progress import TokenProgress
 from app.data.token_stream import Corpus, OutOfData

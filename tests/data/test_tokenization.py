@@ -17,10 +17,10 @@ from tokenizers import Tokenizer
 
 from app.data import preparation
 from app.data import tokenization as module
+from app.data.data_dir import write_durably
 from app.data.limits import DEFAULT_LIMITS, DataLimits
 from app.data.pieces import Piece, PlacedPieces, held_out
 from app.data.preparation import Preparation, PrepareProgress, TokenNeed
-from app.data.shards import write_durably
 from app.data.sources import PinnedSource, pin_source
 from app.data.tokenizer import TokenizerFiles
 from app.errors import AccessDenied, ConfigError, Damaged, Unavailable
@@ -111,7 +111,7 @@ def test_a_second_start_reads_and_writes_nothing(
 ) -> None:
     first = run(corpus, tmp_path, tokenizer)
     monkeypatch.setattr(PinnedSource, "pieces", None)
-    monkeypatch.setattr("app.data.locks.fcntl.flock", None)
+    monkeypatch.setattr("app.data.data_dir.fcntl.flock", None)
     second = run(corpus, tmp_path, tokenizer, needed=10**9)
     assert second.fingerprint == first.fingerprint
     assert second.train.n_tokens == first.train.n_tokens
@@ -173,8 +173,8 @@ def test_a_kill_at_any_write_leaves_the_same_bytes_in_the_end(
             raise Killed
 
     with monkeypatch.context() as killed, pytest.raises(Killed):
+        killed.setattr("app.data.shard_index.write_durably", kill)
         killed.setattr("app.data.shards.write_durably", kill)
-        killed.setattr("app.data.shard_writer.write_durably", kill)
         run(corpus, tmp_path / "killed", tokenizer)
     data = run(corpus, tmp_path / "killed", tokenizer)
     assert data.index.complete
@@ -187,16 +187,16 @@ def test_sigkill_in_another_process_leaves_the_same_bytes_in_the_end(
     program = f"""
 import os, signal
 from pathlib import Path
-from app.data import preparation, shard_writer, sources, tokenization
+from app.data import preparation, shards, sources, tokenization
 from app.settings.variables import DataSettings
 from app.data.tokenizer import read_tokenizer
 
-seal = shard_writer.ShardWriter.seal
+seal = shards.ShardWriter.seal
 def kill(self, **more):
     if self.index.pieces:
         os.kill(os.getpid(), signal.SIGKILL)
     seal(self, **more)
-shard_writer.ShardWriter.seal = kill
+shards.ShardWriter.seal = kill
 tokenization._BATCH_CHARACTERS = 1000
 data = DataSettings(dataset={str(corpus)!r}, data_dir={str(tmp_path / "killed")!r})
 tokenizer = read_tokenizer(Path({str(tokenizer.directory)!r}), "")
@@ -234,7 +234,7 @@ def test_a_second_process_waits_and_then_uses_the_work_of_the_first(
                     (directory / path.name).write_bytes(path.read_bytes())
             os.close(held)
 
-    monkeypatch.setattr("app.data.locks.time.sleep", first_process_goes_on)
+    monkeypatch.setattr("app.data.data_dir.time.sleep", first_process_goes_on)
     monkeypatch.setattr(PinnedSource, "pieces", None)
     assert run(corpus, tmp_path / "data", tokenizer).index.complete
     assert waits == 3
@@ -392,7 +392,7 @@ def test_a_full_disk_is_unavailable_and_the_work_goes_on_when_there_is_room(
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr("app.data.shards.os.fsync", fsync)
+        full.setattr("app.data.data_dir.os.fsync", fsync)
         with pytest.raises(Unavailable, match=f"^DATA_DIR={tmp_path / 'full'} is full"):
             run(corpus, tmp_path / "full", tokenizer)
     run(corpus, tmp_path / "full", tokenizer)

@@ -1,21 +1,17 @@
 """The file of tokens that are not sealed: whole and of these seals, or left aside."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from app.data import unsealed as module
-from app.data.shards import Seal, Shard, ShardIndex, Tokens, decode_index, encode_index
+from app.data.shard_index import Seal, Shard, ShardIndex, decode_index, encode_index
 from app.data.unsealed import FILE, Tally, Unsealed, UnsealedTokens, encode_unsealed
+from tests.support.sample_tokens import tokens
 from tests.support.unreadable import make_unreadable
 
 INDEX = ShardIndex("s", "t", (Seal(3, 2, 90, train=Shard(5, "0" * 64), position={"row": 3}),))
-
-
-def tokens(*ids: int) -> Tokens:
-    return np.array(ids, dtype=np.uint16)
 
 
 TOKENS = Unsealed(
@@ -46,7 +42,7 @@ def test_it_is_written_again_only_when_there_is_more_or_time_has_passed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[bytes] = []
-    monkeypatch.setattr(module, "write_durably", lambda path, data: written.append(data))
+    monkeypatch.setattr("app.data.unsealed.write_durably", lambda path, data: written.append(data))
     now = 0.0
     monkeypatch.setattr("app.data.unsealed.time.monotonic", lambda: now)
     file = UnsealedTokens(tmp_path)
@@ -106,7 +102,7 @@ def test_one_of_another_version_is_left_aside_with_one_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     body = encode_unsealed(TOKENS).partition(b"\n")[2].replace(b'"pieces"', b'"texts"')
-    (tmp_path / FILE).write_bytes(module._digest(body) + b"\n" + body)
+    (tmp_path / FILE).write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
     assert UnsealedTokens(tmp_path).read(INDEX) is None
     (line,) = caplog.messages
     assert line.endswith("it is of another version")

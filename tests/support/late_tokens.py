@@ -14,7 +14,7 @@ from app.cli import parser as cli
 from app.data import preparation
 from app.data import sample_order as sampler
 from app.data import tokenization as prepare
-from app.data.shards import ShardIndex
+from app.data.shard_index import ShardIndex
 
 WINDOW = 16
 SHARD_TOKENS = 500

@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 from app.data.loader import training_loader
 from app.data.sample_order import BatchGeometry, SampleOrder
-from app.data.shard_writer import ShardWriter
-from app.data.shards import ShardIndex, TokenShards, read_index
+from app.data.shard_index import ShardIndex, read_index
+from app.data.shards import ShardWriter, TokenShards
 from app.model.loss import LossFunction
 from app.model.smollm2 import SmolLM2
 from app.settings.presets import PRESETS

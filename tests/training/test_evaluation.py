@@ -16,8 +16,8 @@ from app.data import tokenization as prepare_module
 from app.data.loader import ValidationBatches, training_loader
 from app.data.pieces import held_out
 from app.data.sample_order import BatchGeometry, corpus_order
-from app.data.shard_writer import ShardWriter
-from app.data.shards import ShardIndex, TokenShards
+from app.data.shard_index import ShardIndex
+from app.data.shards import ShardWriter, TokenShards
 from app.data.tokenizer import read_tokenizer
 from app.model.loss import LossFunction
 from app.model.smollm2 import SmolLM2

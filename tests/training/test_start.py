@@ -9,7 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from app.data.locks import own_folder
+from app.data.data_dir import own_folder
 from app.run.journal import read_attempts
 from app.run.layout import LEASE, CheckpointName
 from app.run.lease import Lease, LeaseRecord

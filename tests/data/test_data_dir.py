@@ -1,28 +1,30 @@
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from app.data import locks
-from app.data.locks import own_folder
+from app.data.data_dir import own_folder
 
 
 @pytest.mark.parametrize("moment", ["before it is opened", "before it is removed"])
 def test_a_folder_that_its_process_removes_meanwhile_is_no_failure(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "another").mkdir()
-    try_lock = locks._try_lock
+    another = tmp_path / "another"
+    another.mkdir()
+    open_it = os.open
 
-    def race(directory: Path) -> int | None:
-        if moment == "before it is opened" and directory.name == "another":
-            directory.rmdir()
-        descriptor = try_lock(directory)
-        if directory.name == "another":
-            directory.rmdir()
+    def race(path: Path, *more: Any, **named: Any) -> int:
+        if path == another and moment == "before it is opened":
+            another.rmdir()
+        descriptor = open_it(path, *more, **named)
+        if path == another:
+            another.rmdir()
         return descriptor
 
-    monkeypatch.setattr(locks, "_try_lock", race)
+    monkeypatch.setattr("app.data.data_dir.os.open", race)
     with own_folder(tmp_path) as folder:
         assert folder.is_dir()
         shutil.copy(__file__, folder)

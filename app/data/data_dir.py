@@ -1,0 +1,136 @@
+"""DATA_DIR: what lies where in it, and how processes that share it keep out of each other's way.
+
+    tokens/<fingerprint>/             shards, their index, and tokens of no shard yet
+    tokens/<fingerprint>/incoming/    shards that are being downloaded
+    tokens/<fingerprint>/restoring/   only the lock of the process that makes a shard again
+    tokenizers/                       tokenizers that were fetched or trained
+    downloads/                        files of DATASET while they are read
+    restore/                          the checkpoint from which a run goes on, while it is read
+    logs/<run>/                       the logs of a run
+
+A lock is a file lock: the system releases it however the process that holds it ends.
+"""
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class DataDir:
+    """The folders in DATA_DIR=`path`. None of them needs to exist."""
+
+    path: Path
+
+    @property
+    def setting(self) -> str:
+        """The variable with its value, for messages."""
+        return f"DATA_DIR={self.path}"
+
+    @property
+    def tokenizers(self) -> Path:
+        return self.path / "tokenizers"
+
+    @property
+    def downloads(self) -> Path:
+        return self.path / "downloads"
+
+    @property
+    def restore(self) -> Path:
+        return self.path / "restore"
+
+    def logs(self, run_name: str) -> Path:
+        return self.path / "logs" / run_name
+
+    def tokens(self, fingerprint: str) -> Path:
+        """Where the shards of this fingerprint (see `tokens_fingerprint`) lie."""
+        return self.path / "tokens" / fingerprint[:24]
+
+    def incoming(self, fingerprint: str) -> Path:
+        return self.tokens(fingerprint) / "incoming"
+
+    def restoring(self, fingerprint: str) -> Path:
+        return self.tokens(fingerprint) / "restoring"
+
+
+def write_durably(path: Path, data: bytes | memoryview) -> None:
+    """Write a file so that it holds either all of `data` or what it held before, also after a
+    power cut. Raises OSError."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def locked_folder(directory: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the directory's lock. `waiting` is called again and again while another process holds
+    it; what it raises ends the wait."""
+    descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        while not _locks(descriptor):
+            waiting()
+            time.sleep(_POLL_SECONDS)
+        yield
+    finally:
+        # Closing alone does not release the lock: processes that were forked while it was held
+        # have the descriptor too.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+@contextmanager
+def own_folder(parent: Path) -> Iterator[Path]:
+    """A new folder in `parent` that only this process uses. It is removed in the end.
+
+    Folders that killed processes left in `parent` are removed first: nobody holds their lock.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    with locked_folder(parent, waiting=lambda: None):
+        for left in [path for path in parent.iterdir() if path.is_dir()]:
+            with suppress(FileNotFoundError):  # its process removes it at this moment
+                if (descriptor := _try_lock(left)) is not None:
+                    try:
+                        shutil.rmtree(left)
+                    finally:
+                        os.close(descriptor)
+        folder = Path(tempfile.mkdtemp(dir=parent))
+        descriptor = _try_lock(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # a download may still write to it
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _try_lock(directory: Path) -> int | None:
+    """A descriptor that holds the lock of the folder itself; None if another process has it."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    if _locks(descriptor):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _locks(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
