@@ -65,14 +65,16 @@ def ours_open(folder: Path, case: Case, step: int) -> Iterator[Any]:
     from app.data.loader import training_loader
     from app.data.sample_order import BatchGeometry
     from app.data.token_progress import TokenProgress
-    from app.data.token_stream import Corpus
+    from app.data.token_stream import TokenStream
 
-    corpus = Corpus(prepared(folder), TokenProgress(), lambda: False, seed=1, seq_len=case.seq_len)
+    stream = TokenStream(
+        prepared(folder), TokenProgress(), lambda: False, seed=1, seq_len=case.seq_len
+    )
     geometry = BatchGeometry(case.batch_size, case.batch_size, case.seq_len)
     return iter(
         training_loader(
-            corpus.train,
-            corpus.sequences,
+            stream.train,
+            stream.sequences,
             geometry,
             step,
             10**9,

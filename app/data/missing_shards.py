@@ -14,7 +14,7 @@ from app.data.locks import locked_folder, own_folder
 from app.data.retries import Backoff
 from app.data.shards import NamedShard, ShardIndex, is_missing, verify
 from app.data.token_cache import TokenCache
-from app.data.tokenization import CorpusTokenizer
+from app.data.tokenization import ShardMaker
 from app.errors import AccessDenied, AppError, Damaged, NotFound, Unavailable
 from app.failures import disk_failures
 
@@ -27,7 +27,7 @@ _POLL_SECONDS = 0.2
 class MissingShards:
     """Brings them to `directory`, whoever else does so at the same time."""
 
-    def __init__(self, directory: Path, corpus: CorpusTokenizer, cache: TokenCache | None) -> None:
+    def __init__(self, directory: Path, corpus: ShardMaker, cache: TokenCache | None) -> None:
         self._directory, self._corpus, self._cache = directory, corpus, cache
         self._refused = False
 
@@ -89,7 +89,7 @@ class MissingShards:
         outcome.result()
 
     def restore(self, index: ShardIndex, named: NamedShard, goes_on: Callable[[], None]) -> None:
-        """Make a shard again from the source. Raises what `CorpusTokenizer.restore` raises; what
+        """Make a shard again from the source. Raises what `ShardMaker.restore` raises; what
         the disk says of the shard's file as an AppError that names it.
 
         `goes_on` is called meanwhile; what it raises ends the work.

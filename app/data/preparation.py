@@ -34,7 +34,7 @@ from app.data.shards import (
 )
 from app.data.sources import PinnedSource
 from app.data.token_cache import CacheUploader, TokenCache
-from app.data.tokenization import CorpusTokenizer, tokens_fingerprint
+from app.data.tokenization import ShardMaker, tokens_fingerprint
 from app.data.tokenizer import TokenizerFiles
 from app.errors import AppError, Damaged
 from app.failures import disk_failures
@@ -122,9 +122,9 @@ class Preparation:
         self.index = ShardIndex(source.fingerprint, tokenizer.fingerprint)
         self.progress = PrepareProgress(tokens_total=need.stop)
         self._place = f"DATA_DIR={data_dir}"
-        self._corpus = CorpusTokenizer(source, tokenizer, self.directory, shard_tokens)
+        self._maker = ShardMaker(source, tokenizer, self.directory, shard_tokens)
         self._cache = cache(self.fingerprint)
-        self._missing = MissingShards(self.directory, self._corpus, self._cache)
+        self._missing = MissingShards(self.directory, self._maker, self._cache)
         self._uploader = (
             CacheUploader(self._cache, self.directory, self._repair) if self._cache else None
         )
@@ -168,7 +168,7 @@ class Preparation:
         if self._uploader:  # first: a repair that is broken off here is no damage to tell of
             self._uploader.close()
         self._closed = True
-        self._corpus.close()
+        self._maker.close()
 
     def wait_for(self, split: Split, n_tokens: int, waiting: Waiting) -> ShardIndex:
         """The index, as soon as it has so many tokens of `split`, or is complete.
@@ -349,7 +349,7 @@ class Preparation:
                     seconds=time.monotonic() - began,
                 )
 
-            for index in self._corpus.extend(self.index, count):
+            for index in self._maker.extend(self.index, count):
                 newest = len(index.seals) - 1
                 for shards in index.shards.values():
                     self._verified.update(n.name for n in shards[-1:] if n.seal == newest)

@@ -27,7 +27,7 @@ class OutOfData(Exception):
     to stop."""
 
 
-class Corpus:
+class TokenStream:
     """Tokens that may still be on their way. What it returns can be read at once."""
 
     def __init__(

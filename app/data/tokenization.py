@@ -41,7 +41,7 @@ def tokens_fingerprint(source: str, tokenizer: TokenizerFiles) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-class CorpusTokenizer:
+class ShardMaker:
     """Makes the shards of DATASET in `directory`. One process at a time may do that."""
 
     def __init__(

@@ -17,7 +17,7 @@ from app.console import counted, redacted
 from app.data.locks import own_folder
 from app.data.sources import PinnedSource
 from app.data.token_progress import TokenProgress
-from app.data.token_stream import Corpus, OutOfData
+from app.data.token_stream import OutOfData, TokenStream
 from app.errors import AppError, Preempted
 from app.failures import disk_failures
 from app.heartbeat import beat
@@ -126,7 +126,7 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
         data.start()
         check_data(job, data, progress.waiting)
         log.info("first tokens ready after %.1f s", progress.arrived())
-        corpus = Corpus(
+        corpus = TokenStream(
             data,
             progress,
             lambda: stop.requested,
@@ -143,7 +143,7 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
 
 
 def _open_with_lease(
-    job: Job, store: Store, corpus: Corpus, source: PinnedSource, stop: StopRequest
+    job: Job, store: Store, corpus: TokenStream, source: PinnedSource, stop: StopRequest
 ) -> Attempt | None:
     settings = job.settings
 
@@ -180,7 +180,7 @@ class HeldRun:
     job: Job
     store: Store
     lease: Lease
-    corpus: Corpus
+    corpus: TokenStream
 
 
 @dataclass(frozen=True)

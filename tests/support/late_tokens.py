@@ -21,7 +21,7 @@ SHARD_TOKENS = 500
 _SHARDS_BEFORE_TROUBLE = 3
 
 wanted = threading.Event()
-wait, extend = preparation.Preparation._wait, prepare.CorpusTokenizer.extend
+wait, extend = preparation.Preparation._wait, prepare.ShardMaker.extend
 
 
 def wait_and_say_so(
@@ -32,7 +32,7 @@ def wait_and_say_so(
 
 
 def extend_when_wanted(
-    self: prepare.CorpusTokenizer, index: ShardIndex, done: Any
+    self: prepare.ShardMaker, index: ShardIndex, done: Any
 ) -> Iterator[ShardIndex]:
     trouble = os.environ.get("LATE_TOKENS")
     made = extend(self, index, done)
@@ -53,7 +53,7 @@ def extend_when_wanted(
 
 def main() -> int:
     preparation.Preparation._wait = wait_and_say_so  # type: ignore[method-assign]
-    prepare.CorpusTokenizer.extend = extend_when_wanted  # type: ignore[method-assign]
+    prepare.ShardMaker.extend = extend_when_wanted  # type: ignore[method-assign]
     assert preparation.Preparation.__init__.__kwdefaults__ is not None
     preparation.Preparation.__init__.__kwdefaults__["shard_tokens"] = SHARD_TOKENS
     prepare._BATCH_CHARACTERS = 600
