@@ -86,8 +86,9 @@ def ours_open(folder: Path, case: Case, step: int) -> Iterator[Any]:
 
 def prepared(folder: Path) -> Any:
     """All of the corpus as tokens; found where they are there."""
-    from app.data.preparation import Preparation, TokenNeed
+    from app.data.preparation import Preparation
     from app.data.sources import pin_source
+    from app.data.token_need import TokenNeed
     from app.settings.variables import DataSettings
 
     source = pin_source(DataSettings(dataset=str(folder / "corpus.jsonl"), data_dir=folder))

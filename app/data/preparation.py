@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from app.console import counted
 from app.data.locks import locked_folder
 from app.data.missing_shards import MissingShards
-from app.data.pieces import HELD_OUT_ONE_IN
+from app.data.pieces import HELD_OUT_ONE_IN, held_out
 from app.data.shards import (
     SHARD_TOKENS,
     NamedShard,
@@ -34,62 +34,16 @@ from app.data.shards import (
 )
 from app.data.sources import PinnedSource
 from app.data.token_cache import CacheUploader, TokenCache
+from app.data.token_need import PrepareProgress, TokenNeed, Waiting
 from app.data.tokenization import ShardMaker, tokens_fingerprint
+from app.data.tokenization_limits import TOKENIZATION_LIMITS, TokenizationLimits
 from app.data.tokenizer import TokenizerFiles
 from app.errors import AppError, Damaged
 from app.failures import disk_failures
 
 log = logging.getLogger(__name__)
 
-_REPORT_SECONDS = 2.0
 _POLL_SECONDS = 0.2
-_FIRST_SHARDS = 2  # a window of sequences lies in one or two
-
-
-@dataclass(frozen=True)
-class TokenNeed:
-    """What a job is going to read: training tokens [start, stop) first, of a longer corpus
-    (`stop` None: all of it), and the first `validation` held-out ones."""
-
-    start: int = 0
-    stop: int | None = None
-    validation: int = 0
-
-    def met_by(self, index: ShardIndex) -> bool:
-        return index.complete or (
-            self.stop is not None
-            and index.n_tokens("train") >= self.stop
-            and index.n_tokens("validation") >= self.validation
-        )
-
-
-@dataclass(frozen=True)
-class PrepareProgress:
-    """How far it is: what DATA_DIR holds, sealed or not.
-
-    So many tokens as `tokens_total` are enough; the source may end before. `complete`: no more
-    are made. `tokens_made` of the tokens were made in the last `seconds`. While shards are
-    fetched, `shards_total` says how many.
-    """
-
-    documents: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    tokens_total: int | None = None
-    tokens_made: int = 0
-    shards_fetched: int = 0
-    shards_total: int = 0
-    complete: bool = False
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens_made / max(1e-9, self.seconds)
-
-
-Waiting = Callable[[PrepareProgress], None]
-"""Called a few times a second while somebody waits, and not once it is there: nothing is said
-about tokens that are still to come after the line that they are complete. What it raises ends
-the waiting. It must not wait for the preparation itself."""
 
 
 class _MadeElsewhere(Exception):
@@ -112,9 +66,13 @@ class Preparation:
         cache: Callable[[str], TokenCache | None] = lambda fingerprint: None,
         report: Callable[[PrepareProgress], None] = lambda progress: None,
         shard_tokens: int = SHARD_TOKENS,
+        limits: TokenizationLimits = TOKENIZATION_LIMITS,
+        is_held_out: Callable[[str], bool] = held_out,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`cache` opens the cache of a fingerprint. `report` is called in the working
-        thread, every two seconds or so; what it raises ends the work."""
+        """`cache` opens the cache of a fingerprint. `report` is called in the thread that works,
+        about every `limits.report_seconds`; what it raises ends the work. `is_held_out` decides
+        about a text for which the source does not say it. `clock` counts seconds."""
         self.tokenizer, self.need = tokenizer, need
         self.fingerprint = tokens_fingerprint(source.fingerprint, tokenizer)
         data_dir = source.settings.data_dir
@@ -122,14 +80,16 @@ class Preparation:
         self.index = ShardIndex(source.fingerprint, tokenizer.fingerprint)
         self.progress = PrepareProgress(tokens_total=need.stop)
         self._place = f"DATA_DIR={data_dir}"
-        self._maker = ShardMaker(source, tokenizer, self.directory, shard_tokens)
+        self._maker = ShardMaker(
+            source, tokenizer, self.directory, shard_tokens, limits, is_held_out
+        )
         self._cache = cache(self.fingerprint)
         self._missing = MissingShards(self.directory, self._maker, self._cache)
         self._uploader = (
             CacheUploader(self._cache, self.directory, self._repair) if self._cache else None
         )
         self._report = report
-        self._shard_tokens = shard_tokens
+        self._shard_tokens, self._limits, self._clock = shard_tokens, limits, clock
         self._verified: set[str] = set()
         self._changed = threading.Condition()
         self._done = self._closed = False
@@ -218,7 +178,7 @@ class Preparation:
 
     def _is_coming(self, named: NamedShard) -> bool:
         """Whether the preparation brings it, or was to when it failed."""
-        return not (self._done and self._failure is None) and named in self._needed()
+        return not (self._done and self._failure is None) and named in self.need.shards(self.index)
 
     def _wait(self, there: Callable[[], bool], waiting: Waiting) -> None:
         """A moment, unless it is `there`, or will not be: what it took may be the last news."""
@@ -252,7 +212,7 @@ class Preparation:
             self._changed.notify_all()
 
     def _work(self) -> None:
-        self._reported = time.monotonic()
+        self._reported = self._clock()
         with disk_failures(self._place):
             self._follow_index()
             self._adopt_cached()
@@ -303,7 +263,8 @@ class Preparation:
 
     def _fetch_missing(self) -> None:
         """Bring the shards that the job needs and that are not here, in the order of need."""
-        missing = [named for named in self._needed() if is_missing(self.directory, named)]
+        needed = self.need.shards(self.index)
+        missing = [named for named in needed if is_missing(self.directory, named)]
         if not missing:
             return
         with closing(self._missing.bring(self.index, missing, self._advance)) as coming:
@@ -313,40 +274,20 @@ class Preparation:
         log.info("%s of tokens fetched", counted(len(missing), "shard"))
         self.progress = replace(self.progress, shards_fetched=0, shards_total=0)
 
-    def _needed(self) -> Iterator[NamedShard]:
-        """The shards that the index names and the job reads, first things first."""
-        need, index = self.need, self.index
-        train, ends = index.shards["train"], index.ends["train"]
-        low = int(np.searchsorted(ends, need.start, side="right"))
-        if low == len(train) and index.complete:  # a later epoch
-            low = 0
-        stop = index.n_tokens("train") if need.stop is None else need.stop
-        high = int(np.searchsorted(ends, stop, side="left")) + 1
-        if need.validation:
-            held_out = index.shards["validation"]
-            n = int(np.searchsorted(index.ends["validation"], need.validation, side="left")) + 1
-        else:
-            held_out, n = (), 0
-        yield from train[low : low + _FIRST_SHARDS]
-        yield from held_out[:n]
-        yield from train[low + _FIRST_SHARDS : high]
-        if index.complete and stop > index.n_tokens("train"):  # more than one epoch
-            yield from train[:low]
-
     def _extend(self) -> None:
         """Make what is missing, unless another process does."""
         with suppress(_MadeElsewhere), self._locked():
             self._publish(mended_index(self.directory, self.index))
             if self._is_met():
                 return
-            began = time.monotonic()
+            began = self._clock()
 
             def count(documents: int, tokens: int, made: int) -> None:
                 self._advance(
                     documents=documents,
                     tokens=tokens,
                     tokens_made=made,
-                    seconds=time.monotonic() - began,
+                    seconds=self._clock() - began,
                 )
 
             for index in self._maker.extend(self.index, count):
@@ -390,8 +331,8 @@ class Preparation:
         """Something was done. Raises _Closed if this process ends."""
         self._go_on()
         self.progress = replace(self.progress, **changes)
-        now = time.monotonic()
-        if now - self._reported >= _REPORT_SECONDS:
+        now = self._clock()
+        if now - self._reported >= self._limits.report_seconds:
             self._reported = now
             self._report(self.progress)
 

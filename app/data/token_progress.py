@@ -6,7 +6,7 @@ import time
 from tqdm import tqdm
 
 from app.console import counted, duration, on_terminal
-from app.data.preparation import PrepareProgress
+from app.data.token_need import PrepareProgress
 from app.heartbeat import beat
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,10 @@ from typing import TypeVar
 import numpy as np
 
 from app.data.loader import ValidationBatches
-from app.data.preparation import Preparation, PrepareProgress, Waiting
+from app.data.preparation import Preparation
 from app.data.sample_order import Numbers, SampleOrder, corpus_order
 from app.data.shards import ShardIndex, TokenShards
+from app.data.token_need import PrepareProgress, Waiting
 from app.data.token_progress import TokenProgress
 from app.data.tokenizer import TokenizerFiles
 

@@ -30,13 +30,13 @@ from app.data.shards import (
     encode_index,
     write_durably,
 )
+from app.data.tokenization_limits import TOKENIZATION_LIMITS, TokenizationLimits
 from app.errors import Damaged
 
 log = logging.getLogger(__name__)
 
 FILE = "unsealed.tokens"
 
-_KEEP_SECONDS = 30.0  # what a kill or a power cut may cost, where a shard takes longer
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -115,7 +115,8 @@ def decode_unsealed(content: bytes, index: ShardIndex) -> Unsealed | None:
 class UnsealedTokens:
     """The file in `directory`. All but `note` and `read` may be called from any thread."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, limits: TokenizationLimits = TOKENIZATION_LIMITS) -> None:
+        self._keep_seconds = limits.keep_seconds
         self._path = directory / FILE
         self._newest: Unsealed | None = None
         self._kept: Unsealed | None = None
@@ -142,7 +143,7 @@ class UnsealedTokens:
     def note(self, unsealed: Unsealed) -> None:
         """What to keep from now on: written now and then, and by `keep`."""
         self._newest = unsealed
-        if time.monotonic() - self._kept_at >= _KEEP_SECONDS:
+        if time.monotonic() - self._kept_at >= self._keep_seconds:
             self.keep()
 
     def keep(self) -> None:

@@ -11,6 +11,7 @@ from app.cli import parser as cli
 from app.data.retries import PAUSES
 from app.data.shards import ShardIndex
 from app.data.sources import PinnedSource, Position, pin_source
+from app.data.tokenization_limits import TokenizationLimits
 from app.data.tokenizer import read_tokenizer
 from app.errors import AccessDenied, ConfigError, Damaged, NotFound, Unavailable
 from app.settings.dataset_spec import HubName
@@ -19,6 +20,7 @@ from tests.data.test_sources import check_every_position, fingerprint_of, source
 from tests.support.hubserver import REVISION, TOKEN, hub, use_endpoint
 from tests.support.prepared import documents, prepare
 
+SMALL_BATCHES = TokenizationLimits(batch_characters=20)
 HUB_FILES = {"train.jsonl": b"".join(b'{"text": "row %d", "n": 1}\n' % i for i in range(30))}
 SHARDS = {
     f"train-{shard}.jsonl": b"".join(b'{"text": "row %d %d"}\n' % (shard, i) for i in range(10))
@@ -213,12 +215,11 @@ def test_a_hub_that_stays_away_is_unavailable_and_the_next_start_goes_on_where_i
     waits: list[float],
     asked: list[Any],
 ) -> None:
-    monkeypatch.setattr("app.data.tokenization._BATCH_CHARACTERS", 20)
     tokenizer = read_tokenizer(small_tokenizer, "")
 
     def index(folder: str) -> ShardIndex:
         data = DataSettings(dataset="o/good", data_dir=tmp_path / folder)
-        return prepare(data, tokenizer, shard_tokens=30).index
+        return prepare(data, tokenizer, shard_tokens=30, limits=SMALL_BATCHES).index
 
     with hub(monkeypatch, tmp_path, SHARDS) as requests:
         requests.failing = lambda path: "train-2" in path and "/resolve/" in path
@@ -237,15 +238,14 @@ def test_a_hub_that_stays_away_is_unavailable_and_the_next_start_goes_on_where_i
 def test_a_shard_of_the_hub_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_tokenizer: Path
 ) -> None:
-    monkeypatch.setattr("app.data.tokenization._BATCH_CHARACTERS", 20)
     tokenizer = read_tokenizer(small_tokenizer, "")
     data = DataSettings(dataset="o/good", data_dir=tmp_path)
     with hub(monkeypatch, tmp_path, SHARDS):
-        prepare(data, tokenizer, shard_tokens=30)
+        prepare(data, tokenizer, shard_tokens=30, limits=SMALL_BATCHES)
         for shard in tmp_path.rglob("train-0000?.bin"):
             content = shard.read_bytes()
             shard.unlink()
-            prepare(data, tokenizer, shard_tokens=30)
+            prepare(data, tokenizer, shard_tokens=30, limits=SMALL_BATCHES)
             assert shard.read_bytes() == content
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from app.data.sources import Piece, is_hub_id, pin_source
+from app.data.tokenization_limits import TokenizationLimits
 from app.data.tokenizer import read_tokenizer
 from app.errors import AccessDenied, ConfigError, Damaged, NotFound
 from app.settings.variables import DataSettings
@@ -380,13 +381,13 @@ def test_a_document_longer_than_a_shard_is_gone_on_with_in_its_middle(
 ) -> None:
     monkeypatch.setattr("app.data.pieces.LONG_ROW", 1000)
     monkeypatch.setattr("app.data.pieces.PIECE_SIZE", 200)
-    monkeypatch.setattr("app.data.tokenization._BATCH_CHARACTERS", 500)
+    limits = TokenizationLimits(batch_characters=500)
     tokenizer = read_tokenizer(small_tokenizer, "")
     path = write_rows(tmp_path / "a.jsonl", ["short", "some words in a line\n" * 300, "last"])
 
     def tokens(folder: str, needed: int | None) -> list[int]:
         data = source(path, data_dir=tmp_path / folder)
-        train = prepare(data, tokenizer, needed, shard_tokens=400).train
+        train = prepare(data, tokenizer, needed, shard_tokens=400, limits=limits).train
         return train.read(0, train.n_tokens).tolist()
 
     first = tokens("in-turns", 1)

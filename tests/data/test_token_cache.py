@@ -14,22 +14,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.data import tokenization as prepare_module
-from app.data.preparation import Preparation, TokenNeed
+from app.data.preparation import Preparation
 from app.data.retries import PAUSES
 from app.data.shards import INDEX, decode_index
 from app.data.sources import Pieces, PinnedSource, Position, pin_source
 from app.data.token_cache import TOKENS, CacheUploader, TokenCache, open_token_cache
+from app.data.token_need import TokenNeed
 from app.data.tokenizer import TokenizerFiles, read_tokenizer
 from app.errors import AccessDenied, Damaged, Unavailable
 from app.settings.variables import DataSettings
 from app.stores.contract import Store
 from app.stores.opening import open_store
 from tests.support.interposed import Answer, Interposed
-from tests.support.small_corpus import SHARD, corpus, small_batches, tokenizer
+from tests.support.small_corpus import SHARD, SMALL_BATCHES, corpus, tokenizer
 from tests.support.unreadable import make_unreadable
 
-__all__ = ["corpus", "small_batches", "tokenizer"]
+__all__ = ["corpus", "tokenizer"]
 
 
 @pytest.fixture
@@ -53,6 +53,7 @@ class Node:
             TokenNeed(**need),
             cache=lambda fingerprint: TokenCache(self.store, fingerprint),
             shard_tokens=SHARD,
+            limits=SMALL_BATCHES,
         )
         self.opened.append(preparation)
         return preparation
@@ -550,7 +551,6 @@ def test_parts_of_shards_that_a_kill_left_long_ago_are_removed(
 
 
 def _work(folder: Path, corpus: Path, tokenizer_directory: Path, store: str, gate: Any) -> None:
-    prepare_module._BATCH_CHARACTERS = 1000
     tokenizer = read_tokenizer(tokenizer_directory, "")
     node = Node(folder, corpus, tokenizer, open_store(store, TOKENS))
     gate.wait()

@@ -11,19 +11,20 @@ import numpy as np
 import pytest
 
 from app.data.loader import training_loader
-from app.data.preparation import Preparation, PrepareProgress, TokenNeed
+from app.data.preparation import Preparation
 from app.data.sample_order import WINDOW_SEQUENCES, BatchGeometry, SampleOrder
 from app.data.shards import ShardIndex
 from app.data.sources import PinnedSource, pin_source
+from app.data.token_need import PrepareProgress, TokenNeed
 from app.data.token_progress import TokenProgress
 from app.data.token_stream import OutOfData, TokenStream
 from app.data.tokenization import ShardMaker
 from app.data.tokenizer import TokenizerFiles
 from app.errors import AppError, Unavailable
 from app.settings.variables import DataSettings
-from tests.support.small_corpus import SHARD, rows, small_batches, tokenizer
+from tests.support.small_corpus import SHARD, SMALL_BATCHES, rows, tokenizer
 
-__all__ = ["small_batches", "tokenizer"]
+__all__ = ["tokenizer"]
 
 ROWS = rows(800)
 SEQ_LEN = 8
@@ -91,6 +92,7 @@ def make(tmp_path: Path, tokenizer: TokenizerFiles) -> Iterator[MakeStream]:
             tokenizer,
             TokenNeed(**need),
             shard_tokens=SHARD,
+            limits=SMALL_BATCHES,
         )
         stream = TokenStream(preparation, PatientProgress(act), stopping, seed=5, seq_len=SEQ_LEN)
         made.append(stream)

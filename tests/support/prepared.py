@@ -1,10 +1,23 @@
 """A dataset as its pieces, or as tokens that are made at once and in this thread."""
 
-from app.data.preparation import Preparation, TokenNeed
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from app.data.preparation import Preparation
 from app.data.shards import SHARD_TOKENS
 from app.data.sources import Pieces, Position, pin_source
+from app.data.token_need import TokenNeed
+from app.data.tokenization_limits import TOKENIZATION_LIMITS, TokenizationLimits
 from app.data.tokenizer import TokenizerFiles
 from app.settings.variables import DataSettings
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing but `finally` reacts to it."""
 
 
 def documents(data: DataSettings, after: Position | None = None) -> Pieces:
@@ -17,9 +30,37 @@ def prepare(
     tokenizer: TokenizerFiles,
     needed: int | None = None,
     shard_tokens: int = SHARD_TOKENS,
+    limits: TokenizationLimits = TOKENIZATION_LIMITS,
 ) -> Preparation:
     """At least `needed` training tokens; None: all of DATASET."""
     need = TokenNeed(stop=needed)
-    made = Preparation(pin_source(data), tokenizer, need, shard_tokens=shard_tokens)
+    made = Preparation(pin_source(data), tokenizer, need, shard_tokens=shard_tokens, limits=limits)
     made.run()
     return made
+
+
+def prepared_files(data_dir: Path) -> dict[str, str]:
+    """Name and SHA-256 of all that was prepared."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (data_dir / "tokens").rglob("*")
+        if path.suffix in (".bin", ".json")
+    }
+
+
+def decoded_splits(data: Preparation, tokenizer: TokenizerFiles) -> tuple[list[str], list[str]]:
+    """The documents of both splits; each ends with the end-of-text token."""
+    codec = Tokenizer.from_file(str(tokenizer.directory / "tokenizer.json"))
+    splits = []
+    for split in (data.train, data.validation):
+        ids = split.read(0, split.n_tokens)
+        assert ids[-1] == tokenizer.eos_token_id
+        parts = np.split(ids, np.flatnonzero(ids == tokenizer.eos_token_id) + 1)[:-1]
+        splits.append([codec.decode(part[:-1].tolist()) for part in parts])
+    return splits[0], splits[1]
+
+
+def change_defaults(**defaults: Any) -> None:
+    """Change the defaults of `Preparation` in this process, for a job, which hands in none."""
+    assert Preparation.__init__.__kwdefaults__ is not None
+    Preparation.__init__.__kwdefaults__.update(defaults)
