@@ -1,8 +1,9 @@
 """The tokens of a job: found in DATA_DIR, fetched from the bucket, or made, while it trains.
 
-DATA_DIR/tokens/<fingerprint>/ holds shards and their index. A thread brings them up to
-what the job needs, and the job waits for what it is about to read, no longer. Of two
-processes on one DATA_DIR one makes tokens; the other follows its index and trains along.
+DATA_DIR/tokens/<fingerprint>/ holds shards and their index. A thread adds shards until the job
+has what it needs, and the job waits only for the tokens that it is about to read. Of two
+processes on one DATA_DIR one makes tokens; the other one reads the index that the first writes,
+and trains on the same shards.
 """
 
 import logging
@@ -47,15 +48,16 @@ _POLL_SECONDS = 0.2
 
 
 class _MadeElsewhere(Exception):
-    """Another process has made what this one waits for."""
+    """Another process has made the tokens that this one was waiting to make."""
 
 
 class _Closed(Exception):
-    """This process ends."""
+    """`close` was called: this process ends."""
 
 
 class Preparation:
-    """Tokens on their way. `run` works in this thread, `start` in one of its own."""
+    """Brings the tokens that a job needs. `run` does so in the caller's thread, `start` in a
+    thread of its own."""
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class Preparation:
     ) -> None:
         """`cache` opens the cache of a fingerprint. `report` is called in the thread that works,
         about every `limits.report_seconds`; what it raises ends the work. `is_held_out` decides
-        about a text for which the source does not say it. `clock` counts seconds."""
+        about the texts for which the source has not decided it. `clock` counts seconds."""
         self.tokenizer, self.need = tokenizer, need
         self.fingerprint = tokens_fingerprint(source.fingerprint, tokenizer)
         data_dir = source.settings.data_dir
@@ -104,7 +106,7 @@ class Preparation:
         return TokenShards(self.directory, "validation", self.index)
 
     def start(self) -> None:
-        """Work behind the caller, who waits for what it reads."""
+        """Work in another thread; the caller then waits for what it reads."""
         threading.Thread(target=self._run_behind, name="preparation", daemon=True).start()
 
     def run(self) -> None:
@@ -124,18 +126,19 @@ class Preparation:
             self._uploader.finish()
 
     def close(self) -> None:
-        """Leave the work where it is; what is made stays."""
-        if self._uploader:  # first: a repair that is broken off here is no damage to tell of
+        """End the work. The tokens that were made are kept."""
+        # The uploader first: else it would report a repair that ends here as damage.
+        if self._uploader:
             self._uploader.close()
         self._closed = True
         self._maker.close()
 
     def wait_for(self, split: Split, n_tokens: int, waiting: Waiting) -> ShardIndex:
-        """The index, as soon as it has so many tokens of `split`, or is complete.
+        """The index, as soon as it has `n_tokens` tokens of `split`, or is complete.
 
-        Raises what ended the preparation before.
+        Raises what ended the preparation, where that was before.
         """
-        # In training tokens, and in whole shards: what the progress counts, and comes in.
+        # The progress counts training tokens, and they come in whole shards.
         enough = n_tokens * (1 if split == "train" else HELD_OUT_ONE_IN)
         enough = -(-enough // self._shard_tokens) * self._shard_tokens
 
@@ -151,8 +154,8 @@ class Preparation:
     ) -> None:
         """Wait until the shards with tokens [start, start + length) of each start are here.
 
-        They are compared with their SHA-256 once. One that is damaged or cannot be read, or that
-        the preparation does not bring, is brought now. Raises as `wait_for`, and what
+        Each is compared with its SHA-256 once. A shard that is damaged or cannot be read, or that
+        the preparation does not bring, is brought now. Raises what `wait_for` raises, and what
         `MissingShards` raises.
         """
         index = self.index
@@ -177,11 +180,15 @@ class Preparation:
         self._verified.add(named.name)
 
     def _is_coming(self, named: NamedShard) -> bool:
-        """Whether the preparation brings it, or was to when it failed."""
+        """Whether the preparation brings this shard, or would have brought it had it not failed."""
         return not (self._done and self._failure is None) and named in self.need.shards(self.index)
 
     def _wait(self, there: Callable[[], bool], waiting: Waiting) -> None:
-        """A moment, unless it is `there`, or will not be: what it took may be the last news."""
+        """Wait for a moment, unless what is waited for is `there`. Raises where it never will be.
+
+        `there` is asked again here, under the lock: the preparation may have ended since the
+        caller asked, and what it did last may be what the caller waits for.
+        """
         with self._changed:
             if there():
                 return
@@ -197,7 +204,7 @@ class Preparation:
                 self._work()
         except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
             self._failure = error
-            if self.index.seals:  # else somebody waits for the first ones, and raises it now
+            if self.index.seals:  # without a seal, somebody waits for the first one and raises it
                 log.warning(
                     "no more tokens come, the %s that are there are used: %s",
                     f"{self.index.n_tokens('train'):,}",
@@ -219,12 +226,12 @@ class Preparation:
             self._fetch_missing()
             while not self.need.met_by(self.index):
                 self._extend()
-            self._fetch_missing()  # the beginning, for another epoch after a late start
+            self._fetch_missing()  # a job that began late reads the first shards in a next epoch
         if self._uploader:
             self._uploader.submit(self.index)
 
     def _follow_index(self) -> None:
-        """Take over what the process that writes has done. A damaged index is for it to mend."""
+        """Read the index that the writing process has written. A damaged one is left to it."""
         with suppress(Damaged):
             index = read_index(self.directory, self.index.source, self.index.tokenizer)
             if index.continues(self.index):
@@ -243,7 +250,7 @@ class Preparation:
             self._changed.notify_all()
 
     def _adopt_cached(self) -> None:
-        """Take over the bucket's index where it goes on after ours."""
+        """Take over the bucket's index where it has all of our seals and more."""
         if self._cache is None or self.need.met_by(self.index):
             return
         try:
@@ -262,7 +269,7 @@ class Preparation:
             self._follow_index()
 
     def _fetch_missing(self) -> None:
-        """Bring the shards that the job needs and that are not here, in the order of need."""
+        """Bring the shards that are not here, in the order in which the job needs them."""
         needed = self.need.shards(self.index)
         missing = [named for named in needed if is_missing(self.directory, named)]
         if not missing:
@@ -275,7 +282,7 @@ class Preparation:
         self.progress = replace(self.progress, shards_fetched=0, shards_total=0)
 
     def _extend(self) -> None:
-        """Make what is missing, unless another process does."""
+        """Make the tokens that are missing, unless another process does so."""
         with suppress(_MadeElsewhere), self._locked():
             self._publish(mended_index(self.directory, self.index))
             if self._is_met():
@@ -294,7 +301,7 @@ class Preparation:
                 newest = len(index.seals) - 1
                 for shards in index.shards.values():
                     self._verified.update(n.name for n in shards[-1:] if n.seal == newest)
-                with self._changed:  # who waits says nothing between the two
+                with self._changed:  # so that nobody who waits logs a line between these two
                     if self.need.met_by(index):
                         whole = (
                             "data complete" if index.complete else "all tokens of the run are there"
@@ -311,7 +318,8 @@ class Preparation:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Be the one process that writes. While another one is, follow its index."""
+        """Hold the lock of the one process that writes. While another one holds it, follow the
+        index that it writes; raises _MadeElsewhere once that is enough."""
 
         def follow() -> None:
             self._follow_index()
@@ -328,7 +336,7 @@ class Preparation:
             self._missing.restore(index, named, self._go_on)
 
     def _advance(self, **changes: Any) -> None:
-        """Something was done. Raises _Closed if this process ends."""
+        """Note the progress, and report it when it is time. Raises _Closed if the process ends."""
         self._go_on()
         self.progress = replace(self.progress, **changes)
         now = self._clock()

@@ -1,10 +1,10 @@
-"""Tokens that were made and not sealed, kept where the preparation ends before their seal.
+"""Keeps the tokens that were made but not sealed when the preparation ended.
 
     unsealed.tokens   SHA-256 (hex) of what follows, a line of JSON, the tokens of both splits
 
-They save the next start work and decide nothing: the shards are the same without them. So a
-file that is damaged, or that does not follow the seals that are there, is left aside. It is in
-no index and never in the bucket. Only who holds the preparation's lock reads or writes it.
+They save the next start some work, and the shards are the same without them. So a file that is
+damaged, or that does not follow the seals that are there, is ignored. The file is in no index and
+never in the bucket. Only the process that holds the preparation's lock reads or writes it.
 """
 
 import hashlib

@@ -13,7 +13,7 @@ import pytest
 from app.data.loader import training_loader
 from app.data.preparation import Preparation
 from app.data.sample_order import WINDOW_SEQUENCES, BatchGeometry, SampleOrder
-from app.data.shards import ShardIndex
+from app.data.shards import ShardIndex, Split
 from app.data.sources import PinnedSource, pin_source
 from app.data.token_need import PrepareProgress, TokenNeed
 from app.data.token_progress import TokenProgress
@@ -189,16 +189,20 @@ def test_what_ends_the_preparation_is_raised_only_where_tokens_are_missing(
     stream.preparation.require("train", np.array([0]), there, lambda _: None)
 
 
-def test_what_comes_just_before_the_end_of_the_preparation_is_there(
-    make: MakeStream, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data, wait = make("last").preparation, Preparation._wait
+def test_what_comes_just_before_the_end_of_the_preparation_is_there(make: MakeStream) -> None:
+    data = make("last").preparation
+    runs = iter([data.run])
 
-    def after_the_end(self: Preparation, *arguments: Any) -> None:
-        data.run()
-        wait(self, *arguments)
+    class IndexBeforeTheEnd(ShardIndex):
+        """After it has been asked for the first time, all of the work is done."""
 
-    monkeypatch.setattr(Preparation, "_wait", after_the_end)
+        def n_tokens(self, split: Split) -> int:
+            n_tokens = super().n_tokens(split)
+            for run in runs:
+                run()
+            return n_tokens
+
+    data.index = IndexBeforeTheEnd(data.index.source, data.index.tokenizer)
     assert data.wait_for("train", SHARD, lambda _: None).n_tokens("train") >= SHARD
 
 
