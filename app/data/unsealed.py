@@ -91,8 +91,8 @@ def encode_unsealed(unsealed: Unsealed) -> bytes:
 
 
 def decode_unsealed(content: bytes, index: ShardIndex) -> Unsealed | None:
-    """What goes on after `index`; None if its last seal holds it. Raises Damaged for anything
-    else."""
+    """The tokens that follow `index`; None if its last seal already holds them. Raises Damaged for
+    any other content."""
     digest, _, rest = content.partition(b"\n")
     if digest != _digest(rest):
         raise Damaged("it was changed (SHA-256 differs)")
@@ -124,7 +124,7 @@ class UnsealedTokens:
         self._writing = threading.Lock()
 
     def read(self, index: ShardIndex) -> Unsealed | None:
-        """What the file holds, if it goes on after `index`. Why it is left aside is logged."""
+        """What the file holds, if it follows `index`. Where it does not, the log says why."""
         try:
             found = decode_unsealed(self._path.read_bytes(), index)
         except FileNotFoundError:
@@ -141,14 +141,14 @@ class UnsealedTokens:
         return found
 
     def note(self, unsealed: Unsealed) -> None:
-        """What to keep from now on: written now and then, and by `keep`."""
+        """Remember `unsealed` for `keep`, and write it now if the last writing is long ago."""
         self._newest = unsealed
         if time.monotonic() - self._kept_at >= self._keep_seconds:
             self.keep()
 
     def keep(self) -> None:
-        """Write what was noted last. Failing costs a line in the log, and those tokens: what
-        ended the work says more than a disk that takes no file."""
+        """Write what was noted last. A failure is logged and not raised, since it would hide the
+        error that ended the work; the tokens are lost then."""
         with self._writing:
             unsealed = self._newest
             if unsealed is None or unsealed is self._kept:
@@ -162,11 +162,11 @@ class UnsealedTokens:
             self._kept, self._kept_at = unsealed, time.monotonic()
 
     def clear(self) -> None:
-        """They are sealed now, or not worth anything."""
+        """Remove the file: its tokens are sealed now, or of no use."""
         with self._writing:
             self._newest = None
             self._kept_at = time.monotonic()
-            with suppress(OSError):  # what stays follows other seals, and is left aside
+            with suppress(OSError):  # a file that stays follows other seals, and is ignored
                 self._path.unlink()
 
 

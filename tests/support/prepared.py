@@ -1,4 +1,5 @@
-"""A dataset as its pieces, or as tokens that are made at once and in this thread."""
+"""A dataset as its pieces, or as tokens that are made at once and in this thread, and what is
+found in the files that this leaves."""
 
 import hashlib
 from pathlib import Path
