@@ -65,14 +65,16 @@ def ours_open(folder: Path, case: Case, step: int) -> Iterator[Any]:
     from app.data.loader import training_loader
     from app.data.sample_order import BatchGeometry
     from app.data.token_progress import TokenProgress
-    from app.data.token_stream import Corpus
+    from app.data.token_stream import TokenStream
 
-    corpus = Corpus(prepared(folder), TokenProgress(), lambda: False, seed=1, seq_len=case.seq_len)
+    stream = TokenStream(
+        prepared(folder), TokenProgress(), lambda: False, seed=1, seq_len=case.seq_len
+    )
     geometry = BatchGeometry(case.batch_size, case.batch_size, case.seq_len)
     return iter(
         training_loader(
-            corpus.train,
-            corpus.sequences,
+            stream.train,
+            stream.sequences,
             geometry,
             step,
             10**9,
@@ -84,8 +86,9 @@ def ours_open(folder: Path, case: Case, step: int) -> Iterator[Any]:
 
 def prepared(folder: Path) -> Any:
     """All of the corpus as tokens; found where they are there."""
-    from app.data.preparation import Preparation, TokenNeed
+    from app.data.preparation import Preparation
     from app.data.sources import pin_source
+    from app.data.token_need import TokenNeed
     from app.settings.variables import DataSettings
 
     source = pin_source(DataSettings(dataset=str(folder / "corpus.jsonl"), data_dir=folder))

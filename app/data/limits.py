@@ -1,10 +1,13 @@
-"""How large the parts are in which text is read, cut and fetched.
+"""How large the parts are in which text is read, cut, fetched and tokenized.
 
-One value with all of it is handed down from the functions that open a source. Only tests make
-one with other values, so that a text of some lines has many parts.
+One value with all of it is handed down from the functions that open a source, and from
+`Preparation`. Only tests make one with other values, so that a text of some lines has many parts
+and no test waits for a clock.
 """
 
 from dataclasses import dataclass
+
+from app.settings.variables import MAX_VALIDATION_TOKENS
 
 
 @dataclass(frozen=True)
@@ -13,7 +16,9 @@ class DataLimits:
 
     `piece_size`, `document_bytes`, `long_row` and `turn_characters` decide where a piece ends,
     and so what is in a shard. Whoever changes one of them raises the version in `sources`: else
-    a run that was begun before would go on with other data.
+    a run that was begun before would go on with other data. Shards end where batches end: for
+    `batch_characters`, `batch_pieces` and `validation_tokens` the version in `tokenization` is
+    raised.
     """
 
     # Characters of a row, bytes of a .txt file: a piece of a long text has at least so many.
@@ -34,6 +39,20 @@ class DataLimits:
     fetched_bytes: int = 1 << 20
     # Bytes of each block that counts for the digest of a large file, and so for its fingerprint.
     digested_bytes: int = 1 << 16
+    # Characters of a batch, after which it ends: a second or two of work for all cores.
+    batch_characters: int = 1 << 21
+    # Pieces after which a batch ends too: pieces of a few characters, or none, take memory as well.
+    batch_pieces: int = 1 << 16
+    # Batches: while one is encoded, another one becomes arrays and a third one is read.
+    batches_in_flight: int = 2
+    # Held-out tokens: text that is held out beyond them is not tokenized.
+    validation_tokens: int = MAX_VALIDATION_TOKENS
+    # Seconds of work that a kill or a power cut may cost, where a shard takes longer.
+    keep_seconds: float = 30.0
+    # Seconds for writing a file of some megabytes at the end: little of a grace period is left.
+    close_seconds: float = 1.0
+    # Seconds between two reports of the progress.
+    report_seconds: float = 2.0
 
 
 DEFAULT_LIMITS = DataLimits()

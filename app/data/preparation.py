@@ -1,8 +1,9 @@
 """The tokens of a job: found in DATA_DIR, fetched from the bucket, or made, while it trains.
 
-DATA_DIR/tokens/<fingerprint>/ holds shards and their index. A thread brings them up to
-what the job needs, and the job waits for what it is about to read, no longer. Of two
-processes on one DATA_DIR one makes tokens; the other follows its index and trains along.
+DATA_DIR/tokens/<fingerprint>/ holds shards and their index. A thread adds shards until the job
+has what it needs, and the job waits only for the tokens that it is about to read. Of two
+processes on one DATA_DIR one makes tokens; the other one reads the index that the first writes,
+and trains on the same shards.
 """
 
 import logging
@@ -10,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ import numpy.typing as npt
 
 from app.console import counted
 from app.data.data_dir import DataDir, locked_folder
-from app.data.pieces import HELD_OUT_ONE_IN
+from app.data.limits import DEFAULT_LIMITS, DataLimits
+from app.data.pieces import HELD_OUT_ONE_IN, held_out
 from app.data.shard_index import (
     NamedShard,
     ShardIndex,
@@ -30,74 +32,28 @@ from app.data.shard_index import (
 from app.data.shards import SHARD_TOKENS, TokenShards, is_missing, verify
 from app.data.sources import PinnedSource
 from app.data.token_cache import CacheUploader, MissingShards, TokenCache
-from app.data.tokenization import CorpusTokenizer, tokens_fingerprint
+from app.data.token_need import PrepareProgress, TokenNeed, Waiting
+from app.data.tokenization import ShardMaker, tokens_fingerprint
 from app.data.tokenizer import TokenizerFiles
 from app.errors import AppError, Damaged
 from app.failures import disk_failures
 
 log = logging.getLogger(__name__)
 
-_REPORT_SECONDS = 2.0
 _POLL_SECONDS = 0.2
-_FIRST_SHARDS = 2  # a window of sequences lies in one or two
-
-
-@dataclass(frozen=True)
-class TokenNeed:
-    """What a job is going to read: training tokens [start, stop) first, of a longer corpus
-    (`stop` None: all of it), and the first `validation` held-out ones."""
-
-    start: int = 0
-    stop: int | None = None
-    validation: int = 0
-
-    def met_by(self, index: ShardIndex) -> bool:
-        return index.complete or (
-            self.stop is not None
-            and index.n_tokens("train") >= self.stop
-            and index.n_tokens("validation") >= self.validation
-        )
-
-
-@dataclass(frozen=True)
-class PrepareProgress:
-    """How far it is: what DATA_DIR holds, sealed or not.
-
-    So many tokens as `tokens_total` are enough; the source may end before. `complete`: no more
-    are made. `tokens_made` of the tokens were made in the last `seconds`. While shards are
-    fetched, `shards_total` says how many.
-    """
-
-    documents: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    tokens_total: int | None = None
-    tokens_made: int = 0
-    shards_fetched: int = 0
-    shards_total: int = 0
-    complete: bool = False
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens_made / max(1e-9, self.seconds)
-
-
-Waiting = Callable[[PrepareProgress], None]
-"""Called a few times a second while somebody waits, and not once it is there: nothing is said
-about tokens that are still to come after the line that they are complete. What it raises ends
-the waiting. It must not wait for the preparation itself."""
 
 
 class _MadeElsewhere(Exception):
-    """Another process has made what this one waits for."""
+    """Another process has made the tokens that this one was waiting to make."""
 
 
 class _Closed(Exception):
-    """This process ends."""
+    """`close` was called: this process ends."""
 
 
 class Preparation:
-    """Tokens on their way. `run` works in this thread, `start` in one of its own."""
+    """Brings the tokens that a job needs. `run` does so in the caller's thread, `start` in a
+    thread of its own."""
 
     def __init__(
         self,
@@ -108,23 +64,29 @@ class Preparation:
         cache: Callable[[str], TokenCache | None] = lambda fingerprint: None,
         report: Callable[[PrepareProgress], None] = lambda progress: None,
         shard_tokens: int = SHARD_TOKENS,
+        limits: DataLimits = DEFAULT_LIMITS,
+        is_held_out: Callable[[str], bool] = held_out,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`cache` opens the cache of a fingerprint. `report` is called in the working
-        thread, every two seconds or so; what it raises ends the work."""
+        """`cache` opens the cache of a fingerprint. `report` is called in the thread that works,
+        about every `limits.report_seconds`; what it raises ends the work. `is_held_out` decides
+        about the texts for which the source has not decided it. `clock` counts seconds."""
         self.tokenizer, self.need = tokenizer, need
         self.fingerprint = tokens_fingerprint(source.fingerprint, tokenizer)
         self._data_dir = DataDir(source.settings.data_dir)
         self.directory = self._data_dir.tokens(self.fingerprint)
         self.index = ShardIndex(source.fingerprint, tokenizer.fingerprint)
         self.progress = PrepareProgress(tokens_total=need.stop)
-        self._corpus = CorpusTokenizer(source, tokenizer, self.directory, shard_tokens)
+        self._maker = ShardMaker(
+            source, tokenizer, self.directory, shard_tokens, limits, is_held_out
+        )
         self._cache = cache(self.fingerprint)
-        self._missing = MissingShards(self._data_dir, self.fingerprint, self._corpus, self._cache)
+        self._missing = MissingShards(self._data_dir, self.fingerprint, self._maker, self._cache)
         self._uploader = (
             CacheUploader(self._cache, self.directory, self._repair) if self._cache else None
         )
         self._report = report
-        self._shard_tokens = shard_tokens
+        self._shard_tokens, self._limits, self._clock = shard_tokens, limits, clock
         self._verified: set[str] = set()
         self._changed = threading.Condition()
         self._done = self._closed = False
@@ -139,7 +101,7 @@ class Preparation:
         return TokenShards(self.directory, "validation", self.index)
 
     def start(self) -> None:
-        """Work behind the caller, who waits for what it reads."""
+        """Work in another thread; the caller then waits for what it reads."""
         threading.Thread(target=self._run_behind, name="preparation", daemon=True).start()
 
     def run(self) -> None:
@@ -159,18 +121,19 @@ class Preparation:
             self._uploader.finish()
 
     def close(self) -> None:
-        """Leave the work where it is; what is made stays."""
-        if self._uploader:  # first: a repair that is broken off here is no damage to tell of
+        """End the work. The tokens that were made are kept."""
+        # The uploader first: else it would report a repair that ends here as damage.
+        if self._uploader:
             self._uploader.close()
         self._closed = True
-        self._corpus.close()
+        self._maker.close()
 
     def wait_for(self, split: Split, n_tokens: int, waiting: Waiting) -> ShardIndex:
-        """The index, as soon as it has so many tokens of `split`, or is complete.
+        """The index, as soon as it has `n_tokens` tokens of `split`, or is complete.
 
-        Raises what ended the preparation before.
+        Raises what ended the preparation, where that was before.
         """
-        # In training tokens, and in whole shards: what the progress counts, and comes in.
+        # The progress counts training tokens, and they come in whole shards.
         enough = n_tokens * (1 if split == "train" else HELD_OUT_ONE_IN)
         enough = -(-enough // self._shard_tokens) * self._shard_tokens
 
@@ -186,8 +149,8 @@ class Preparation:
     ) -> None:
         """Wait until the shards with tokens [start, start + length) of each start are here.
 
-        They are compared with their SHA-256 once. One that is damaged or cannot be read, or that
-        the preparation does not bring, is brought now. Raises as `wait_for`, and what
+        Each is compared with its SHA-256 once. A shard that is damaged or cannot be read, or that
+        the preparation does not bring, is brought now. Raises what `wait_for` raises, and what
         `MissingShards` raises.
         """
         index = self.index
@@ -212,11 +175,15 @@ class Preparation:
         self._verified.add(named.name)
 
     def _is_coming(self, named: NamedShard) -> bool:
-        """Whether the preparation brings it, or was to when it failed."""
-        return not (self._done and self._failure is None) and named in self._needed()
+        """Whether the preparation brings this shard, or would have brought it had it not failed."""
+        return not (self._done and self._failure is None) and named in self.need.shards(self.index)
 
     def _wait(self, there: Callable[[], bool], waiting: Waiting) -> None:
-        """A moment, unless it is `there`, or will not be: what it took may be the last news."""
+        """Wait for a moment, unless what is waited for is `there`. Raises where it never will be.
+
+        `there` is asked again here, under the lock: the preparation may have ended since the
+        caller asked, and what it did last may be what the caller waits for.
+        """
         with self._changed:
             if there():
                 return
@@ -232,7 +199,7 @@ class Preparation:
                 self._work()
         except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
             self._failure = error
-            if self.index.seals:  # else somebody waits for the first ones, and raises it now
+            if self.index.seals:  # without a seal, somebody waits for the first one and raises it
                 log.warning(
                     "no more tokens come, the %s that are there are used: %s",
                     f"{self.index.n_tokens('train'):,}",
@@ -247,19 +214,19 @@ class Preparation:
             self._changed.notify_all()
 
     def _work(self) -> None:
-        self._reported = time.monotonic()
+        self._reported = self._clock()
         with disk_failures(self._data_dir.setting):
             self._follow_index()
             self._adopt_cached()
             self._fetch_missing()
             while not self.need.met_by(self.index):
                 self._extend()
-            self._fetch_missing()  # the beginning, for another epoch after a late start
+            self._fetch_missing()  # a job that began late reads the first shards in a next epoch
         if self._uploader:
             self._uploader.submit(self.index)
 
     def _follow_index(self) -> None:
-        """Take over what the process that writes has done. A damaged index is for it to mend."""
+        """Read the index that the writing process has written. A damaged one is left to it."""
         with suppress(Damaged):
             index = read_index(self.directory, self.index.source, self.index.tokenizer)
             if index.continues(self.index):
@@ -278,7 +245,7 @@ class Preparation:
             self._changed.notify_all()
 
     def _adopt_cached(self) -> None:
-        """Take over the bucket's index where it goes on after ours."""
+        """Take over the bucket's index where it has all of our seals and more."""
         if self._cache is None or self.need.met_by(self.index):
             return
         try:
@@ -297,8 +264,9 @@ class Preparation:
             self._follow_index()
 
     def _fetch_missing(self) -> None:
-        """Bring the shards that the job needs and that are not here, in the order of need."""
-        missing = [named for named in self._needed() if is_missing(self.directory, named)]
+        """Bring the shards that are not here, in the order in which the job needs them."""
+        needed = self.need.shards(self.index)
+        missing = [named for named in needed if is_missing(self.directory, named)]
         if not missing:
             return
         with closing(self._missing.bring(self.index, missing, self._advance)) as coming:
@@ -308,47 +276,27 @@ class Preparation:
         log.info("%s of tokens fetched", counted(len(missing), "shard"))
         self.progress = replace(self.progress, shards_fetched=0, shards_total=0)
 
-    def _needed(self) -> Iterator[NamedShard]:
-        """The shards that the index names and the job reads, first things first."""
-        need, index = self.need, self.index
-        train, ends = index.shards["train"], index.ends["train"]
-        low = int(np.searchsorted(ends, need.start, side="right"))
-        if low == len(train) and index.complete:  # a later epoch
-            low = 0
-        stop = index.n_tokens("train") if need.stop is None else need.stop
-        high = int(np.searchsorted(ends, stop, side="left")) + 1
-        if need.validation:
-            held_out = index.shards["validation"]
-            n = int(np.searchsorted(index.ends["validation"], need.validation, side="left")) + 1
-        else:
-            held_out, n = (), 0
-        yield from train[low : low + _FIRST_SHARDS]
-        yield from held_out[:n]
-        yield from train[low + _FIRST_SHARDS : high]
-        if index.complete and stop > index.n_tokens("train"):  # more than one epoch
-            yield from train[:low]
-
     def _extend(self) -> None:
-        """Make what is missing, unless another process does."""
+        """Make the tokens that are missing, unless another process does so."""
         with suppress(_MadeElsewhere), self._locked():
             self._publish(mended_index(self.directory, self.index))
             if self._is_met():
                 return
-            began = time.monotonic()
+            began = self._clock()
 
             def count(documents: int, tokens: int, made: int) -> None:
                 self._advance(
                     documents=documents,
                     tokens=tokens,
                     tokens_made=made,
-                    seconds=time.monotonic() - began,
+                    seconds=self._clock() - began,
                 )
 
-            for index in self._corpus.extend(self.index, count):
+            for index in self._maker.extend(self.index, count):
                 newest = len(index.seals) - 1
                 for shards in index.shards.values():
                     self._verified.update(n.name for n in shards[-1:] if n.seal == newest)
-                with self._changed:  # who waits says nothing between the two
+                with self._changed:  # so that nobody who waits logs a line between these two
                     if self.need.met_by(index):
                         whole = (
                             "data complete" if index.complete else "all tokens of the run are there"
@@ -365,7 +313,8 @@ class Preparation:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Be the one process that writes. While another one is, follow its index."""
+        """Hold the lock of the one process that writes. While another one holds it, follow the
+        index that it writes; raises _MadeElsewhere once that is enough."""
 
         def follow() -> None:
             self._follow_index()
@@ -382,11 +331,11 @@ class Preparation:
             self._missing.restore(index, named, self._go_on)
 
     def _advance(self, **changes: Any) -> None:
-        """Something was done. Raises _Closed if this process ends."""
+        """Note the progress, and report it when it is time. Raises _Closed if the process ends."""
         self._go_on()
         self.progress = replace(self.progress, **changes)
-        now = time.monotonic()
-        if now - self._reported >= _REPORT_SECONDS:
+        now = self._clock()
+        if now - self._reported >= self._limits.report_seconds:
             self._reported = now
             self._report(self.progress)
 

@@ -25,7 +25,7 @@ from app.data.data_dir import DataDir, locked_folder, own_folder
 from app.data.retries import Backoff
 from app.data.shard_index import INDEX, NamedShard, ShardIndex, decode_index, encode_index
 from app.data.shards import is_missing, verify
-from app.data.tokenization import CorpusTokenizer
+from app.data.tokenization import ShardMaker
 from app.errors import AccessDenied, AppError, Damaged, NotFound, Unavailable
 from app.failures import disk_failures
 from app.stores.contract import Store
@@ -210,7 +210,7 @@ class MissingShards:
         self,
         data_dir: DataDir,
         fingerprint: str,
-        corpus: CorpusTokenizer,
+        corpus: ShardMaker,
         cache: TokenCache | None,
     ) -> None:
         self._data_dir, self._fingerprint = data_dir, fingerprint
@@ -279,7 +279,7 @@ class MissingShards:
         """Make a shard again from the source. `goes_on` is called meanwhile; what it raises ends
         the work.
 
-        Raises what `CorpusTokenizer.restore` raises. A failure of the disk is an AppError that
+        Raises what `ShardMaker.restore` raises. A failure of the disk is an AppError that
         names the shard's file.
         """
         # This has a lock of its own, since a process that makes new shards holds the other lock

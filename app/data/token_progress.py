@@ -1,4 +1,4 @@
-"""What is said about tokens on their way: a bar on a terminal, lines elsewhere."""
+"""Shows how far the tokens are: with a bar on a terminal, with lines in the log elsewhere."""
 
 import logging
 import time
@@ -6,18 +6,18 @@ import time
 from tqdm import tqdm
 
 from app.console import counted, duration, on_terminal
-from app.data.preparation import PrepareProgress
+from app.data.token_need import PrepareProgress
 from app.heartbeat import beat
 
 log = logging.getLogger(__name__)
 
-_LINE_SECONDS = 2.0  # while somebody waits
-_LINE_SECONDS_BEHIND = 60.0  # while training goes on
+_LINE_SECONDS = 2.0  # between two lines while somebody waits for tokens
+_LINE_SECONDS_BEHIND = 60.0  # between two lines while the training goes on
 
 
 class TokenProgress:
-    """`waiting` is called by who waits, often; `behind` by the preparation; `alive` by whatever
-    reads the source."""
+    """Whoever waits for tokens calls `waiting`, a few times a second, and `arrived` in the end. The
+    preparation calls `behind`, and whatever reads the source calls `alive`."""
 
     def __init__(self) -> None:
         self._bar: tqdm[None] | None = None
@@ -28,8 +28,8 @@ class TokenProgress:
         self._said: PrepareProgress | None = None
 
     def waiting(self, progress: PrepareProgress) -> None:
-        """Somebody can do nothing else until the tokens are there. A sign of life, if the
-        preparation gives one."""
+        """Somebody can do nothing but wait for tokens. Progress since the last call is a sign of
+        life."""
         self._behind = False
         now = time.monotonic()
         if self._since is None:
@@ -48,8 +48,9 @@ class TokenProgress:
             log.info("preparing data: %s", describe(progress))
 
     def alive(self) -> None:
-        """Bytes of the source came in: a sign of life until the first tokens are there and
-        while somebody waits. Behind the training it would hide that the training hangs."""
+        """Bytes of the source came in. That is a sign of life until the first tokens are there,
+        and while somebody waits. While the training goes on it is none: it would hide that the
+        training hangs."""
         if not self._behind:
             beat()
 
@@ -62,7 +63,7 @@ class TokenProgress:
             log.info("preparing data behind the training: %s", describe(progress))
 
     def arrived(self) -> float:
-        """What was waited for is there. Returns the seconds that it took."""
+        """The tokens are there. Returns the seconds for which they were waited for."""
         started, self._since = self._since, None
         self._seen, self._behind = None, True
         if self._bar is not None:
@@ -74,8 +75,9 @@ class TokenProgress:
         if self._bar is None:
             self._bar = tqdm(desc="preparing", unit=" tokens", unit_scale=True, leave=False)
             self._bar.initial = progress.tokens
-        # No total, which would be drawn as a share: the source may end before. And one note, since
-        # tqdm cuts a line without a total to no width: two would wrap at 80 columns.
+        # The bar has no total, since the source may end before it: tqdm would draw a share of it.
+        # It has only one note, since tqdm does not shorten a line without a total: with two notes
+        # the line would wrap at 80 columns.
         note = _time_left(progress) or _enough(progress)
         if progress.shards_total:
             note = f"shards fetched {progress.shards_fetched}/{progress.shards_total}"
@@ -84,8 +86,8 @@ class TokenProgress:
 
 
 def describe(progress: PrepareProgress) -> str:
-    """One phrase for the log. How long the source is nobody knows before its end: what is said
-    of the rest is an upper limit."""
+    """One phrase for the log. Nobody knows how long the source is before its end, so what the
+    phrase says about the rest is an upper limit."""
     if progress.shards_total:
         return f"{progress.shards_fetched:,} of {progress.shards_total:,} shards fetched"
     if not progress.documents and not progress.tokens:
@@ -112,5 +114,5 @@ def _time_left(progress: PrepareProgress) -> str:
 
 
 def _says_something(progress: PrepareProgress) -> bool:
-    """After the last token there is nothing to say but which shards come in."""
+    """Whether there is news: once all tokens are made, only shards that are fetched are news."""
     return not progress.complete or progress.shards_total > 0

@@ -1,4 +1,4 @@
-"""The tokens of a run as training reads them: in order, and waited for where need be.
+"""The tokens of a run as training reads them: in order, and waited for where they are not there.
 
 Shapes: B sequences per micro-batch, T = SEQ_LEN tokens.
 """
@@ -10,26 +10,28 @@ from typing import TypeVar
 import numpy as np
 
 from app.data.loader import ValidationBatches
-from app.data.preparation import Preparation, PrepareProgress, Waiting
+from app.data.preparation import Preparation
 from app.data.sample_order import Numbers, SampleOrder, corpus_order
 from app.data.shard_index import ShardIndex
 from app.data.shards import TokenShards
+from app.data.token_need import PrepareProgress, Waiting
 from app.data.token_progress import TokenProgress
 from app.data.tokenizer import TokenizerFiles
 
 log = logging.getLogger(__name__)
 
-_WORTH_A_LINE = 0.5  # seconds
+_WORTH_A_LINE = 0.5  # seconds: a shorter wait is not logged
 _T = TypeVar("_T")
 
 
 class OutOfData(Exception):
-    """The next tokens do not come: for the reason in `__cause__`, or since the run is asked
+    """The next tokens do not come: for the reason in `__cause__`, or because the run is asked
     to stop."""
 
 
-class Corpus:
-    """Tokens that may still be on their way. What it returns can be read at once."""
+class TokenStream:
+    """The tokens of DATASET, some of which may not be made yet. The sequences and batches that its
+    methods return can be read at once."""
 
     def __init__(
         self,
@@ -51,7 +53,7 @@ class Corpus:
 
     @property
     def order(self) -> SampleOrder:
-        """As far as it is known now."""
+        """The order of the sequences, as far as it is known now."""
         return self._order(self.preparation.index)
 
     @property
@@ -61,13 +63,13 @@ class Corpus:
     def sequences(self, first: int, count: int) -> Numbers:
         """The numbers of the sequences that the samples [first, first + count) show.
 
-        A window's order does not depend on what comes after it, so it is shown before the
-        size of the corpus is known. Raises OutOfData.
+        The order within a window does not depend on what comes after it, so a window can be shown
+        before the size of the corpus is known. Raises OutOfData.
         """
         return self._waiting_for(lambda waiting: self._sequences(first, count, waiting))
 
     def validation(self, batch_size: int, max_tokens: int) -> ValidationBatches:
-        """The first held-out tokens, the same whenever they are asked for. Raises OutOfData."""
+        """Batches of the first held-out tokens: the same ones at every call. Raises OutOfData."""
         return self._waiting_for(lambda waiting: self._validation(batch_size, max_tokens, waiting))
 
     def take_waited(self) -> float:
@@ -109,7 +111,7 @@ class Corpus:
             return read(waiting)
         except OutOfData:
             raise
-        except Exception as error:  # a bug too: what was trained is committed before it is raised
+        except Exception as error:  # even a bug: the training commits its steps, then raises it
             raise OutOfData from error
         finally:
             seconds = self._progress.arrived()

@@ -1,8 +1,8 @@
 """Text to tokens: which text goes into which split, and where a shard ends.
 
-What `pieces` holds out for validation is held out whether or not the run validates: so the
-training data depend on nothing but the source and the tokenizer. Where all the text would be
-held out, as that of a dataset of one text can be, all of it is trained on.
+Some text is held out for validation, and `pieces` decides which. It is held out whether or not
+the run validates, so the training data depend on nothing but the source and the tokenizer. Where
+all the text would be held out, which can happen to a dataset of one text, all of it is trained on.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from app.data.limits import DEFAULT_LIMITS
+from app.data.limits import DEFAULT_LIMITS, DataLimits
 from app.data.pieces import Piece, Pieces, Position, held_out
 from app.data.shard_index import ShardIndex, Split
 from app.data.shards import SHARD_TOKENS, ShardWriter, Tokens
@@ -24,26 +24,23 @@ from app.data.sources import PinnedSource
 from app.data.tokenizer import TextEncoder, TokenizerFiles
 from app.data.unsealed import Tally, Unsealed, UnsealedTokens
 from app.errors import AccessDenied, ConfigError, Damaged, Unavailable
-from app.settings.variables import MAX_VALIDATION_TOKENS
 
 _Text = TypeVar("_Text")
+_Given = TypeVar("_Given")
+_Result = TypeVar("_Result")
 
-_BATCH_CHARACTERS = 1 << 21  # enough for all cores, a second or two of work
-_BATCH_PIECES = 1 << 16  # of less than 32 characters each; empty rows too take memory
-_IN_FLIGHT = 2  # batches: while one is encoded, another becomes arrays and a third is read
-_AWAY = (Unavailable, AccessDenied)  # what a source gave before is its text
-_VERSION = 4  # of the way that pieces become shards
-_CLOSE_SECONDS = 1.0  # for a file of some megabytes; what is left of a grace period is short
+_AWAY = (Unavailable, AccessDenied)  # the text that the source gave before them can be used
+_VERSION = 4  # of the way in which pieces become shards
 
 
 def tokens_fingerprint(source: str, tokenizer: TokenizerFiles) -> str:
-    """SHA-256 (hex) of what decides about every byte of the shards."""
+    """SHA-256 (hexadecimal) of all that the bytes of the shards depend on."""
     identity = f"{_VERSION} {source} {tokenizer.fingerprint} {tokenizer.eos_token_id}"
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-class CorpusTokenizer:
-    """Makes the shards of DATASET in `directory`. One process at a time may do that."""
+class ShardMaker:
+    """Makes the shards of DATASET in `directory`. Only one process at a time may do so."""
 
     def __init__(
         self,
@@ -51,19 +48,22 @@ class CorpusTokenizer:
         tokenizer: TokenizerFiles,
         directory: Path,
         shard_tokens: int = SHARD_TOKENS,
+        limits: DataLimits = DEFAULT_LIMITS,
+        is_held_out: Callable[[str], bool] = held_out,
     ) -> None:
         self._source, self._tokenizer, self._directory = source, tokenizer, directory
         self._dataset, self._shard_tokens = source.settings.dataset, shard_tokens
-        self._unsealed = UnsealedTokens(directory)
+        self._limits, self._is_held_out = limits, is_held_out
+        self._unsealed = UnsealedTokens(directory, limits)
 
     def extend(
         self, index: ShardIndex, done: Callable[[int, int, int], None]
     ) -> Iterator[ShardIndex]:
-        """Go on after `index`: the new one after each seal, to the end of the source.
+        """Make the shards that follow those of `index`, to the end of the source.
 
-        `done` is called after each batch, with the documents and the training tokens so far,
-        and how many of these were made now. What is not sealed when the work ends is kept for
-        the next call.
+        Yields the new index after each seal. `done` is called after each batch, with the number
+        of documents so far, of training tokens so far, and of the training tokens that this call
+        has made. Tokens that are not sealed when the work ends are kept for the next call.
         Raises what `PinnedSource.pieces` raises, ConfigError for a dataset without text, OSError.
         """
         writer = ShardWriter(self._directory, index)
@@ -90,25 +90,25 @@ class CorpusTokenizer:
                 )
                 self._unsealed.clear()
                 yield writer.index
-        except ConfigError:  # such as a file that was changed: its text may not be the source's
+        except ConfigError:  # a file was changed, for example: what was read may be of another text
             self._unsealed.clear()
             raise
         finally:
             self._unsealed.keep()
 
     def close(self) -> None:
-        """Keep what `extend`, which goes on in another thread, has pending now.
+        """Write what `extend`, which may go on in another thread, has not sealed yet.
 
-        A disk that hangs is not waited for: the work ends with the process.
+        A disk that hangs is waited for no longer than `close_seconds`, since the process ends.
         """
         keeping = threading.Thread(target=self._unsealed.keep, name="unsealed", daemon=True)
         keeping.start()
-        keeping.join(_CLOSE_SECONDS)
+        keeping.join(self._limits.close_seconds)
 
     def restore(self, index: ShardIndex, number: int, goes_on: Callable[[], None]) -> None:
-        """Make the files of seal `number` again; `goes_on` is called after each batch.
+        """Make the shards of seal `number` again; `goes_on` is called after each batch.
 
-        Raises as `extend`, and Damaged.
+        Raises what `extend` raises, and Damaged where the source gives other tokens now.
         """
         writer = ShardWriter(self._directory, index.first(number))
         tally, _ = next(self._fill(writer, _end_of(writer.index), lambda _: goes_on()))
@@ -126,7 +126,8 @@ class CorpusTokenizer:
             )
 
     def _take_up(self, writer: ShardWriter) -> Tally:
-        """Append what was kept, if anything was: how far the source is read."""
+        """Append the tokens that an earlier call kept, if it did. Returns how far the source
+        was read for all that `writer` has then."""
         kept = self._unsealed.read(writer.index)
         if kept is None:
             return _end_of(writer.index)
@@ -138,10 +139,11 @@ class CorpusTokenizer:
     def _fill(
         self, writer: ShardWriter, tally: Tally, appended: Callable[[Tally], None]
     ) -> Iterator[tuple[Tally, bool]]:
-        """Append pieces, and stop where a shard ends: (how far, whether at the end of all).
+        """Append the tokens of the source. Yields where a shard ends: how far the source was read,
+        and whether that is its end.
 
-        Shards end only where the text itself decides: after the batch that fills one. So
-        their bytes depend neither on kills nor on how much was needed.
+        A shard ends after the batch that fills it, and the text alone decides where a batch ends.
+        So the bytes of the shards depend neither on kills nor on how many tokens were needed.
         """
 
         def ends_shard(tally: Tally) -> bool:
@@ -149,21 +151,44 @@ class CorpusTokenizer:
 
         source = self._source.pieces(tally.position)
         try:
-            if ends_shard(tally):  # it was kept since it could not be sealed
+            if ends_shard(tally):  # an earlier call kept a whole shard that it could not seal
                 yield tally, False
-            batches = _batches(source, tally.begun)
-            for batch in _encoded(batches, TextEncoder(self._tokenizer)):
+            for batch in self._encoded(batches(source, self._limits, tally.begun)):
                 tally = self._append(writer, batch, tally)
                 appended(tally)
                 if ends_shard(tally):
                     yield tally, False
         finally:
             source.close()
-        if not writer.n_tokens("train"):  # nothing is sealed then, and all the text held out
+        if not writer.n_tokens("train"):  # then all the text is held out, and nothing is sealed
             writer.move("validation", "train")
         yield tally, True
 
-    def _append(self, writer: ShardWriter, batch: "_Batch[_Encoded]", tally: Tally) -> Tally:
+    def _encoded(self, source: Iterator["Batch[Piece]"]) -> Iterator["Batch[EncodedPiece]"]:
+        """The batches as tokens; as many are encoded at once as the limits allow."""
+        encoder = TextEncoder(self._tokenizer)
+
+        def encode(batch: Batch[Piece]) -> Batch[EncodedPiece]:
+            tokens = encoder.encode_batch(
+                [piece.text for piece in batch.texts],
+                [not piece.starts_document for piece in batch.texts],
+            )
+            texts = [self._as_encoded(*pair) for pair in zip(batch.texts, tokens, strict=True)]
+            return Batch(texts, batch.position, batch.begun)
+
+        return in_order(encode, source, self._limits.batches_in_flight)
+
+    def _as_encoded(self, piece: Piece, tokens: Tokens) -> "EncodedPiece":
+        return EncodedPiece(
+            tokens=tokens,
+            n_bytes=len(piece.text.encode()),
+            held_out=self._is_held_out(piece.text) if piece.held_out is None else piece.held_out,
+            alone=piece.held_out is None,
+            starts_document=piece.starts_document,
+            ends_document=piece.ends_document,
+        )
+
+    def _append(self, writer: ShardWriter, batch: "Batch[EncodedPiece]", tally: Tally) -> Tally:
         end = np.array([self._tokenizer.eos_token_id], dtype=np.uint16)
         finished, text_bytes = tally.documents, tally.text_bytes
         for text in batch.texts:
@@ -171,11 +196,12 @@ class CorpusTokenizer:
             if not text.n_bytes:
                 continue
             trains = writer.n_tokens("train") > 0
-            # The text before the gap and the text after it do not belong together.
+            # A part in the middle is taken out: the text before it does not go on after it.
             if trains and text.held_out and text.alone and not text.starts_document:
                 writer.append("train", end)
-            # Until there is text to train on, a held-out row may be all there is.
-            room = MAX_VALIDATION_TOKENS if trains else DEFAULT_LIMITS.max_row_bytes
+            # Until there is text to train on, the held-out text may be all there is.
+            limits = self._limits
+            room = limits.validation_tokens if trains else limits.max_row_bytes
             if text.held_out and writer.n_tokens("validation") > room:
                 continue
             split: Split = "validation" if text.held_out else "train"
@@ -188,10 +214,10 @@ class CorpusTokenizer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Encoded:
+class EncodedPiece:
     """A piece as tokens. `n_bytes` is the size of its text in UTF-8.
 
-    `alone`: it is held out or not whatever the rest of its document is.
+    `alone`: whether it is held out was decided for this piece, not for its whole document.
     """
 
     tokens: Tokens
@@ -203,7 +229,7 @@ class _Encoded:
 
 
 @dataclass(frozen=True)
-class _Batch(Generic[_Text]):
+class Batch(Generic[_Text]):
     """Texts that follow each other, and the source's position after the last of them.
 
     `begun` is (0, 0), unless the source failed within the batch: see `Tally`.
@@ -214,27 +240,43 @@ class _Batch(Generic[_Text]):
     begun: tuple[int, int] = (0, 0)
 
 
-def _encoded(batches: Iterator[_Batch[Piece]], encoder: TextEncoder) -> Iterator[_Batch[_Encoded]]:
-    """The batches in order, encoded on other threads while the next ones are read here.
-
-    Where the source goes away, those that were read come first. One that was changed may have
-    given them too: they are dropped.
-    """
-
-    def encode(batch: _Batch[Piece]) -> _Batch[_Encoded]:
-        tokens = encoder.encode_batch(
-            [piece.text for piece in batch.texts],
-            [not piece.starts_document for piece in batch.texts],
-        )
-        texts = [_as_encoded(piece, ids) for piece, ids in zip(batch.texts, tokens, strict=True)]
-        return _Batch(texts, batch.position, batch.begun)
-
-    pool = ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="tokenizer")
-    waiting: deque[Future[_Batch[_Encoded]]] = deque()
+def batches(
+    source: Pieces, limits: DataLimits, begun: tuple[int, int] = (0, 0)
+) -> Iterator[Batch[Piece]]:
+    """The pieces of `source` in batches. `begun` counts the pieces and characters of the first
+    batch that were read before: see `Tally`."""
+    batch: list[Piece] = []
+    pieces, characters = begun
     try:
-        for batch in batches:
-            waiting.append(pool.submit(encode, batch))
-            if len(waiting) > _IN_FLIGHT:
+        for piece in source:
+            batch.append(piece)
+            pieces, characters = pieces + 1, characters + len(piece.text)
+            if characters >= limits.batch_characters or pieces >= limits.batch_pieces:
+                yield Batch(batch, source.position)
+                batch, pieces, characters = [], 0, 0
+    except _AWAY:
+        if batch:
+            yield Batch(batch, source.position, (pieces, characters))
+        raise
+    if pieces:
+        yield Batch(batch, source.position)
+
+
+def in_order(
+    work: Callable[[_Given], _Result], given: Iterator[_Given], in_flight: int
+) -> Iterator[_Result]:
+    """What `work` makes of each of `given`, in order. Up to `in_flight` of them are worked on by
+    other threads while this one reads the next of `given`.
+
+    Where the source of `given` goes away, the results of what it gave before come first. Where it
+    fails otherwise, those in flight are dropped: a source that was changed may have given them.
+    """
+    pool = ThreadPoolExecutor(in_flight, thread_name_prefix="tokenizer")
+    waiting: deque[Future[_Result]] = deque()
+    try:
+        for one in given:
+            waiting.append(pool.submit(work, one))
+            if len(waiting) > in_flight:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -244,36 +286,6 @@ def _encoded(batches: Iterator[_Batch[Piece]], encoder: TextEncoder) -> Iterator
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _as_encoded(piece: Piece, tokens: Tokens) -> _Encoded:
-    return _Encoded(
-        tokens=tokens,
-        n_bytes=len(piece.text.encode()),
-        held_out=held_out(piece.text) if piece.held_out is None else piece.held_out,
-        alone=piece.held_out is None,
-        starts_document=piece.starts_document,
-        ends_document=piece.ends_document,
-    )
-
-
-def _batches(source: Pieces, begun: tuple[int, int] = (0, 0)) -> Iterator[_Batch[Piece]]:
-    """The pieces in batches, of which the first one was `begun`: see `Tally`."""
-    batch: list[Piece] = []
-    pieces, characters = begun
-    try:
-        for piece in source:
-            batch.append(piece)
-            pieces, characters = pieces + 1, characters + len(piece.text)
-            if characters >= _BATCH_CHARACTERS or pieces >= _BATCH_PIECES:
-                yield _Batch(batch, source.position)
-                batch, pieces, characters = [], 0, 0
-    except _AWAY:
-        if batch:
-            yield _Batch(batch, source.position, (pieces, characters))
-        raise
-    if pieces:
-        yield _Batch(batch, source.position)
 
 
 def _end_of(index: ShardIndex) -> Tally:

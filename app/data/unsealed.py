@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from app.data.data_dir import write_durably
+from app.data.limits import DEFAULT_LIMITS, DataLimits
 from app.data.shard_index import DTYPE, SPLITS, ShardIndex, Split, encode_index
 from app.data.shards import Tokens
 from app.errors import Damaged
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 
 FILE = "unsealed.tokens"
 
-_KEEP_SECONDS = 30.0  # what a kill or a power cut may cost, where a shard takes longer
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -112,7 +112,8 @@ def decode_unsealed(content: bytes, index: ShardIndex) -> Unsealed | None:
 class UnsealedTokens:
     """The file in `directory`. `keep` and `clear` may be called from any thread."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, limits: DataLimits = DEFAULT_LIMITS) -> None:
+        self._keep_seconds = limits.keep_seconds
         self._path = directory / FILE
         self._newest: Unsealed | None = None
         self._kept: Unsealed | None = None
@@ -139,7 +140,7 @@ class UnsealedTokens:
     def note(self, unsealed: Unsealed) -> None:
         """Remember what `keep` is to write; write it if the last writing was long ago."""
         self._newest = unsealed
-        if time.monotonic() - self._kept_at >= _KEEP_SECONDS:
+        if time.monotonic() - self._kept_at >= self._keep_seconds:
             self.keep()
 
     def keep(self) -> None:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from app.data.loader import training_loader
 from app.data.sample_order import BatchGeometry
-from app.data.token_stream import Corpus, OutOfData
+from app.data.token_stream import OutOfData, TokenStream
 from app.errors import ConfigError, Preempted
 from app.heartbeat import beat
 from app.model.loss import LossFunction
@@ -66,7 +66,7 @@ class Attempt:
     model: SmolLM2
     optimizer: torch.optim.Optimizer
     schedule: Schedule
-    corpus: Corpus
+    corpus: TokenStream
     checkpointing: Checkpointing
     step_log: StepLog
     lease: Lease

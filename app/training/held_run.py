@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from app.data.token_stream import Corpus
+from app.data.token_stream import TokenStream
 from app.run.lease import Lease
 from app.stores.contract import Store
 from app.training.job import Job
@@ -15,4 +15,4 @@ class HeldRun:
     job: Job
     store: Store
     lease: Lease
-    corpus: Corpus
+    corpus: TokenStream

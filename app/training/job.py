@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from app.console import redacted
-from app.data.preparation import Preparation, PrepareProgress, TokenNeed, Waiting
+from app.data.preparation import Preparation
 from app.data.sample_order import BatchGeometry, SampleOrder
 from app.data.sources import PinnedSource
 from app.data.token_cache import open_token_cache
+from app.data.token_need import PrepareProgress, TokenNeed, Waiting
 from app.data.tokenizer import TokenizerFiles, load_tokenizer
 from app.errors import ConfigError
 from app.model.huggingface import model_directory, read_config

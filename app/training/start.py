@@ -11,7 +11,7 @@ import logging
 from app.console import redacted
 from app.data.sources import PinnedSource
 from app.data.token_progress import TokenProgress
-from app.data.token_stream import Corpus, OutOfData
+from app.data.token_stream import OutOfData, TokenStream
 from app.errors import AppError, Preempted
 from app.heartbeat import beat
 from app.model.attention import AttentionShape, fastest_attention
@@ -110,7 +110,7 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
         data.start()
         check_data(job, data, progress.waiting)
         log.info("first tokens ready after %.1f s", progress.arrived())
-        corpus = Corpus(
+        corpus = TokenStream(
             data,
             progress,
             lambda: stop.requested,
@@ -127,7 +127,7 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
 
 
 def _open_with_lease(
-    job: Job, store: Store, corpus: Corpus, source: PinnedSource, stop: StopRequest
+    job: Job, store: Store, corpus: TokenStream, source: PinnedSource, stop: StopRequest
 ) -> Attempt | None:
     settings = job.settings
 

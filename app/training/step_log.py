@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from app.console import on_terminal
 from app.data.sample_order import BatchGeometry
-from app.data.token_stream import Corpus
+from app.data.token_stream import TokenStream
 from app.data.tokenizer import open_tokenizer
 from app.generation.decoding import Sampling, generate_tokens
 from app.generation.inference import InferenceModel
@@ -35,7 +35,7 @@ class StepLog:
     checkpointing: Checkpointing
     compute: Compute
     geometry: BatchGeometry
-    corpus: Corpus
+    corpus: TokenStream
     target: int
     epoch: int
     _bar: "tqdm[None] | None" = None

@@ -3,22 +3,25 @@
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from app.data.data_dir import locked_folder
-from app.data.preparation import Preparation, PrepareProgress, TokenNeed
+from app.data.limits import DataLimits
+from app.data.preparation import Preparation
 from app.data.shard_index import INDEX, write_index
 from app.data.sources import PinnedSource, pin_source
+from app.data.token_need import PrepareProgress, TokenNeed
 from app.data.tokenizer import TokenizerFiles
 from app.errors import IncompatibleRun
 from app.settings.variables import DataSettings
-from tests.data.test_tokenization import files
-from tests.support.small_corpus import SHARD, corpus, small_batches, tokenizer
+from tests.support.prepared import prepared_files
+from tests.support.small_corpus import SHARD, SMALL_BATCHES, corpus, tokenizer
 from tests.support.token_nodes import MakeNode, node, tokens_store
 
-__all__ = ["corpus", "node", "small_batches", "tokenizer", "tokens_store"]
+__all__ = ["corpus", "node", "tokenizer", "tokens_store"]
 
 DAMAGED = b'{"format_version": 2, "seals": [{"tok'
 
@@ -30,13 +33,20 @@ Open = Callable[..., Preparation]
 def opened(corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles) -> Open:
     """All of the corpus on its way, with a call of ours while another process writes."""
 
-    def open_with(report: Callable[[], None] = lambda: None) -> Preparation:
+    def open_with(
+        report: Callable[[], None] = lambda: None, limits: DataLimits = SMALL_BATCHES
+    ) -> Preparation:
         def reported(_: PrepareProgress) -> None:
             report()
 
         data = DataSettings(dataset=str(corpus), data_dir=tmp_path)
         return Preparation(
-            pin_source(data), tokenizer, TokenNeed(), report=reported, shard_tokens=SHARD
+            pin_source(data),
+            tokenizer,
+            TokenNeed(),
+            report=reported,
+            shard_tokens=SHARD,
+            limits=limits,
         )
 
     return open_with
@@ -52,13 +62,13 @@ def test_a_damaged_index_is_set_aside_and_the_same_bytes_are_made(
 ) -> None:
     first = opened()
     first.run()
-    whole, path = files(tmp_path), first.directory / INDEX
+    whole, path = prepared_files(tmp_path), first.directory / INDEX
     path.write_bytes(content)
     (first.directory / "train-00001.bin").unlink()
     again = opened()
     again.run()
     assert again.index == first.index
-    assert files(tmp_path) == whole
+    assert prepared_files(tmp_path) == whole
     aside = path.with_name("index.json.damaged")
     assert aside.read_bytes() == content
     (line,) = errors(caplog)
@@ -81,9 +91,8 @@ def test_the_buckets_index_takes_the_place_of_a_damaged_one(
 
 @pytest.mark.parametrize("mended", [True, False], ids=["who mends it", "who ends"])
 def test_an_index_is_left_to_the_process_that_writes(
-    mended: bool, opened: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    mended: bool, opened: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("app.data.preparation._REPORT_SECONDS", 0.0)
     first = opened()
     first.run()
     path = first.directory / INDEX
@@ -103,7 +112,7 @@ def test_an_index_is_left_to_the_process_that_writes(
 
     with ExitStack() as other:
         other.enter_context(locked_folder(first.directory, lambda: None))
-        second = opened(report)
+        second = opened(report, replace(SMALL_BATCHES, report_seconds=0.0))
         second.run()
     assert waited and second.index == first.index
     assert aside.exists() is not mended

@@ -4,27 +4,27 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from app.data import tokenization as prepare
-from app.data import unsealed as module
 from app.data.data_dir import write_durably
 from app.data.limits import DataLimits
-from app.data.pieces import Piece, Placed
-from app.data.preparation import Preparation, TokenNeed
+from app.data.pieces import Placed
+from app.data.preparation import Preparation
 from app.data.readers import file_pieces
 from app.data.shard_index import read_index
 from app.data.sources import PinnedSource, pin_source
-from app.data.tokenizer import TextEncoder, TokenizerFiles
+from app.data.token_need import TokenNeed
+from app.data.tokenization import in_order
+from app.data.tokenizer import TokenizerFiles
 from app.data.unsealed import FILE, Tally, Unsealed, UnsealedTokens
 from app.errors import AccessDenied, Damaged, Unavailable
 from app.settings.variables import DataSettings
-from tests.data.test_tokenization import Killed, files
-from tests.support.sample_tokens import tokens
+from tests.support.prepared import Killed, prepared_files
 from tests.support.small_corpus import rows, tokenizer
 
 __all__ = ["tokenizer"]
@@ -35,29 +35,11 @@ DATASETS = ["a.jsonl", "b.txt", "a.jsonl:2,b.txt:1"]
 SHARD = 400  # tokens, of some batches each
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.data.tokenization._BATCH_CHARACTERS", 300)
-    monkeypatch.setattr("app.data.tokenization._CLOSE_SECONDS", 60.0)
-    monkeypatch.setattr("app.data.tokenization.held_out", lambda text: "3" in text[:12])
-
-
-class AtOnce(Executor):
-    """No batch is in flight while another is read."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def submit(self, work: Any, /, *arguments: Any, **named: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        done.set_result(work(*arguments, **named))
-        return done
-
-
 class Source:
     """Texts that were read, and positions that were asked for. `good`: pieces before it fails."""
 
     failure: BaseException = Unavailable("the source is away")
+    limits = DataLimits(batch_characters=300, close_seconds=60.0, piece_size=64, document_bytes=64)
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -79,10 +61,16 @@ class Source:
             self.read.append(found[0].text)
             yield found
 
-    def preparation(self, name: str, tokenizer: TokenizerFiles, **more: Any) -> Preparation:
+    def preparation(self, name: str, tokenizer: TokenizerFiles) -> Preparation:
         data = DataSettings(dataset=self.dataset, data_dir=self.folder / name)
-        pinned = pin_source(data, limits=DataLimits(piece_size=64, document_bytes=64))
-        return Preparation(pinned, tokenizer, TokenNeed(), shard_tokens=SHARD, **more)
+        return Preparation(
+            pin_source(data, limits=self.limits),
+            tokenizer,
+            TokenNeed(),
+            shard_tokens=SHARD,
+            limits=self.limits,
+            is_held_out=lambda text: "3" in text[:12],
+        )
 
     def run(self, name: str, tokenizer: TokenizerFiles, good: int | None = None) -> dict[str, str]:
         """Prepare in the folder `name`: what is there afterwards."""
@@ -93,7 +81,7 @@ class Source:
             with pytest.raises(type(self.failure)) as raised:
                 self.preparation(name, tokenizer).run()
             assert raised.value is self.failure
-        return files(self.folder / name)
+        return prepared_files(self.folder / name)
 
     @property
     def dataset(self) -> str:
@@ -163,11 +151,11 @@ def test_a_source_that_refuses_access_costs_no_token_either(
 
 
 def test_of_a_source_that_changed_nothing_is_kept(
-    source: Source, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
+    source: Source, tokenizer: TokenizerFiles
 ) -> None:
     source.run("data", tokenizer, good=20)
     assert kept(source, "data").exists()
-    monkeypatch.setattr(module, "_KEEP_SECONDS", 0.0)
+    source.limits = replace(source.limits, keep_seconds=0.0)
     source.failure = Damaged("the file was changed while it was read")
     source.run("data", tokenizer, good=7)
     assert not kept(source, "data").exists()
@@ -175,16 +163,16 @@ def test_of_a_source_that_changed_nothing_is_kept(
 
 @pytest.mark.parametrize(("failure", "given"), [(Unavailable("away"), 2), (Damaged("changed"), 0)])
 def test_batches_in_flight_are_taken_of_a_source_that_went_away_and_not_of_one_that_changed(
-    failure: Exception, given: int, tokenizer: TokenizerFiles
+    failure: Exception, given: int
 ) -> None:
-    def batches() -> Iterator[Any]:
-        yield from [prepare._Batch([Piece("text")], {}), prepare._Batch([Piece("more")], {})]
+    def texts() -> Iterator[str]:
+        yield from ["text", "more"]
         raise failure
 
     taken = []
     with pytest.raises(type(failure)):
-        for batch in prepare._encoded(batches(), TextEncoder(tokenizer)):
-            taken.append(batch)
+        for text in in_order(str.upper, texts(), 2):
+            taken.append(text)
     assert len(taken) == given
 
 
@@ -218,7 +206,6 @@ def test_closed_while_the_source_hangs_it_keeps_what_it_had(
 
     with monkeypatch.context() as patched:
         patched.setattr("app.data.files.file_pieces", hanging)
-        patched.setattr("app.data.tokenization.ThreadPoolExecutor", AtOnce)
         data = source.preparation("closed", tokenizer)
         data.start()
         assert hangs.wait(60)
@@ -238,9 +225,8 @@ def test_a_kill_at_any_write_costs_what_was_written_since_the_one_before(
 ) -> None:
     """Where it is written after each batch: a slow source, whose batches take that long."""
     straight, texts = source.run("straight", tokenizer), source.read
-    monkeypatch.setattr(module, "_KEEP_SECONDS", 0.0)
+    source.limits = replace(source.limits, keep_seconds=0.0)
     source.failure = Killed()
-    monkeypatch.setattr("app.data.tokenization.ThreadPoolExecutor", AtOnce)
     writes, last = 0, 0
 
     def write(path: Path, data: Any) -> None:
@@ -331,7 +317,9 @@ def test_a_shard_is_made_again_from_the_source_alone(
     index = read_index(directory, *json_fingerprints(directory))
     wrong = UnsealedTokens(directory)
     tally = Tally(index.seals[1].position, index.seals[1].pieces, 9, 9)
-    wrong.note(Unsealed(index.first(1), tally, {"train": [tokens(1)] * SHARD, "validation": []}))
+    wrong.note(
+        Unsealed(index.first(1), tally, {"train": [np.ones(SHARD, np.uint16)], "validation": []})
+    )
     wrong.keep()
     (directory / "train-00001.bin").unlink()
     assert source.run("data", tokenizer) == straight

@@ -27,6 +27,7 @@ from tests.support.source_pieces import (
     texts,
 )
 
+SMALL_BATCHES = DataLimits(batch_characters=20)
 HUB_FILES = {"train.jsonl": b"".join(b'{"text": "row %d", "n": 1}\n' % i for i in range(30))}
 SHARDS = {
     f"train-{shard}.jsonl": b"".join(b'{"text": "row %d %d"}\n' % (shard, i) for i in range(10))
@@ -216,12 +217,13 @@ def test_a_hub_that_stays_away_is_unavailable_and_the_next_start_goes_on_where_i
     waits: list[float],
     asked: list[Any],
 ) -> None:
-    monkeypatch.setattr("app.data.tokenization._BATCH_CHARACTERS", 20)
     tokenizer = read_tokenizer(small_tokenizer, "")
 
     def index(folder: str) -> ShardIndex:
         data = DataSettings(dataset="o/good", data_dir=tmp_path / folder)
-        return prepare(data, tokenizer, shard_tokens=30, sleep=waits.append).index
+        return prepare(
+            data, tokenizer, shard_tokens=30, limits=SMALL_BATCHES, sleep=waits.append
+        ).index
 
     with hub(monkeypatch, tmp_path, SHARDS) as requests:
         requests.failing = lambda path: "train-2" in path and "/resolve/" in path
@@ -240,15 +242,14 @@ def test_a_hub_that_stays_away_is_unavailable_and_the_next_start_goes_on_where_i
 def test_a_shard_of_the_hub_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_tokenizer: Path
 ) -> None:
-    monkeypatch.setattr("app.data.tokenization._BATCH_CHARACTERS", 20)
     tokenizer = read_tokenizer(small_tokenizer, "")
     data = DataSettings(dataset="o/good", data_dir=tmp_path)
     with hub(monkeypatch, tmp_path, SHARDS):
-        prepare(data, tokenizer, shard_tokens=30)
+        prepare(data, tokenizer, shard_tokens=30, limits=SMALL_BATCHES)
         for shard in tmp_path.rglob("train-0000?.bin"):
             content = shard.read_bytes()
             shard.unlink()
-            prepare(data, tokenizer, shard_tokens=30)
+            prepare(data, tokenizer, shard_tokens=30, limits=SMALL_BATCHES)
             assert shard.read_bytes() == content
 
 

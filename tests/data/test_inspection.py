@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 from app.cli import parser as cli
 from app.cli.prepared_tokens import find_tokens, sequence_length
 from app.data import inspection
-from app.data import tokenization as prepare_module
 from app.data.inspection import Place, PreparedTokens, Sample, samples_of_step, statistics
+from app.data.limits import DataLimits
 from app.data.loader import training_loader
 from app.data.preparation import Preparation
 from app.data.sample_order import WINDOW_SEQUENCES, BatchGeometry, corpus_order
@@ -62,11 +62,10 @@ def flags(
 
 
 def prepared(flags: dict[str, str], needed: int | None = None) -> Preparation:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare_module, "_BATCH_CHARACTERS", 3000)
-        data = DataSettings(dataset=flags["dataset"], data_dir=Path(flags["data_dir"]))
-        tokenizer = read_tokenizer(Path(flags["tokenizer"]), "TOKENIZER")
-        return prepare(data, tokenizer, needed, shard_tokens=2000)
+    data = DataSettings(dataset=flags["dataset"], data_dir=Path(flags["data_dir"]))
+    tokenizer = read_tokenizer(Path(flags["tokenizer"]), "TOKENIZER")
+    limits = DataLimits(batch_characters=3000)
+    return prepare(data, tokenizer, needed, shard_tokens=2000, limits=limits)
 
 
 @pytest.fixture

@@ -7,19 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from app.data.preparation import Preparation, TokenNeed
+from app.data.preparation import Preparation
 from app.data.sources import PinnedSource, pin_source
 from app.data.token_cache import TOKENS
+from app.data.token_need import TokenNeed
 from app.data.tokenizer import TokenizerFiles
 from app.errors import AccessDenied, Unavailable
 from app.settings.variables import DataSettings
 from app.stores.contract import Store
 from app.stores.opening import open_store
-from tests.support.small_corpus import SHARD, corpus, small_batches, tokenizer
+from tests.support.small_corpus import SHARD, SMALL_BATCHES, corpus, tokenizer
 from tests.support.token_nodes import MakeNode, Node, node, read_tokens, tokens_store
 from tests.support.unreadable import make_unreadable
 
-__all__ = ["corpus", "node", "small_batches", "tokenizer", "tokens_store"]
+__all__ = ["corpus", "node", "tokenizer", "tokens_store"]
 
 REASONS = {errno.EACCES: "Permission denied", errno.EIO: "Input/output error"}
 unreadable = pytest.mark.parametrize("number", REASONS, ids=errno.errorcode.get)
@@ -27,7 +28,9 @@ unreadable = pytest.mark.parametrize("number", REASONS, ids=errno.errorcode.get)
 
 def without_bucket(corpus: Path, data_dir: Path, tokenizer: TokenizerFiles) -> Preparation:
     data = DataSettings(dataset=str(corpus), data_dir=data_dir)
-    made = Preparation(pin_source(data), tokenizer, TokenNeed(), shard_tokens=SHARD)
+    made = Preparation(
+        pin_source(data), tokenizer, TokenNeed(), shard_tokens=SHARD, limits=SMALL_BATCHES
+    )
     made.run()
     return made
 

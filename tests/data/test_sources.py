@@ -76,8 +76,7 @@ def test_the_parts_of_a_source_are_named_with_a_digest_each(tmp_path: Path) -> N
 def test_a_document_longer_than_a_shard_is_gone_on_with_in_its_middle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_tokenizer: Path
 ) -> None:
-    limits = DataLimits(long_row=1000, piece_size=200)
-    monkeypatch.setattr("app.data.tokenization._BATCH_CHARACTERS", 500)
+    limits = DataLimits(long_row=1000, piece_size=200, batch_characters=500)
     tokenizer = read_tokenizer(small_tokenizer, "")
     path = write_rows(tmp_path / "a.jsonl", ["short", "some words in a line\n" * 300, "last"])
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from app.data import tokenization as prepare_module
 from app.data.pieces import Pieces, Position
 from app.data.retries import PAUSES
 from app.data.shard_index import INDEX, decode_index
@@ -25,11 +24,11 @@ from app.errors import AccessDenied, Damaged, Unavailable
 from app.stores.contract import Store
 from app.stores.opening import open_store
 from tests.support.interposed import Answer, Interposed
-from tests.support.small_corpus import SHARD, corpus, small_batches, tokenizer
+from tests.support.small_corpus import SHARD, corpus, tokenizer
 from tests.support.token_nodes import MakeNode, Node, node, read_tokens, shards_in, tokens_store
 from tests.support.unreadable import make_unreadable
 
-__all__ = ["corpus", "node", "small_batches", "tokenizer", "tokens_store"]
+__all__ = ["corpus", "node", "tokenizer", "tokens_store"]
 
 
 def cached_names(store: Store) -> list[str]:
@@ -483,7 +482,6 @@ def test_parts_of_shards_that_a_kill_left_long_ago_are_removed(
 
 
 def _work(folder: Path, corpus: Path, tokenizer_directory: Path, store: str, gate: Any) -> None:
-    prepare_module._BATCH_CHARACTERS = 1000
     tokenizer = read_tokenizer(tokenizer_directory, "")
     node = Node(folder, corpus, tokenizer, open_store(store, TOKENS))
     gate.wait()

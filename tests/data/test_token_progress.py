@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from app.data.limits import DataLimits
-from app.data.preparation import Preparation, PrepareProgress, TokenNeed
+from app.data.preparation import Preparation
 from app.data.sources import pin_source
+from app.data.token_need import PrepareProgress, TokenNeed
 from app.data.token_progress import TokenProgress, describe
 from app.data.tokenizer import read_tokenizer
 from app.heartbeat import heartbeat_path

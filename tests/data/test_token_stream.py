@@ -11,19 +11,20 @@ import numpy as np
 import pytest
 
 from app.data.loader import training_loader
-from app.data.preparation import Preparation, PrepareProgress, TokenNeed
+from app.data.preparation import Preparation
 from app.data.sample_order import WINDOW_SEQUENCES, BatchGeometry, SampleOrder
-from app.data.shard_index import ShardIndex
+from app.data.shard_index import ShardIndex, Split
 from app.data.sources import PinnedSource, pin_source
+from app.data.token_need import PrepareProgress, TokenNeed
 from app.data.token_progress import TokenProgress
-from app.data.token_stream import Corpus, OutOfData
-from app.data.tokenization import CorpusTokenizer
+from app.data.token_stream import OutOfData, TokenStream
+from app.data.tokenization import ShardMaker
 from app.data.tokenizer import TokenizerFiles
 from app.errors import AppError, Unavailable
 from app.settings.variables import DataSettings
-from tests.support.small_corpus import SHARD, rows, small_batches, tokenizer
+from tests.support.small_corpus import SHARD, SMALL_BATCHES, rows, tokenizer
 
-__all__ = ["small_batches", "tokenizer"]
+__all__ = ["tokenizer"]
 
 ROWS = rows(800)
 SEQ_LEN = 8
@@ -36,10 +37,10 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.wanted = threading.Event()
         self.failure: Exception | None = None
-        extend = CorpusTokenizer.extend
+        extend = ShardMaker.extend
 
         def when_wanted(
-            tokenizer: CorpusTokenizer, index: ShardIndex, done: Any
+            tokenizer: ShardMaker, index: ShardIndex, done: Any
         ) -> Iterator[ShardIndex]:
             for made in extend(tokenizer, index, done):
                 yield made
@@ -48,7 +49,7 @@ class Gate:
                 if self.failure:
                     raise self.failure
 
-        monkeypatch.setattr(CorpusTokenizer, "extend", when_wanted)
+        monkeypatch.setattr(ShardMaker, "extend", when_wanted)
 
 
 class PatientProgress(TokenProgress):
@@ -69,12 +70,12 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     return Gate(monkeypatch)
 
 
-MakeCorpus = Callable[..., Corpus]
+MakeStream = Callable[..., TokenStream]
 
 
 @pytest.fixture
-def make(tmp_path: Path, tokenizer: TokenizerFiles) -> Iterator[MakeCorpus]:
-    made: list[Corpus] = []
+def make(tmp_path: Path, tokenizer: TokenizerFiles) -> Iterator[MakeStream]:
+    made: list[TokenStream] = []
 
     def make_one(
         name: str,
@@ -82,7 +83,7 @@ def make(tmp_path: Path, tokenizer: TokenizerFiles) -> Iterator[MakeCorpus]:
         rows: int = len(ROWS),
         stopping: Callable[[], bool] = lambda: False,
         **need: Any,
-    ) -> Corpus:
+    ) -> TokenStream:
         path = tmp_path / f"{rows}.jsonl"
         path.write_text("".join(json.dumps({"text": row}) + "\n" for row in ROWS[:rows]))
         data = DataSettings(dataset=str(path), data_dir=tmp_path / name)
@@ -91,21 +92,22 @@ def make(tmp_path: Path, tokenizer: TokenizerFiles) -> Iterator[MakeCorpus]:
             tokenizer,
             TokenNeed(**need),
             shard_tokens=SHARD,
+            limits=SMALL_BATCHES,
         )
-        corpus = Corpus(preparation, PatientProgress(act), stopping, seed=5, seq_len=SEQ_LEN)
-        made.append(corpus)
-        return corpus
+        stream = TokenStream(preparation, PatientProgress(act), stopping, seed=5, seq_len=SEQ_LEN)
+        made.append(stream)
+        return stream
 
     yield make_one
-    for corpus in made:
-        corpus.close()
+    for stream in made:
+        stream.close()
 
 
-def shown(corpus: Corpus, samples: int, workers: int = 0) -> list[list[int]]:
+def shown(stream: TokenStream, samples: int, workers: int = 0) -> list[list[int]]:
     """The tokens of the first samples, batch by batch."""
     loader = training_loader(
-        corpus.train,
-        corpus.sequences,
+        stream.train,
+        stream.sequences,
         GEOMETRY,
         0,
         samples // GEOMETRY.global_batch_size,
@@ -115,13 +117,13 @@ def shown(corpus: Corpus, samples: int, workers: int = 0) -> list[list[int]]:
     return [row.tolist() for batch in loader for row in batch]
 
 
-def n_sequences(corpus: Corpus) -> int:
-    return (corpus.preparation.index.n_tokens("train") - 1) // SEQ_LEN
+def n_sequences(stream: TokenStream) -> int:
+    return (stream.preparation.index.n_tokens("train") - 1) // SEQ_LEN
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_late_tokens_are_shown_in_the_same_order_over_epochs_and_by_any_number_of_workers(
-    workers: int, make: MakeCorpus, monkeypatch: pytest.MonkeyPatch
+    workers: int, make: MakeStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     early = make("early")
     early.preparation.run()
@@ -143,17 +145,17 @@ def test_late_tokens_are_shown_in_the_same_order_over_epochs_and_by_any_number_o
     assert shown(early, samples, workers) == expected
 
 
-def test_a_corpus_smaller_than_a_window_is_waited_for_and_shown_whole(make: MakeCorpus) -> None:
-    corpus = make("small", rows=60)
-    corpus.preparation.start()
-    n = int(corpus.sequences(0, 1).size and n_sequences(corpus))
+def test_a_corpus_smaller_than_a_window_is_waited_for_and_shown_whole(make: MakeStream) -> None:
+    stream = make("small", rows=60)
+    stream.preparation.start()
+    n = int(stream.sequences(0, 1).size and n_sequences(stream))
     assert 0 < n < WINDOW_SEQUENCES
-    assert sorted(corpus.sequences(0, n).tolist()) == list(range(n))
-    assert sorted(corpus.sequences(n, n).tolist()) == list(range(n))
+    assert sorted(stream.sequences(0, n).tolist()) == list(range(n))
+    assert sorted(stream.sequences(n, n).tolist()) == list(range(n))
 
 
 def test_the_validation_set_is_the_same_whenever_it_is_asked_for(
-    make: MakeCorpus, monkeypatch: pytest.MonkeyPatch
+    make: MakeStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     early = make("early")
     early.preparation.run()
@@ -169,67 +171,71 @@ def test_the_validation_set_is_the_same_whenever_it_is_asked_for(
 
 
 def test_what_ends_the_preparation_is_raised_only_where_tokens_are_missing(
-    make: MakeCorpus, gate: Gate
+    make: MakeStream, gate: Gate
 ) -> None:
     def fail() -> None:
         gate.failure = OSError(28, "No space left on device")
         gate.wanted.set()
 
-    corpus = make("full", act=fail)
-    corpus.preparation.start()
+    stream = make("full", act=fail)
+    stream.preparation.start()
     with pytest.raises(OutOfData) as end:
-        corpus.sequences(0, 1)
+        stream.sequences(0, 1)
     assert isinstance(end.value.__cause__, Unavailable)
     assert "is full" in str(end.value.__cause__)
-    there = corpus.preparation.index.n_tokens("train")
+    there = stream.preparation.index.n_tokens("train")
     assert there > SHARD
-    assert len(corpus.train.read(0, there)) == there
-    corpus.preparation.require("train", np.array([0]), there, lambda _: None)
+    assert len(stream.train.read(0, there)) == there
+    stream.preparation.require("train", np.array([0]), there, lambda _: None)
 
 
-def test_what_comes_just_before_the_end_of_the_preparation_is_there(
-    make: MakeCorpus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data, wait = make("last").preparation, Preparation._wait
+def test_what_comes_just_before_the_end_of_the_preparation_is_there(make: MakeStream) -> None:
+    data = make("last").preparation
+    runs = iter([data.run])
 
-    def after_the_end(self: Preparation, *arguments: Any) -> None:
-        data.run()
-        wait(self, *arguments)
+    class IndexBeforeTheEnd(ShardIndex):
+        """After it has been asked for the first time, all of the work is done."""
 
-    monkeypatch.setattr(Preparation, "_wait", after_the_end)
+        def n_tokens(self, split: Split) -> int:
+            n_tokens = super().n_tokens(split)
+            for run in runs:
+                run()
+            return n_tokens
+
+    data.index = IndexBeforeTheEnd(data.index.source, data.index.tokenizer)
     assert data.wait_for("train", SHARD, lambda _: None).n_tokens("train") >= SHARD
 
 
 @pytest.mark.parametrize("failure", [MemoryError(), ValueError("a position that is none")])
 def test_a_failure_that_we_have_no_name_for_is_a_lack_of_data_too(
-    failure: Exception, make: MakeCorpus, gate: Gate
+    failure: Exception, make: MakeStream, gate: Gate
 ) -> None:
     gate.failure = failure
-    corpus = make("odd", act=gate.wanted.set)
-    corpus.preparation.start()
+    stream = make("odd", act=gate.wanted.set)
+    stream.preparation.start()
     with pytest.raises(OutOfData) as end:
-        corpus.sequences(0, 1)
+        stream.sequences(0, 1)
     assert end.value.__cause__ is failure
 
 
-def test_a_need_that_was_too_little_is_an_error_of_ours(make: MakeCorpus) -> None:
-    corpus = make("little")
-    corpus.preparation.need = TokenNeed(stop=SHARD)
-    corpus.preparation.run()
+def test_a_need_that_was_too_little_is_an_error_of_ours(make: MakeStream) -> None:
+    stream = make("little")
+    stream.preparation.need = TokenNeed(stop=SHARD)
+    stream.preparation.run()
     with pytest.raises(AppError, match=r"TokenNeed\(start=0, stop=3000, .* was too little"):
-        corpus.preparation.wait_for("train", 10**6, lambda _: None)
+        stream.preparation.wait_for("train", 10**6, lambda _: None)
 
 
-def test_a_stop_request_ends_the_waiting(make: MakeCorpus, gate: Gate) -> None:
-    corpus = make("stopped", stopping=lambda: True)
-    corpus.preparation.start()
+def test_a_stop_request_ends_the_waiting(make: MakeStream, gate: Gate) -> None:
+    stream = make("stopped", stopping=lambda: True)
+    stream.preparation.start()
     with pytest.raises(OutOfData) as end:
-        corpus.sequences(0, 1)
+        stream.sequences(0, 1)
     assert end.value.__cause__ is None
 
 
 def test_of_two_on_one_folder_the_second_reads_what_the_first_has_sealed(
-    make: MakeCorpus, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    make: MakeStream, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = make("shared")
     first.preparation.start()
@@ -242,7 +248,7 @@ def test_of_two_on_one_folder_the_second_reads_what_the_first_has_sealed(
     assert not second.preparation.progress.tokens_made
 
 
-def test_the_second_goes_on_where_the_first_ends(make: MakeCorpus, gate: Gate) -> None:
+def test_the_second_goes_on_where_the_first_ends(make: MakeStream, gate: Gate) -> None:
     first = make("shared")
     first.preparation.start()
     first.preparation.wait_for("train", SHARD, lambda _: None)

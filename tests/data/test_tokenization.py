@@ -1,86 +1,48 @@
 import fcntl
-import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
 
-from app.data import preparation
-from app.data import tokenization as module
 from app.data.data_dir import write_durably
-from app.data.limits import DEFAULT_LIMITS, DataLimits
+from app.data.limits import DataLimits
 from app.data.pieces import Piece, PlacedPieces, held_out
-from app.data.preparation import Preparation, PrepareProgress, TokenNeed
+from app.data.preparation import Preparation
 from app.data.sources import PinnedSource, pin_source
+from app.data.token_need import PrepareProgress, TokenNeed
+from app.data.tokenization import batches
 from app.data.tokenizer import TokenizerFiles
 from app.errors import AccessDenied, ConfigError, Damaged, Unavailable
 from app.settings.variables import DataSettings
-from tests.support.small_corpus import ROWS, SHARD, corpus, small_batches, tokenizer
+from tests.support.prepared import Killed, decoded_splits, prepared_files
+from tests.support.repository import ROOT
+from tests.support.small_corpus import (
+    ROWS,
+    SHARD,
+    SMALL_BATCHES,
+    corpus,
+    numbered_pieces,
+    prepare_corpus,
+    tokenizer,
+)
 
-__all__ = ["corpus", "small_batches", "tokenizer"]
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing but `finally` reacts to it."""
-
-
-def run(
-    corpus: Path,
-    data_dir: Path,
-    tokenizer: TokenizerFiles,
-    needed: int | None = None,
-    report: Callable[[PrepareProgress], None] = lambda _: None,
-    validation: int = 0,
-    limits: DataLimits = DEFAULT_LIMITS,
-) -> Preparation:
-    data = DataSettings(dataset=str(corpus), data_dir=data_dir)
-    need = TokenNeed(stop=needed, validation=validation)
-    source = pin_source(data, limits=limits)
-    made = Preparation(source, tokenizer, need, report=report, shard_tokens=SHARD)
-    made.run()
-    return made
-
-
-def pieces_of(pieces: list[Piece]) -> PlacedPieces:
-    return PlacedPieces(((piece, {"piece": n}) for n, piece in enumerate(pieces, start=1)), None)
-
-
-def files(data_dir: Path) -> dict[str, str]:
-    """Name and SHA-256 of all that was prepared."""
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in (data_dir / "tokens").rglob("*")
-        if path.suffix in (".bin", ".json")
-    }
-
-
-def decoded(data: Preparation, tokenizer: TokenizerFiles) -> tuple[list[str], list[str]]:
-    """The documents of both splits; each ends with the end-of-text token."""
-    codec = Tokenizer.from_file(str(tokenizer.directory / "tokenizer.json"))
-    splits = []
-    for split in (data.train, data.validation):
-        ids = split.read(0, split.n_tokens)
-        assert ids[-1] == tokenizer.eos_token_id
-        parts = np.split(ids, np.flatnonzero(ids == tokenizer.eos_token_id) + 1)[:-1]
-        splits.append([codec.decode(part[:-1].tolist()) for part in parts])
-    return splits[0], splits[1]
+__all__ = ["corpus", "tokenizer"]
 
 
 def test_every_document_is_in_one_split_in_order_and_ends_with_the_end_token(
     corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
 ) -> None:
-    data = run(corpus, tmp_path, tokenizer)
-    train, validation = decoded(data, tokenizer)
+    data = prepare_corpus(corpus, tmp_path, tokenizer)
+    train, validation = decoded_splits(data, tokenizer)
     assert data.index.complete
     assert train == [row for row in ROWS if not held_out(row)]
     assert validation == [row for row in ROWS if held_out(row)]
@@ -90,16 +52,15 @@ def test_every_document_is_in_one_split_in_order_and_ends_with_the_end_token(
 def test_the_index_knows_the_bytes_of_the_text(
     corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
 ) -> None:
-    run(corpus, tmp_path, tokenizer, needed=SHARD)
-    run(corpus, tmp_path, tokenizer)
+    prepare_corpus(corpus, tmp_path, tokenizer, needed=SHARD)
+    prepare_corpus(corpus, tmp_path, tokenizer)
     (path,) = tmp_path.glob("tokens/*/index.json")
     assert json.loads(path.read_text())["text_bytes"] == sum(len(row.encode()) for row in ROWS)
 
 
-def test_a_batch_ends_after_a_number_of_pieces_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BATCH_PIECES", 3)
-    batches = module._batches(pieces_of([Piece("")] * 7))
-    assert [(len(b.texts), b.position) for b in batches] == [
+def test_a_batch_ends_after_a_number_of_pieces_too() -> None:
+    made = batches(numbered_pieces([Piece("")] * 7), DataLimits(batch_pieces=3))
+    assert [(len(b.texts), b.position) for b in made] == [
         (3, {"piece": 3}),
         (3, {"piece": 6}),
         (1, {"piece": 7}),
@@ -109,10 +70,10 @@ def test_a_batch_ends_after_a_number_of_pieces_too(monkeypatch: pytest.MonkeyPat
 def test_a_second_start_reads_and_writes_nothing(
     corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = run(corpus, tmp_path, tokenizer)
+    first = prepare_corpus(corpus, tmp_path, tokenizer)
     monkeypatch.setattr(PinnedSource, "pieces", None)
     monkeypatch.setattr("app.data.data_dir.fcntl.flock", None)
-    second = run(corpus, tmp_path, tokenizer, needed=10**9)
+    second = prepare_corpus(corpus, tmp_path, tokenizer, needed=10**9)
     assert second.fingerprint == first.fingerprint
     assert second.train.n_tokens == first.train.n_tokens
 
@@ -120,23 +81,23 @@ def test_a_second_start_reads_and_writes_nothing(
 def test_going_on_later_only_appends(
     corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
 ) -> None:
-    some = run(corpus, tmp_path, tokenizer, needed=SHARD + 1)
+    some = prepare_corpus(corpus, tmp_path, tokenizer, needed=SHARD + 1)
     before = some.train.read(0, some.train.n_tokens)
     assert not some.index.complete
     assert SHARD < some.train.n_tokens < 3 * SHARD
-    more = run(corpus, tmp_path, tokenizer)
+    more = prepare_corpus(corpus, tmp_path, tokenizer)
     assert more.index.complete
     assert more.train.read(0, len(before)).tolist() == before.tolist()
     assert more.fingerprint == some.fingerprint
-    run(corpus, tmp_path / "at-once", tokenizer)
-    assert files(tmp_path / "at-once") == files(tmp_path)
+    prepare_corpus(corpus, tmp_path / "at-once", tokenizer)
+    assert prepared_files(tmp_path / "at-once") == prepared_files(tmp_path)
 
 
 def test_a_run_that_validates_gets_its_validation_tokens_at_the_start(
     corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
 ) -> None:
-    little = run(corpus, tmp_path / "a", tokenizer, needed=10)
-    enough = run(corpus, tmp_path / "b", tokenizer, needed=10, validation=300)
+    little = prepare_corpus(corpus, tmp_path / "a", tokenizer, needed=10)
+    enough = prepare_corpus(corpus, tmp_path / "b", tokenizer, needed=10, validation=300)
     assert enough.validation.n_tokens >= 300
     assert little.train.n_tokens < enough.train.n_tokens
 
@@ -144,10 +105,10 @@ def test_a_run_that_validates_gets_its_validation_tokens_at_the_start(
 def test_the_fingerprint_is_that_of_source_and_tokenizer(
     corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
 ) -> None:
-    first = run(corpus, tmp_path, tokenizer).fingerprint
-    assert run(corpus, tmp_path / "elsewhere", tokenizer, needed=5).fingerprint == first
+    first = prepare_corpus(corpus, tmp_path, tokenizer).fingerprint
+    assert prepare_corpus(corpus, tmp_path / "elsewhere", tokenizer, needed=5).fingerprint == first
     corpus.write_text('{"text": "another"}\n')
-    assert run(corpus, tmp_path, tokenizer).fingerprint != first
+    assert prepare_corpus(corpus, tmp_path, tokenizer).fingerprint != first
 
 
 @pytest.mark.parametrize("write", range(8))
@@ -160,7 +121,7 @@ def test_a_kill_at_any_write_leaves_the_same_bytes_in_the_end(
     when: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run(corpus, tmp_path / "straight", tokenizer)
+    prepare_corpus(corpus, tmp_path / "straight", tokenizer)
     calls = 0
 
     def kill(path: Path, data: Any) -> None:
@@ -175,10 +136,10 @@ def test_a_kill_at_any_write_leaves_the_same_bytes_in_the_end(
     with monkeypatch.context() as killed, pytest.raises(Killed):
         killed.setattr("app.data.shard_index.write_durably", kill)
         killed.setattr("app.data.shards.write_durably", kill)
-        run(corpus, tmp_path / "killed", tokenizer)
-    data = run(corpus, tmp_path / "killed", tokenizer)
+        prepare_corpus(corpus, tmp_path / "killed", tokenizer)
+    data = prepare_corpus(corpus, tmp_path / "killed", tokenizer)
     assert data.index.complete
-    assert files(tmp_path / "killed") == files(tmp_path / "straight")
+    assert prepared_files(tmp_path / "killed") == prepared_files(tmp_path / "straight")
 
 
 def test_sigkill_in_another_process_leaves_the_same_bytes_in_the_end(
@@ -187,7 +148,7 @@ def test_sigkill_in_another_process_leaves_the_same_bytes_in_the_end(
     program = f"""
 import os, signal
 from pathlib import Path
-from app.data import preparation, shards, sources, tokenization
+from app.data import limits, preparation, shards, sources, token_need
 from app.settings.variables import DataSettings
 from app.data.tokenizer import read_tokenizer
 
@@ -197,27 +158,25 @@ def kill(self, **more):
         os.kill(os.getpid(), signal.SIGKILL)
     seal(self, **more)
 shards.ShardWriter.seal = kill
-tokenization._BATCH_CHARACTERS = 1000
 data = DataSettings(dataset={str(corpus)!r}, data_dir={str(tmp_path / "killed")!r})
 tokenizer = read_tokenizer(Path({str(tokenizer.directory)!r}), "")
 source = sources.pin_source(data)
-need = preparation.TokenNeed()
-preparation.Preparation(source, tokenizer, need, shard_tokens={SHARD}).run()
+need = token_need.TokenNeed()
+limits = limits.DataLimits(batch_characters=1000)
+preparation.Preparation(source, tokenizer, need, shard_tokens={SHARD}, limits=limits).run()
 """
-    killed = subprocess.run(
-        [sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=False
-    )
+    killed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert len(files(tmp_path / "killed")) >= 2
-    run(corpus, tmp_path / "killed", tokenizer)
-    run(corpus, tmp_path / "straight", tokenizer)
-    assert files(tmp_path / "killed") == files(tmp_path / "straight")
+    assert len(prepared_files(tmp_path / "killed")) >= 2
+    prepare_corpus(corpus, tmp_path / "killed", tokenizer)
+    prepare_corpus(corpus, tmp_path / "straight", tokenizer)
+    assert prepared_files(tmp_path / "killed") == prepared_files(tmp_path / "straight")
 
 
 def test_a_second_process_waits_and_then_uses_the_work_of_the_first(
     corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(corpus, tmp_path / "first", tokenizer)
+    prepare_corpus(corpus, tmp_path / "first", tokenizer)
     (finished,) = (tmp_path / "first" / "tokens").iterdir()
     directory = tmp_path / "data" / "tokens" / finished.name
     directory.mkdir(parents=True)
@@ -236,14 +195,14 @@ def test_a_second_process_waits_and_then_uses_the_work_of_the_first(
 
     monkeypatch.setattr("app.data.data_dir.time.sleep", first_process_goes_on)
     monkeypatch.setattr(PinnedSource, "pieces", None)
-    assert run(corpus, tmp_path / "data", tokenizer).index.complete
+    assert prepare_corpus(corpus, tmp_path / "data", tokenizer).index.complete
     assert waits == 3
 
 
 def test_progress_is_reported_and_what_it_raises_ends_the_work(
-    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
 ) -> None:
-    monkeypatch.setattr(preparation, "_REPORT_SECONDS", 0.0)
+    limits = replace(SMALL_BATCHES, report_seconds=0.0)
     seen: list[PrepareProgress] = []
 
     def report(progress: PrepareProgress) -> None:
@@ -252,18 +211,18 @@ def test_progress_is_reported_and_what_it_raises_ends_the_work(
             raise Killed
 
     with pytest.raises(Killed):
-        run(corpus, tmp_path / "stopped", tokenizer, 10**6, report)
+        prepare_corpus(corpus, tmp_path / "stopped", tokenizer, 10**6, report, limits=limits)
     assert [p.tokens for p in seen] == sorted(p.tokens for p in seen)
     assert [p.tokens_made for p in seen] == [p.tokens for p in seen]
     assert 0 < seen[0].documents < seen[-1].documents < len(ROWS)
     assert seen[0].tokens_total == 10**6
-    run(corpus, tmp_path / "stopped", tokenizer)
-    run(corpus, tmp_path / "straight", tokenizer)
-    assert files(tmp_path / "stopped") == files(tmp_path / "straight")
+    prepare_corpus(corpus, tmp_path / "stopped", tokenizer)
+    prepare_corpus(corpus, tmp_path / "straight", tokenizer)
+    assert prepared_files(tmp_path / "stopped") == prepared_files(tmp_path / "straight")
 
 
 def test_progress_is_not_reported_more_often_than_every_two_seconds(
-    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
+    corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
 ) -> None:
     now = 0.0
 
@@ -272,9 +231,14 @@ def test_progress_is_not_reported_more_often_than_every_two_seconds(
         now += 0.5
         return now
 
-    monkeypatch.setattr("app.data.preparation.time.monotonic", half_a_second_later)
     times: list[float] = []
-    run(corpus, tmp_path, tokenizer, None, lambda _: times.append(now))
+    prepare_corpus(
+        corpus,
+        tmp_path,
+        tokenizer,
+        report=lambda _: times.append(now),
+        clock=half_a_second_later,
+    )
     assert len(times) > 3
     assert all(later - earlier >= 2.0 for earlier, later in pairwise(times))
 
@@ -287,8 +251,8 @@ def test_a_dataset_without_text_is_refused_and_nothing_is_kept(
     path.write_text(content)
     for _ in range(2):
         with pytest.raises(ConfigError, match=f"^DATASET={path} has no text to train on"):
-            run(path, tmp_path, tokenizer)
-    assert not files(tmp_path)
+            prepare_corpus(path, tmp_path, tokenizer)
+    assert not prepared_files(tmp_path)
 
 
 def read(data: Preparation, start: int, length: int) -> list[int]:
@@ -305,18 +269,18 @@ def test_a_damaged_shard_is_made_again_when_it_is_needed(
     tokenizer: TokenizerFiles,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    before = run(corpus, tmp_path, tokenizer).train.read(0, 3 * SHARD).tolist()
-    whole = files(tmp_path)
-    again = run(corpus, tmp_path, tokenizer)
+    before = prepare_corpus(corpus, tmp_path, tokenizer).train.read(0, 3 * SHARD).tolist()
+    whole = prepared_files(tmp_path)
+    again = prepare_corpus(corpus, tmp_path, tokenizer)
     shard = next(tmp_path.rglob("train-00001.bin"))
     if damage == "missing":
         shard.unlink()
     else:
         shard.write_bytes(b"\0" * (shard.stat().st_size - 2 * (damage == "shortened")))
     read(again, 0, 10)
-    assert files(tmp_path) != whole
+    assert prepared_files(tmp_path) != whole
     assert read(again, 0, 3 * SHARD) == before
-    assert files(tmp_path) == whole
+    assert prepared_files(tmp_path) == whole
     (line,) = caplog.messages
     assert line.startswith(str(shard)) and line.endswith(": made again from the source")
 
@@ -324,14 +288,14 @@ def test_a_damaged_shard_is_made_again_when_it_is_needed(
 def test_a_stop_request_does_not_wait_for_a_shard_that_is_made_again(
     corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(corpus, tmp_path, tokenizer)
-    data = run(corpus, tmp_path, tokenizer)
+    prepare_corpus(corpus, tmp_path, tokenizer)
+    data = prepare_corpus(corpus, tmp_path, tokenizer)
     next(tmp_path.rglob("train-00001.bin")).unlink()
     released = threading.Event()
 
     def silent(source: PinnedSource, after: Any) -> PlacedPieces:
         assert released.wait(60)
-        return pieces_of([])
+        return numbered_pieces([])
 
     def stop(_: PrepareProgress) -> None:
         raise Killed
@@ -345,24 +309,24 @@ def test_a_stop_request_does_not_wait_for_a_shard_that_is_made_again(
 def test_a_missing_shard_is_made_again_from_the_source(
     corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
 ) -> None:
-    run(corpus, tmp_path, tokenizer)
-    before = files(tmp_path)
+    prepare_corpus(corpus, tmp_path, tokenizer)
+    before = prepared_files(tmp_path)
     for name in ("train-00000.bin", "train-00002.bin", "validation-00001.bin"):
         next(tmp_path.rglob(name)).unlink()
-    run(corpus, tmp_path, tokenizer, validation=10**6)
-    assert files(tmp_path) == before
+    prepare_corpus(corpus, tmp_path, tokenizer, validation=10**6)
+    assert prepared_files(tmp_path) == before
 
 
 def test_a_source_that_changed_behind_its_fingerprint_is_refused(
     corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
 ) -> None:
     data = DataSettings(dataset=str(corpus), data_dir=tmp_path)
-    run(corpus, tmp_path, tokenizer)
+    prepare_corpus(corpus, tmp_path, tokenizer)
     next(tmp_path.rglob("train-00000.bin")).unlink()
     source, listed = pin_source(data), corpus.stat()
     corpus.write_text(corpus.read_text().replace("some words", "SOME WORDS"))
     os.utime(corpus, ns=(listed.st_atime_ns, listed.st_mtime_ns))
-    again = Preparation(source, tokenizer, TokenNeed(), shard_tokens=SHARD)
+    again = Preparation(source, tokenizer, TokenNeed(), shard_tokens=SHARD, limits=SMALL_BATCHES)
     with pytest.raises(Damaged, match="does not give the tokens that it gave before"):
         again.run()
 
@@ -370,14 +334,14 @@ def test_a_source_that_changed_behind_its_fingerprint_is_refused(
 def test_a_file_that_is_added_after_the_fingerprint_was_taken_is_not_tokenized(
     corpus: Path, tmp_path: Path, tokenizer: TokenizerFiles
 ) -> None:
-    run(corpus, tmp_path / "alone", tokenizer)
+    prepare_corpus(corpus, tmp_path / "alone", tokenizer)
     folder = tmp_path / "folder"
     folder.mkdir()
     corpus.rename(folder / "corpus.jsonl")
     source = pin_source(DataSettings(dataset=str(folder), data_dir=tmp_path / "beside"))
     (folder / "added.txt").write_text("other words\n" * 1000)
-    Preparation(source, tokenizer, TokenNeed(), shard_tokens=SHARD).run()
-    assert files(tmp_path / "beside") == files(tmp_path / "alone")
+    Preparation(source, tokenizer, TokenNeed(), shard_tokens=SHARD, limits=SMALL_BATCHES).run()
+    assert prepared_files(tmp_path / "beside") == prepared_files(tmp_path / "alone")
 
 
 def test_a_full_disk_is_unavailable_and_the_work_goes_on_when_there_is_room(
@@ -394,10 +358,10 @@ def test_a_full_disk_is_unavailable_and_the_work_goes_on_when_there_is_room(
     with monkeypatch.context() as full:
         full.setattr("app.data.data_dir.os.fsync", fsync)
         with pytest.raises(Unavailable, match=f"^DATA_DIR={tmp_path / 'full'} is full"):
-            run(corpus, tmp_path / "full", tokenizer)
-    run(corpus, tmp_path / "full", tokenizer)
-    run(corpus, tmp_path / "straight", tokenizer)
-    assert files(tmp_path / "full") == files(tmp_path / "straight")
+            prepare_corpus(corpus, tmp_path / "full", tokenizer)
+    prepare_corpus(corpus, tmp_path / "full", tokenizer)
+    prepare_corpus(corpus, tmp_path / "straight", tokenizer)
+    assert prepared_files(tmp_path / "full") == prepared_files(tmp_path / "straight")
 
 
 def test_a_data_dir_that_is_a_file_is_refused(
@@ -407,7 +371,7 @@ def test_a_data_dir_that_is_a_file_is_refused(
     with pytest.raises(
         ConfigError, match=f"^DATA_DIR={tmp_path / 'file'} .* a file stands where a folder"
     ):
-        run(corpus, tmp_path / "file", tokenizer)
+        prepare_corpus(corpus, tmp_path / "file", tokenizer)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -416,4 +380,4 @@ def test_a_data_dir_that_may_not_be_written_is_access_denied(
 ) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(AccessDenied, match=f"^DATA_DIR={tmp_path / 'locked'} cannot be used"):
-        run(corpus, tmp_path / "locked", tokenizer)
+        prepare_corpus(corpus, tmp_path / "locked", tokenizer)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from app.data import tokenization as prepare
+from app.data.limits import DataLimits
 from app.run.checkpoints import find_checkpoint
 from app.run.lease import Lease
 from app.stores.contract import Store
@@ -24,6 +24,7 @@ from tests.support.faulty_link import faulty_link
 from tests.support.forked_job import ForkedJobRunner, at, signal_at, signal_in_step, wait_at
 from tests.support.interposed import Held, Interposed
 from tests.support.job import Finished, JobProcess, JobRunner, Outcome, outcome
+from tests.support.prepared import change_defaults
 from tests.support.quiet_stop import LONG_TEXT
 from tests.support.six_steps import SIX_STEPS, undisturbed
 from tests.support.store_fixtures import S3Server
@@ -161,7 +162,7 @@ def test_while_the_source_hangs_what_was_tokenized_is_kept(
 
 
 def small_batches() -> None:
-    prepare._BATCH_CHARACTERS = 600
+    change_defaults(limits=DataLimits(batch_characters=600))
 
 
 def stopped_while_the_source_hangs() -> None:

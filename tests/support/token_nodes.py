@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.data.preparation import Preparation, TokenNeed
+from app.data.preparation import Preparation
 from app.data.sources import pin_source
 from app.data.token_cache import TOKENS, TokenCache
+from app.data.token_need import TokenNeed
 from app.data.tokenizer import TokenizerFiles
 from app.settings.variables import DataSettings
 from app.stores.contract import Store
 from app.stores.opening import open_store
-from tests.support.small_corpus import SHARD
+from tests.support.small_corpus import SHARD, SMALL_BATCHES
 
 
 @pytest.fixture
@@ -39,6 +40,7 @@ class Node:
             TokenNeed(**need),
             cache=lambda fingerprint: TokenCache(self.store, fingerprint),
             shard_tokens=SHARD,
+            limits=SMALL_BATCHES,
         )
         self.opened.append(preparation)
         return preparation

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from app.data import tokenization as prepare_module
+from app.data.limits import DataLimits
 from app.data.loader import ValidationBatches, training_loader
 from app.data.pieces import held_out
 from app.data.sample_order import BatchGeometry, corpus_order
@@ -101,16 +101,14 @@ def test_no_held_out_document_is_ever_trained_on(
     write: Callable[[Path, Sequence[str]], str],
     small_tokenizer: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What the loader shows in two epochs and what validation shows, as text."""
-    monkeypatch.setattr(prepare_module, "_BATCH_CHARACTERS", 5000)
     (tmp_path / "texts").mkdir()
     data = DataSettings(
         dataset=write(tmp_path / "texts", [*DOCUMENTS, *DOCUMENTS[200:400]]), data_dir=tmp_path
     )
     tokenizer = read_tokenizer(small_tokenizer, "TOKENIZER=small")
-    prepared = prepare(data, tokenizer, shard_tokens=3000)
+    prepared = prepare(data, tokenizer, shard_tokens=3000, limits=DataLimits(batch_characters=5000))
     codec = Tokenizer.from_file(str(small_tokenizer / "tokenizer.json"))
     order = corpus_order(prepared.train.n_tokens, SEQ_LEN, complete=True, seed=1)
     assert order.n_sequences is not None
