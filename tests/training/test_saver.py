@@ -17,7 +17,7 @@ from app.state.snapshot import Snapshot
 from app.stores.contract import Data, Store
 from app.stores.opening import open_store
 from app.training.saver import CheckpointSaver, SaveRequest
-from tests.state.test_snapshot import progress
+from tests.support.training_state import progress
 
 RECORD = AttemptRecord(
     epoch=1,
