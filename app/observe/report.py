@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from app.console import counted, duration
 from app.errors import AppError
 from app.observe.charts import Line, line_chart, short
-from app.observe.metrics import Row, perplexity, stored_rows
+from app.observe.rows import Row, perplexity, stored_rows
 from app.run.clock import utc_now
 from app.run.journal import AttemptRecord, read_attempts
 from app.run.layout import REPORT_KEY

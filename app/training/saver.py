@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from app.console import duration, size
 from app.errors import AccessDenied, Unavailable
-from app.observe.metrics import Beginning
+from app.observe.rows import Beginning
 from app.run.committing import commit
 from app.run.journal import AttemptJournal
 from app.run.layout import CheckpointName

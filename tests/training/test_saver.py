@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from app.errors import AccessDenied, AppError, Fenced, Unavailable
-from app.observe.metrics import Beginning
+from app.observe.rows import Beginning
 from app.run.checkpoints import stored_checkpoints
 from app.run.journal import AttemptJournal, AttemptRecord
 from app.settings.variables import CheckpointSettings
