@@ -13,8 +13,9 @@ import pytest
 
 from app.cli import parser as cli
 from app.errors import Fenced, Unavailable
-from app.observe.charts import Line, line_chart, short, ticks
-from app.observe.report import ReportedRun, page, publish, read_run
+from app.observe.charts import Line, line_chart
+from app.observe.report import page, publish
+from app.observe.reported_run import ReportedRun, read_run
 from app.observe.rows import Row, encode_row
 from app.run.journal import AttemptJournal, AttemptRecord
 from app.run.layout import METRICS_KEY, REPORT_KEY
@@ -190,13 +191,6 @@ def test_a_million_rows_make_a_page_of_the_same_size() -> None:
     assert_same_size(few=5_000, many=1_000_000)
 
 
-def test_no_spike_is_lost_on_the_way() -> None:
-    line = Line.of((x, 1000.0 if x == 77_777 else 1.0) for x in range(100_000))
-    points = line.envelope(100)
-    assert (77_777, 1000.0) in points
-    assert len(points) <= 200
-
-
 def test_what_cannot_be_drawn_is_left_out() -> None:
     bad = [math.nan, math.inf, -math.inf, 1e300]
     rows = [replace(row(step), loss=loss, validation_loss=loss) for step, loss in enumerate(bad, 1)]
@@ -217,22 +211,6 @@ def test_a_run_that_just_began_has_a_page(rows: list[Row]) -> None:
 )
 def test_a_shape_that_is_none_has_no_parameters(shape: dict[str, Any]) -> None:
     assert "parameters" not in page(ReportedRun("run", record(shape=shape), [], []))
-
-
-@pytest.mark.parametrize("low", [-1e-320, 0.0, 1e-9, 3.0, 1e12, -1e29])
-@pytest.mark.parametrize("width", [0.0, 1e-320, 1e-12, 1.0, 1e29])
-def test_any_range_has_a_chart(low: float, width: float) -> None:
-    line = Line.of([(low, low), (low + width, low + width)])
-    assert "nan" not in line_chart(line, [low], "any")
-    assert len(list(ticks(low, low + width, 4))) <= 12
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (3e-4, "0.0003"), (420, "420"), (5000, "5000"), (35_000, "35k"), (1.2e6, "1.2M")],
-)
-def test_numbers_on_an_axis_are_short(value: float, text: str) -> None:
-    assert short(value) == text
 
 
 def test_what_a_store_cannot_mean_is_left_out(folder: Store) -> None:
