@@ -84,7 +84,7 @@ def batches(shape: Shape, folder: Path) -> list[torch.Tensor]:
 
 def ours(trainer: str, shape: Shape, folder: Path) -> Result:
     """The job itself: `train`, as a user starts it. Its own rows are the measurement."""
-    from app.observe.metrics import local_rows
+    from app.observe.rows import local_rows
 
     run = f"{trainer}-{os.getpid()}"
     own = {"run_name": run, "trainer": trainer, "checkpoint_every_steps": 10 * (shape.steps + 1)}

@@ -21,7 +21,8 @@ def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -
     from app.data.token_progress import TokenProgress
     from app.data.tokenizer import build_builtin_tokenizer
     from app.run.recorded_source import source_of_named_run
-    from app.training.job import open_preparation, resolve_job
+    from app.training.job import resolve_job
+    from app.training.training_data import open_preparation
 
     if arguments.tokenizer_only:
         with disk_failures(f"--tokenizer_only {arguments.tokenizer_only}"):

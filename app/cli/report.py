@@ -7,7 +7,8 @@ from pathlib import Path
 from app.cli.arguments import Commands
 from app.cli.named_run import existing_run
 from app.failures import disk_failures
-from app.observe.report import page, read_run
+from app.observe.report import page
+from app.observe.reported_run import read_run
 from app.settings.combined import Settings
 from app.training.preemption import StopRequest
 

@@ -8,58 +8,25 @@ written when an attempt ends; `python -m app report` writes the same page here.
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
 
 from app.console import counted, duration
 from app.errors import AppError
 from app.observe.charts import Line, line_chart, short
-from app.observe.metrics import Row, perplexity, stored_rows
+from app.observe.reported_run import ReportedRun, read_run
+from app.observe.rows import perplexity
 from app.run.clock import utc_now
-from app.run.journal import AttemptRecord, read_attempts
+from app.run.journal import AttemptRecord
 from app.run.layout import REPORT_KEY
 from app.run.lease import WriteRight
-from app.run.record import RunRecord, load_record
-from app.settings.presets import ModelConfig
 from app.stores.contract import Store
 
-_NEWEST_ATTEMPTS = 200
 _LONGEST_TEXT = 300
-_LONGEST_ATTEMPT = 1e9  # seconds
-_LARGEST = 2**53  # what a store says is drawn only if it can be meant
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ReportedRun:
-    """What the store knows of a run. `attempts` are the newest ones, oldest first."""
-
-    name: str
-    record: RunRecord | None
-    rows: Sequence[Row]
-    attempts: Sequence[AttemptRecord]
-
-
-def read_run(store: Store) -> ReportedRun:
-    """Raises Damaged for an unreadable run.json, and the store's errors."""
-    stored = load_record(store)
-    return ReportedRun(
-        name=store.uri.rsplit("/", 1)[-1],
-        record=stored.record if stored else None,
-        rows=[row for row in stored_rows(store) if _plausible(row.step, row.tokens, row.time)],
-        attempts=[
-            attempt
-            for attempt in read_attempts(store, newest=_NEWEST_ATTEMPTS)
-            if _plausible(*(v for v in attempt.model_dump().values() if isinstance(v, int | float)))
-        ],
-    )
 
 
 def publish(store: Store, lease: WriteRight) -> None:
@@ -90,7 +57,7 @@ def page(run: ReportedRun) -> str:
         f'<p class="quiet">{_text(_subtitle(run))}</p>\n'
         f'<dl class="facts">{"".join(_facts(run))}</dl>\n'
         f'<section class="charts">{"".join(_charts(run))}</section>\n'
-        f"{_attempts(run.attempts)}\n"
+        f"{_attempts(run)}\n"
         f'<p class="quiet">written {utc_now()[:16].replace("T", " ")} UTC</p>\n'
         "</main></body></html>\n"
     )
@@ -100,15 +67,15 @@ def _subtitle(run: ReportedRun) -> str:
     if run.record is None:
         return "no run.json"
     identity = run.record.identity
-    count = _parameter_count(identity.shape)
+    count = run.parameter_count
     parameters = "" if count is None else f", {count:,} parameters"
     return f"{identity.model}{parameters}; data {identity.dataset}; seed {identity.seed}"
 
 
 def _facts(run: ReportedRun) -> Iterator[str]:
     last = run.rows[-1] if run.rows else None
-    target = run.record.target if run.record and _plausible(run.record.target) else None
-    yield _fact("step", f"{last.step if last else 0:,}", "" if target is None else f"of {target:,}")
+    of_target = "" if run.target is None else f"of {run.target:,}"
+    yield _fact("step", f"{last.step if last else 0:,}", of_target)
     if last is None:
         yield _fact("rows", "none", "nothing is committed yet")
         return
@@ -130,7 +97,7 @@ def _facts(run: ReportedRun) -> Iterator[str]:
         )
     lost = sum(attempt.steps_lost for attempt in run.attempts)
     yield _fact("attempts", str(len(run.attempts)), f"{counted(lost, 'step')} made twice")
-    spans = _spans(run.attempts)
+    spans = run.spans
     if spans:
         whole = max(end for _, end, _ in spans) - spans[0][0]
         busy = sum(attempt.seconds for attempt in run.attempts)
@@ -168,7 +135,8 @@ def _figure(title: str, line: Line, marks: Sequence[float]) -> str:
     )
 
 
-def _attempts(attempts: Sequence[AttemptRecord]) -> str:
+def _attempts(run: ReportedRun) -> str:
+    attempts = run.attempts
     if not attempts:
         return ""
     columns = ("", "attempt", "started (UTC)", "ran", "from", "to", "lost", "1st step", "saves",
@@ -180,7 +148,7 @@ def _attempts(attempts: Sequence[AttemptRecord]) -> str:
         f'<span><i class="{kind}"></i>{_text(words)}</span>' for kind, words in _KINDS.items()
     )
     return (
-        f"<h2>Attempts</h2>{_timeline(attempts)}"
+        f"<h2>Attempts</h2>{_timeline(run)}"
         f'<p class="legend">{legend}</p>'
         f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
         "</div>"
@@ -208,9 +176,9 @@ def _attempt_row(attempt: AttemptRecord, lost: int | None) -> str:
     return f'<tr><td><i class="{_kind(attempt)}"></i></td><td>{attempt.epoch}</td>{rest}</tr>'
 
 
-def _timeline(attempts: Sequence[AttemptRecord]) -> str:
+def _timeline(run: ReportedRun) -> str:
     """One bar for each attempt, where it was in time; between the bars nobody trained."""
-    spans = _spans(attempts)
+    spans = run.spans
     if not spans:
         return ""
     began = spans[0][0]
@@ -232,8 +200,6 @@ def _timeline(attempts: Sequence[AttemptRecord]) -> str:
         f"<span>{last}</span></p>"
     )
 
-
-_SHAPE = TypeAdapter(ModelConfig)
 
 _KINDS = {
     "done": "target reached",
@@ -265,32 +231,5 @@ def _text(text: str) -> str:
     return escape(text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 1]}…")
 
 
-def _plausible(*values: float) -> bool:
-    return all(abs(value) < _LARGEST for value in values)  # not of a NaN either
-
-
 def _finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
-
-
-def _spans(attempts: Sequence[AttemptRecord]) -> list[tuple[float, float, AttemptRecord]]:
-    """(start, end, attempt) in Unix seconds, by start."""
-    spans = []
-    for attempt in attempts:
-        try:
-            moment = datetime.fromisoformat(attempt.started_at)
-        except ValueError:
-            continue
-        start = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-        if start >= 0 and 0 <= attempt.seconds < _LONGEST_ATTEMPT:
-            spans.append((start, start + attempt.seconds, attempt))
-    return sorted(spans, key=lambda span: span[0])
-
-
-def _parameter_count(shape: dict[str, Any]) -> int | None:
-    """From the record's own shape; None where it is none."""
-    try:
-        count = _SHAPE.validate_python(shape).parameter_count
-    except (ValidationError, ZeroDivisionError):
-        return None
-    return count if _plausible(count) else None

@@ -30,7 +30,8 @@ ADAMW_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 MUON_MOMENTS = ("momentum_buffer",)
 STATE_FILES = (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE)
 
-_ROOM = 1.5  # times a snapshot, free on the card, for a snapshot to stay there
+# A snapshot stays on the card if this many times its size is free there.
+ROOM_FOR_SNAPSHOT = 1.5
 
 
 @dataclass
@@ -72,10 +73,18 @@ class Snapshot:
         }
 
 
-def capture(model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> Snapshot:
-    """Copy weights and moments. This is all that the training loop waits for."""
+def capture(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    room: float = ROOM_FOR_SNAPSHOT,
+) -> Snapshot:
+    """Copy weights and moments. This is all that the training loop waits for.
+
+    On a card with `room` times the size of the copy free, the copy stays there.
+    """
     weights, state = model.state_dict(), dict(_optimizer_tensors(model, optimizer))
-    stays = _fits_on_card([*weights.values(), *state.values()])
+    stays = _fits_on_card([*weights.values(), *state.values()], room)
     copy = torch.clone if stays else _host_copy
     return Snapshot(
         progress=progress,
@@ -167,13 +176,16 @@ def _kinds(names: Iterable[str]) -> list[str]:
     return sorted({name.split(".", 1)[0] for name in names})
 
 
-def _fits_on_card(tensors: Sequence[Tensor]) -> bool:
-    """Beside all that torch has ever taken of the device: the next step takes it again."""
+def _fits_on_card(tensors: Sequence[Tensor], room: float) -> bool:
+    """Whether the card has `room` times the size of `tensors` free.
+
+    Memory that torch has taken before does not count as free: the next step needs it again.
+    """
     on_card = [tensor for tensor in tensors if tensor.is_cuda]
     if not on_card:
         return False
     free, _ = torch.cuda.mem_get_info(on_card[0].device)
-    return free > _ROOM * sum(tensor.nbytes for tensor in on_card)
+    return free > room * sum(tensor.nbytes for tensor in on_card)
 
 
 def _host_copy(tensor: Tensor) -> Tensor:

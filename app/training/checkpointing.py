@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from app.heartbeat import beat
-from app.observe.metrics import Beginning, perplexity
+from app.observe.rows import Beginning, perplexity
 from app.run.journal import AttemptJournal
 from app.settings.variables import OptimizerSettings
 from app.state.progress import Progress

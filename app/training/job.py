@@ -1,16 +1,11 @@
 """A job: the settings with everything decided that depends on device, model and tokenizer."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from app.console import redacted
-from app.data.preparation import Preparation
-from app.data.sample_order import BatchGeometry, SampleOrder
-from app.data.sources import PinnedSource
-from app.data.token_cache import open_token_cache
-from app.data.token_need import PrepareProgress, TokenNeed, Waiting
+from app.data.sample_order import BatchGeometry
 from app.data.tokenizer import TokenizerFiles, load_tokenizer
 from app.errors import ConfigError
 from app.model.huggingface import model_directory, read_config
@@ -99,49 +94,3 @@ def _resolve_model(
 def _one_name(spec: str | None) -> str | None:
     """A folder's own path, whichever way it was typed; a hub id as it is."""
     return one_path(spec) if spec and Path(spec).is_dir() else spec
-
-
-def open_preparation(
-    job: Job,
-    source: PinnedSource,
-    steps: range,
-    report: Callable[[PrepareProgress], None],
-    *,
-    everything: bool = False,
-) -> Preparation:
-    """Tokens for the optimizer steps `steps` (or all of DATASET), and a validation split
-    where one is asked for. Nothing is done yet."""
-    data, seq_len = job.settings.data, job.geometry.seq_len
-    order = SampleOrder(n_sequences=None, seed=job.settings.run.seed)
-    first_window = steps.start * job.geometry.global_batch_size // order.window
-    need = TokenNeed(
-        start=first_window * order.window * seq_len,
-        stop=order.tokens_until(steps.stop * job.geometry.global_batch_size, seq_len),
-        validation=data.val_tokens + 1 if data.val_every_steps else 0,
-    )
-    uri = job.settings.checkpoints.checkpoint_uri
-    return Preparation(
-        source,
-        job.tokenizer,
-        replace(need, stop=None) if everything else need,
-        cache=lambda fingerprint: open_token_cache(uri, fingerprint),
-        report=report,
-    )
-
-
-def check_data(job: Job, preparation: Preparation, waiting: Waiting) -> None:
-    """Wait for the first tokens. Raises ConfigError if DATASET is too small for the run."""
-    data, seq_len = job.settings.data, job.geometry.seq_len
-    n_tokens = preparation.wait_for("train", seq_len + 1, waiting).n_tokens("train")
-    if n_tokens < seq_len + 1:
-        raise ConfigError(
-            f"DATASET has only {n_tokens} tokens to train on, and one sequence takes "
-            f"SEQ_LEN + 1 = {seq_len + 1}: set a smaller SEQ_LEN or name a larger dataset"
-        )
-    if data.val_every_steps:
-        index = preparation.wait_for("validation", seq_len + 1, waiting)
-        if min(data.val_tokens, index.n_tokens("validation") - 1) < seq_len:
-            raise ConfigError(
-                f"VAL_EVERY_STEPS={data.val_every_steps}, but DATASET={data.dataset} is too "
-                f"small to hold out {seq_len + 1} tokens: set VAL_EVERY_STEPS=0"
-            )

@@ -10,8 +10,9 @@ from app.console import counted
 from app.data.data_dir import DataDir
 from app.data.sources import PinnedSource
 from app.model.smollm2 import SmolLM2
-from app.observe.metrics import MetricsLog, Row, local_rows, stored_rows
+from app.observe.metrics import MetricsLog
 from app.observe.report import publish
+from app.observe.rows import Row, local_rows, stored_rows
 from app.run.clock import utc_now
 from app.run.journal import AttemptJournal, AttemptRecord, read_attempts
 from app.run.record import StoredRecord, create_record, extend, load_record

@@ -38,9 +38,12 @@ class Interrupted(BaseException):
 
 
 class StopRequest:
-    """Whether, and since when, this process is asked to stop."""
+    """Whether this process is asked to stop, and since when by the clock `now`, in seconds."""
 
-    def __init__(self, again_seconds: float = _AGAIN_SECONDS) -> None:
+    def __init__(
+        self, again_seconds: float = _AGAIN_SECONDS, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.now = now
         self.requested_at: float | None = None
         self._deferred = False
         self._unheard = False
@@ -73,7 +76,7 @@ class StopRequest:
         return self.requested_at is not None
 
     def seconds_since(self) -> float:
-        return 0.0 if self.requested_at is None else time.monotonic() - self.requested_at
+        return 0.0 if self.requested_at is None else self.now() - self.requested_at
 
     def raise_if_requested(self) -> None:
         if self.requested:
@@ -82,7 +85,7 @@ class StopRequest:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         again = self.requested
         if not again:
-            self.requested_at = time.monotonic()
+            self.requested_at = self.now()
         if not self._deferred and not again:
             self._unheard = True
             signal.signal(signal.SIGALRM, self._on_alarm)
@@ -104,8 +107,11 @@ class GracePeriod:
     Before anybody asks to stop, everything fits.
     """
 
-    def __init__(self, stop: StopRequest, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(
+        self, stop: StopRequest, seconds: float, poll_seconds: float = _POLL_SECONDS
+    ) -> None:
+        """Work is looked at every `poll_seconds`, to see whether it is over or too late."""
+        self.seconds, self._poll_seconds = seconds, poll_seconds
         self._stop, self._third = stop, min(_CLOSING_SECONDS, seconds / 4) / 3
 
     def fits(self, seconds: float) -> bool:
@@ -130,12 +136,12 @@ class GracePeriod:
         What is not over by then goes on behind the caller, and ends with the process: a store
         that went silent answers nothing for minutes, and who waits for it is killed.
         """
-        started = time.monotonic()
+        started = self._stop.now()
         thread = threading.Thread(target=work, name="closing", daemon=True)
         thread.start()
         while thread.is_alive():
-            thread.join(timeout=_POLL_SECONDS)
-            taken = time.monotonic() - started
+            thread.join(timeout=self._poll_seconds)
+            taken = self._stop.now() - started
             late = taken > _PATIENCE_SECONDS or self._left(thirds) <= 0
             if late and taken >= self._third and thread.is_alive():
                 log.warning("the %s did not reach the store in time", what)

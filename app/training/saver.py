@@ -8,12 +8,12 @@ with growing pauses until no checkpoint could be committed for GIVE_UP_SECONDS.
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from app.console import duration, size
 from app.errors import AccessDenied, Unavailable
-from app.observe.metrics import Beginning
+from app.observe.rows import Beginning
 from app.run.committing import commit
 from app.run.journal import AttemptJournal
 from app.run.layout import CheckpointName
@@ -52,7 +52,12 @@ class CheckpointSaver:
         journal: AttemptJournal,
         protected: Sequence[CheckpointName] = (),
         first_pause: float = 1.0,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`extra_files` go into every checkpoint, and `protected` checkpoints are never pruned.
+
+        `first_pause` is how many seconds pass before the second try. `now` is in seconds.
+        """
         self.committed_step: int | None = None
         self.committed_at: float | None = None
         self.last_commit_seconds = 0.0
@@ -60,7 +65,7 @@ class CheckpointSaver:
         self.failed_saves = 0  # since the last commit
         self.store, self._lease, self._settings = store, lease, settings
         self._extra_files, self._journal, self._protected = extra_files, journal, protected
-        self._first_pause = first_pause
+        self._first_pause, self._now = first_pause, now
         self._waiting: SaveRequest | None = None
         self._busy = False
         self._closing = False
@@ -122,7 +127,7 @@ class CheckpointSaver:
             return request
 
     def _save_until_committed(self, request: SaveRequest) -> None:
-        began, pause = time.monotonic(), self._first_pause
+        began, pause = self._now(), self._first_pause
         while True:
             try:
                 self._save(request)
@@ -130,7 +135,7 @@ class CheckpointSaver:
             except (Unavailable, AccessDenied) as error:
                 self.failed_saves += 1
                 self._journal.save_failed()
-                stale = time.monotonic() - began
+                stale = self._now() - began
                 if stale >= self._settings.give_up_seconds:
                     raise type(error)(
                         f"no checkpoint could be saved for {duration(stale)} "
@@ -153,7 +158,7 @@ class CheckpointSaver:
             pause = min(_LONGEST_PAUSE, pause * 2)
 
     def _save(self, request: SaveRequest) -> None:
-        started = time.monotonic()
+        started = self._now()
         snapshot = request.snapshot
         snapshot.bring_to_host()
         self._lease.check()
@@ -168,8 +173,8 @@ class CheckpointSaver:
             snapshot.progress.train_loss,
             self._lease,
         )
-        self.last_commit_seconds = time.monotonic() - started
-        self.committed_at = time.monotonic()
+        self.last_commit_seconds = self._now() - started
+        self.committed_at = self._now()
         self.committed_step = snapshot.step
         self.saves_committed += 1
         self.failed_saves = 0

@@ -33,7 +33,7 @@ from app.settings.variables import CheckpointSettings, MetadataServers
 
 log = logging.getLogger(__name__)
 
-_ANSWER_SECONDS = 2.0
+ANSWER_SECONDS = 2.0  # a server on the machine's own link has answered by then, or is none
 _ANSWER_BYTES = 64 * 1024
 _TOKEN_SECONDS = 21_600  # the longest that AWS gives
 _NETLOC = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:\d+)?")
@@ -68,8 +68,11 @@ class NoticeSource(Protocol):
 class MetadataServer:
     """HTTP to a link-local address: no proxy, no redirect, bounded in size and time."""
 
-    def __init__(self, setting: str, url: str) -> None:
-        """Raises ConfigError for an address that cannot be one; `setting` names the variable."""
+    def __init__(self, setting: str, url: str, answer_seconds: float = ANSWER_SECONDS) -> None:
+        """Raises ConfigError for an address that cannot be one; `setting` names the variable.
+
+        An answer that is not whole after `answer_seconds` is given up.
+        """
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port or 80
@@ -82,6 +85,7 @@ class MetadataServer:
             )
         self.url = f"http://{parts.netloc}{parts.path.rstrip('/')}"
         self._address, self._netloc, self._prefix = (host, port), parts.netloc, parts.path
+        self._answer_seconds = answer_seconds
 
     def ask(self, method: str, path: str, headers: Mapping[str, str]) -> Answer:
         """Raises Unavailable where there is no whole answer in time."""
@@ -99,14 +103,14 @@ class MetadataServer:
 
     def _exchange(self, request: bytes) -> bytes:
         """The whole answer, until the server closes."""
-        deadline = time.monotonic() + _ANSWER_SECONDS
+        deadline = time.monotonic() + self._answer_seconds
         received = b""
-        with socket.create_connection(self._address, timeout=_ANSWER_SECONDS) as link:
+        with socket.create_connection(self._address, timeout=self._answer_seconds) as link:
             link.sendall(request)
             while len(received) <= _ANSWER_BYTES:
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    raise TimeoutError(f"not all of it came within {_ANSWER_SECONDS:g} s")
+                    raise TimeoutError(f"not all of it came within {self._answer_seconds:g} s")
                 link.settimeout(left)
                 if not (part := link.recv(_ANSWER_BYTES)):
                     return received
@@ -130,8 +134,9 @@ class AwsNotices:
     variable = "SPOT_NOTICES=aws"
     every = 5.0  # what AWS recommends
 
-    def __init__(self, endpoint: str) -> None:
-        self._server = MetadataServer(f"AWS_EC2_METADATA_SERVICE_ENDPOINT={endpoint}", endpoint)
+    def __init__(self, endpoint: str, answer_seconds: float = ANSWER_SECONDS) -> None:
+        setting = f"AWS_EC2_METADATA_SERVICE_ENDPOINT={endpoint}"
+        self._server = MetadataServer(setting, endpoint, answer_seconds)
         self._token: str | None = None
 
     def notice(self) -> Notice | None:
@@ -177,8 +182,9 @@ class GcpNotices:
     variable = "SPOT_NOTICES=gcp"
     every = 1.0  # of a notice of 30 seconds, each one counts
 
-    def __init__(self, host: str) -> None:
-        self._server = MetadataServer(f"GCE_METADATA_HOST={host}", f"http://{host}")
+    def __init__(self, host: str, answer_seconds: float = ANSWER_SECONDS) -> None:
+        setting = f"GCE_METADATA_HOST={host}"
+        self._server = MetadataServer(setting, f"http://{host}", answer_seconds)
 
     def notice(self) -> Notice | None:
         path = "/computeMetadata/v1/instance/preempted"
@@ -201,10 +207,10 @@ class SpotWatch:
         self._acting = threading.Lock()
         self._said: set[type[AppError]] = set()
         self._answered = False
-        self._thread = threading.Thread(target=self._run, name="spot-notices", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="spot-notices", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        self.thread.start()
 
     def close(self) -> None:
         """From here on nothing is done about a notice."""
@@ -247,11 +253,16 @@ class SpotWatch:
 
 
 @contextmanager
-def watched_for_notices(settings: CheckpointSettings, servers: MetadataServers) -> Iterator[None]:
-    """While the block runs, a spot notice sends SIGTERM to this process. Raises ConfigError."""
+def watched_for_notices(
+    settings: CheckpointSettings, servers: MetadataServers, answer_seconds: float = ANSWER_SECONDS
+) -> Iterator[None]:
+    """While the block runs, a spot notice sends SIGTERM to this process.
+
+    Raises ConfigError for an address of `servers` that cannot be one.
+    """
     sources: Mapping[str, Callable[[], NoticeSource]] = {
-        "aws": lambda: AwsNotices(servers.aws_ec2_metadata_service_endpoint),
-        "gcp": lambda: GcpNotices(servers.gce_metadata_host),
+        "aws": lambda: AwsNotices(servers.aws_ec2_metadata_service_endpoint, answer_seconds),
+        "gcp": lambda: GcpNotices(servers.gce_metadata_host, answer_seconds),
     }
     if settings.spot_notices == "off":
         yield

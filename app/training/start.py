@@ -24,10 +24,11 @@ from app.stores.contract import Store
 from app.stores.opening import open_store
 from app.training.attempt import Attempt, Trainer
 from app.training.held_run import HeldRun
-from app.training.job import Job, check_data, open_preparation, resolve_job
+from app.training.job import Job, resolve_job
 from app.training.opening import open_under_lease
 from app.training.preemption import NOTHING_TO_SAVE, GracePeriod, Interrupted, StopRequest
 from app.training.refusals import check_against_record, check_space, nothing_left_to_do
+from app.training.training_data import check_data, open_preparation
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from app.data.tokenizer import open_tokenizer
 from app.generation.decoding import Sampling, generate_tokens
 from app.generation.inference import InferenceModel
 from app.model.smollm2 import SmolLM2, flops_per_token
-from app.observe.metrics import MetricsLog, Row, perplexity, step_line
+from app.observe.metrics import MetricsLog
+from app.observe.rows import Row, perplexity, step_line
 from app.training.checkpointing import Checkpointing
 from app.training.compute import Compute
 from app.training.step_clock import StepClock

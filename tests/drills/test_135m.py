@@ -16,8 +16,8 @@ from app.settings.variables import OptimizerSettings
 from app.state.snapshot import capture, huggingface_files
 from app.stores.opening import open_store
 from app.training.optimizer import build_optimizer
-from tests.state.test_snapshot import progress
 from tests.support.stored_run import FreeLease
+from tests.support.training_state import progress
 
 
 @pytest.mark.slow

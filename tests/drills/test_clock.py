@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import pytest
 
-from app.observe.metrics import stored_rows
+from app.observe.rows import stored_rows
 from app.run.checkpoints import stored_checkpoints
 from app.run.clock import Clock
 from app.run.journal import read_attempts

@@ -140,16 +140,19 @@ def test_beyond_the_context_a_quarter_is_forgotten_and_the_rest_read_again() -> 
     assert len(ids) == length + context
 
 
-def test_the_context_is_read_once_and_then_token_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_context_is_read_once_and_then_token_by_token() -> None:
     calls = []
-    logits = InferenceModel._logits
 
-    def noted(model: InferenceModel, x: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
-        calls.append(len(x))
-        return logits(model, x, cache)
+    class Noting(InferenceModel):
+        def prefill(self, ids: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
+            calls.append(len(ids))
+            return super().prefill(ids, cache)
 
-    monkeypatch.setattr(InferenceModel, "_logits", noted)
-    model = InferenceModel(small_model())
+        def step(self, token: int, cache: KeyValueCache) -> torch.Tensor:
+            calls.append(1)
+            return super().step(token, cache)
+
+    model = Noting(small_model())
     assert len(list(generate_tokens(model, [1, 2], Sampling(max_tokens=3), None))) == 3
     assert calls == [2, 1, 1]
 

@@ -13,17 +13,18 @@ import pytest
 
 from app.cli import parser as cli
 from app.errors import Fenced, Unavailable
-from app.observe.charts import Line, line_chart, short, ticks
-from app.observe.metrics import Row, _line
-from app.observe.report import ReportedRun, page, publish, read_run
+from app.observe.charts import Line, line_chart
+from app.observe.report import page, publish
+from app.observe.reported_run import ReportedRun, read_run
+from app.observe.rows import Row, encode_row
 from app.run.journal import AttemptJournal, AttemptRecord
 from app.run.layout import METRICS_KEY, REPORT_KEY
 from app.run.record import RunRecord, create_record
 from app.settings.presets import PRESETS
 from app.stores.contract import Store
 from app.stores.opening import open_store
-from tests.observe.test_metrics import row
 from tests.support.job import ROOT
+from tests.support.rows import row
 from tests.support.stored_run import IDENTITY, attempt_record
 
 HOSTILE = "</title><script>alert(1)</script>\"'&\ud800"
@@ -190,13 +191,6 @@ def test_a_million_rows_make_a_page_of_the_same_size() -> None:
     assert_same_size(few=5_000, many=1_000_000)
 
 
-def test_no_spike_is_lost_on_the_way() -> None:
-    line = Line.of((x, 1000.0 if x == 77_777 else 1.0) for x in range(100_000))
-    points = line.envelope(100)
-    assert (77_777, 1000.0) in points
-    assert len(points) <= 200
-
-
 def test_what_cannot_be_drawn_is_left_out() -> None:
     bad = [math.nan, math.inf, -math.inf, 1e300]
     rows = [replace(row(step), loss=loss, validation_loss=loss) for step, loss in enumerate(bad, 1)]
@@ -219,25 +213,12 @@ def test_a_shape_that_is_none_has_no_parameters(shape: dict[str, Any]) -> None:
     assert "parameters" not in page(ReportedRun("run", record(shape=shape), [], []))
 
 
-@pytest.mark.parametrize("low", [-1e-320, 0.0, 1e-9, 3.0, 1e12, -1e29])
-@pytest.mark.parametrize("width", [0.0, 1e-320, 1e-12, 1.0, 1e29])
-def test_any_range_has_a_chart(low: float, width: float) -> None:
-    line = Line.of([(low, low), (low + width, low + width)])
-    assert "nan" not in line_chart(line, [low], "any")
-    assert len(list(ticks(low, low + width, 4))) <= 12
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (3e-4, "0.0003"), (420, "420"), (5000, "5000"), (35_000, "35k"), (1.2e6, "1.2M")],
-)
-def test_numbers_on_an_axis_are_short(value: float, text: str) -> None:
-    assert short(value) == text
-
-
 def test_what_a_store_cannot_mean_is_left_out(folder: Store) -> None:
     good, absurd = row(1), replace(row(2), step=10**300)
-    folder.put(METRICS_KEY, [_line(good), _line(absurd), _line(replace(row(3), time=math.inf))])
+    folder.put(
+        METRICS_KEY,
+        [encode_row(good), encode_row(absurd), encode_row(replace(row(3), time=math.inf))],
+    )
     AttemptJournal(folder, attempt_record(1)).begin()
     forever = attempt_record(2).model_copy(update={"seconds": math.inf})
     AttemptJournal(folder, forever).begin()
@@ -264,7 +245,7 @@ class HeldForever:
 
 def test_the_page_in_the_store_is_the_runs_own(store: Store) -> None:
     create_record(store, "run", IDENTITY, 100)
-    store.put(METRICS_KEY, [_line(row(1)), _line(row(2))])
+    store.put(METRICS_KEY, [encode_row(row(1)), encode_row(row(2))])
     publish(store, HeldForever(store))
     content, _ = store.get(REPORT_KEY)
     assert Page(content.decode()).fact("step") == ["2", "of 100"]
@@ -284,8 +265,7 @@ def test_a_page_that_cannot_be_written_stops_nothing(
     monkeypatch.setattr(folder, "get", unreachable)
     publish(folder, HeldForever(folder))
     assert "the report was not written: 503" in caplog.text
-    monkeypatch.undo()
-    monkeypatch.setattr("app.observe.report.page", lambda _: 1 / 0)
+    monkeypatch.setattr(folder, "get", lambda *_, **__: 1 / 0)
     publish(folder, HeldForever(folder))
     assert "ZeroDivisionError" in caplog.text
     assert list(folder.list("")) == []
@@ -299,7 +279,7 @@ def test_the_command_writes_the_page_whole_and_names_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     create_record(folder, "run", IDENTITY, 100)
-    folder.put(METRICS_KEY, [_line(row(1))])
+    folder.put(METRICS_KEY, [encode_row(row(1))])
     settings = ["--checkpoint_uri", f"file://{tmp_path}/store", "--run_name", "run"]
     assert cli.main(["report", *settings]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "run-report.html")

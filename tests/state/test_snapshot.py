@@ -1,71 +1,29 @@
 """The state's files: complete, exact, and what transformers reads."""
 
 import dataclasses
-import json
-import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from app.errors import Damaged, IncompatibleRun
 from app.model.huggingface import MODEL_FILE
 from app.model.smollm2 import SmolLM2
-from app.settings.presets import PRESETS
-from app.settings.variables import OptimizerSettings
-from app.state.progress import STATE_FILE, Progress
-from app.state.random_state import RandomState
 from app.state.snapshot import (
-    Snapshot,
     capture,
     checkpoint_bytes,
     huggingface_files,
-    library_versions,
     restore,
 )
-from app.stores.contract import Data
 from app.training.optimizer import build_optimizer
-
-SMALL = dataclasses.replace(PRESETS["tiny"], vocab_size=97)
-
-
-def progress(step: int) -> Progress:
-    return Progress(
-        step=step,
-        tokens=step * 10,
-        train_loss=1.5,
-        saved_at=1_700_000_000.0,
-        trainer="torch",
-        optimizer=OptimizerSettings().model_dump(),
-        versions=library_versions(),
-        random=RandomState.capture(),
-    )
-
-
-def settings(optimizer: str) -> OptimizerSettings:
-    return OptimizerSettings.model_validate({"optimizer": optimizer})
-
-
-def trained(steps: int = 2, optimizer_name: str = "adamw") -> tuple[SmolLM2, torch.optim.Optimizer]:
-    model = SmolLM2(SMALL)
-    model.initialize(1)
-    optimizer = build_optimizer(model, settings(optimizer_name), torch.device("cpu"))
-    for _ in range(steps):
-        optimizer.zero_grad()
-        model(torch.arange(16)[None]).logsumexp(-1).mean().backward()
-        optimizer.step()
-    return model, optimizer
-
-
-def write(snapshot: Snapshot, directory: Path) -> Path:
-    for name, data in snapshot.files({}).items():
-        (directory / name).write_bytes(joined(data))
-    return directory
-
-
-def joined(data: Data) -> bytes:
-    return b"".join(bytes(buffer) for buffer in data)
+from tests.support.training_state import (
+    SMALL,
+    joined,
+    optimizer_settings,
+    progress,
+    trained,
+    write,
+)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -73,7 +31,7 @@ def test_what_is_restored_equals_what_was_captured_bit_for_bit(name: str, tmp_pa
     model, optimizer = trained(optimizer_name=name)
     write(capture(model, optimizer, progress(2)), tmp_path)
     other = SmolLM2(SMALL)
-    other_optimizer = build_optimizer(other, settings(name), torch.device("cpu"))
+    other_optimizer = build_optimizer(other, optimizer_settings(name), torch.device("cpu"))
     assert restore(tmp_path, other, other_optimizer).step == 2
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -125,27 +83,17 @@ def test_a_snapshot_does_not_change_when_training_goes_on() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("room", [0.0, torch.inf])
-def test_a_snapshot_on_a_gpu_is_that_of_its_moment(
-    room: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.state.snapshot._ROOM", room)
+def test_a_snapshot_on_a_gpu_is_that_of_its_moment(room: float) -> None:
     model, optimizer = trained()
     before = joined(capture(model, optimizer, progress(2)).files({})[MODEL_FILE])
     model.to("cuda")
-    snapshot = capture(model, optimizer, progress(2))
+    snapshot = capture(model, optimizer, progress(2), room=room)
     assert (snapshot.made is None) == (room > 0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
     snapshot.bring_to_host()
     assert joined(snapshot.files({})[MODEL_FILE]) == before
-
-
-def test_random_numbers_continue_where_they_stopped() -> None:
-    state = RandomState.model_validate_json(RandomState.capture().model_dump_json())
-    drawn = (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random())
-    state.restore()
-    assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()) == drawn
 
 
 def test_a_truncated_file_is_damaged(tmp_path: Path) -> None:
@@ -155,25 +103,6 @@ def test_a_truncated_file_is_damaged(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(Damaged, match=r"model\.safetensors"):
         restore(tmp_path, model, optimizer)
-
-
-def test_a_state_of_a_newer_version_is_not_called_damaged(tmp_path: Path) -> None:
-    model, optimizer = trained()
-    write(capture(model, optimizer, progress(2)), tmp_path)
-    newer = json.loads((tmp_path / STATE_FILE).read_text()) | {"format_version": 99}
-    newer["random"]["jax"] = "of a later day"
-    (tmp_path / STATE_FILE).write_text(json.dumps(newer))
-    with pytest.raises(IncompatibleRun, match=r"state\.json has format 99.*use the newer image"):
-        restore(tmp_path, model, optimizer)
-
-
-def test_tensors_of_another_model_are_refused(tmp_path: Path) -> None:
-    model, optimizer = trained()
-    write(capture(model, optimizer, progress(2)), tmp_path)
-    wider = SmolLM2(dataclasses.replace(SMALL, intermediate_size=64))
-    wider_optimizer = build_optimizer(wider, OptimizerSettings(), torch.device("cpu"))
-    with pytest.raises(IncompatibleRun, match="gate_proj"):
-        restore(tmp_path, wider, wider_optimizer)
 
 
 def test_config_json_carries_rope_theta_into_transformers(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from app.errors import ConfigError, Fenced, Preempted, Unavailable
-from app.observe.metrics import Beginning, Row
+from app.observe.rows import Beginning, Row
 from app.run.checkpoints import read_manifest, stored_checkpoints
 from app.run.journal import read_attempts
 from app.run.layout import LEASE, REPORT_KEY

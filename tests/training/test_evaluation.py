@@ -21,7 +21,7 @@ from app.data.shards import ShardWriter, TokenShards
 from app.data.tokenizer import read_tokenizer
 from app.model.loss import LossFunction
 from app.model.smollm2 import SmolLM2
-from app.observe.metrics import perplexity
+from app.observe.rows import perplexity
 from app.settings.presets import PRESETS
 from app.settings.variables import ComputeSettings, DataSettings
 from app.training.compute import resolve_compute

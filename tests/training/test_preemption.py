@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import threading
-from types import SimpleNamespace
 
 import pytest
 
@@ -105,20 +104,18 @@ class TickingTime:
     def __init__(self, tick: float) -> None:
         self.now, self._tick = 0.0, tick
 
-    def monotonic(self) -> float:
+    def __call__(self) -> float:
         self.now += self._tick
         return self.now
 
 
 @pytest.mark.parametrize("seconds", [0.01, 2, 8, 25, 3600])
 def test_a_silent_store_does_not_keep_closing_from_ending_within_the_grace(
-    seconds: float, monkeypatch: pytest.MonkeyPatch
+    seconds: float,
 ) -> None:
     clock, silent = TickingTime(tick=min(seconds, 25) / 1000), threading.Event()
-    monkeypatch.setattr("app.training.preemption.time", SimpleNamespace(monotonic=clock.monotonic))
-    monkeypatch.setattr("app.training.preemption._POLL_SECONDS", 0.001)
-    stop = StopRequest()
-    period = GracePeriod(stop, seconds)
+    stop = StopRequest(now=clock)
+    period = GracePeriod(stop, seconds, poll_seconds=0.001)
     stop.requested_at = clock.now
 
     def wait_in_vain() -> None:

@@ -2,14 +2,14 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from app.errors import AccessDenied, AppError, Fenced, Unavailable
-from app.observe.metrics import Beginning
+from app.observe.rows import Beginning
 from app.run.checkpoints import stored_checkpoints
 from app.run.journal import AttemptJournal, AttemptRecord
 from app.settings.variables import CheckpointSettings
@@ -17,7 +17,7 @@ from app.state.snapshot import Snapshot
 from app.stores.contract import Data, Store
 from app.stores.opening import open_store
 from app.training.saver import CheckpointSaver, SaveRequest
-from tests.state.test_snapshot import progress
+from tests.support.training_state import progress
 
 RECORD = AttemptRecord(
     epoch=1,
@@ -87,6 +87,7 @@ class Bench:
         failures: list[AppError],
         give_up: float = 60,
         first_pause: float = 0.01,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = FlakyStore(folder, failures)
         self.lease = StubLease(self.store)
@@ -98,6 +99,7 @@ class Bench:
             extra_files={"config.json": b"{}"},
             journal=self.journal,
             first_pause=first_pause,
+            now=now,
         )
 
     def steps(self) -> list[int]:
@@ -214,12 +216,14 @@ def test_access_that_stays_denied_ends_the_job_with_77(folder: Store, benches: l
 
 
 def test_time_without_a_save_is_not_time_in_which_saving_fails(
-    folder: Store, benches: list[Bench], monkeypatch: pytest.MonkeyPatch
+    folder: Store, benches: list[Bench]
 ) -> None:
-    bench = Bench(folder, [Unavailable("503")], give_up=60)
+    passed = [0.0]
+    bench = Bench(
+        folder, [Unavailable("503")], give_up=60, now=lambda: time.monotonic() + passed[0]
+    )
     benches.append(bench)
-    clock = time.monotonic
-    monkeypatch.setattr("app.training.saver.time.monotonic", lambda: clock() + 10_000)
+    passed[0] = 10_000
     bench.saver.submit(request(20))
     assert bench.saver.wait(30)
     assert bench.steps() == [20]

@@ -1,5 +1,6 @@
 """Spot notices: both clouds' protocols, and a notice that is a SIGTERM."""
 
+import functools
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +11,6 @@ import pytest
 from app.errors import AccessDenied, AppError, ConfigError, Damaged, Unavailable
 from app.settings.load import load_settings
 from app.settings.variables import CheckpointSettings, MetadataServers
-from app.training import spot
 from app.training.preemption import Interrupted, StopRequest
 from app.training.spot import (
     AwsNotices,
@@ -28,11 +28,14 @@ CLOUDS = ("aws", "gcp")
 AWS_NOTICE = Notice("AWS", "terminate", "at 2026-11-24T12:02:00Z")
 GCP_NOTICE = Notice("GCP", "preempted", "within 30 s")
 
+PATIENT = 60.0  # seconds: a busy machine may answer late, which is no fault of the server here
 
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine may answer late: that is no fault of the server here."""
-    monkeypatch.setattr(spot, "_ANSWER_SECONDS", 60.0)
+
+@pytest.fixture
+def patient_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs that this process starts by fork wait for an answer as long as the tests do."""
+    patient = functools.partial(watched_for_notices, answer_seconds=PATIENT)
+    monkeypatch.setattr("app.cli.train.watched_for_notices", patient)
 
 
 @pytest.fixture
@@ -41,8 +44,10 @@ def cloud() -> Iterator[FakeCloud]:
         yield server
 
 
-def source(name: str, address: str) -> NoticeSource:
-    return AwsNotices(f"http://{address}/") if name == "aws" else GcpNotices(address)
+def source(name: str, address: str, answer_seconds: float = PATIENT) -> NoticeSource:
+    if name == "aws":
+        return AwsNotices(f"http://{address}/", answer_seconds)
+    return GcpNotices(address, answer_seconds)
 
 
 @pytest.mark.parametrize("name", CLOUDS)
@@ -54,7 +59,7 @@ def test_no_notice_and_then_one(name: str, cloud: FakeCloud) -> None:
 
 
 def test_a_session_of_aws_is_used_again_and_renewed_when_it_is_over(cloud: FakeCloud) -> None:
-    asked = AwsNotices(f"http://{cloud.address}")
+    asked = AwsNotices(f"http://{cloud.address}", PATIENT)
     assert asked.notice() is None and asked.notice() is None
     assert cloud.requests.count("PUT /latest/api/token") == 1
     cloud.expire_tokens()
@@ -96,7 +101,7 @@ def test_an_answer_without_meaning_is_no_notice(name: str, body: bytes, cloud: F
 def test_a_token_cannot_bring_headers_of_its_own(cloud: FakeCloud) -> None:
     cloud.instead = lambda path: (200, b"x\r\nHost: evil") if path.endswith("/token") else None
     with pytest.raises(Damaged):
-        AwsNotices(f"http://{cloud.address}").notice()
+        AwsNotices(f"http://{cloud.address}", PATIENT).notice()
 
 
 @pytest.mark.parametrize("name", CLOUDS)
@@ -132,12 +137,9 @@ def trickling() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", CLOUDS)
-def test_an_answer_that_trickles_is_given_up(
-    name: str, trickling: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(spot, "_ANSWER_SECONDS", 0.1)
+def test_an_answer_that_trickles_is_given_up(name: str, trickling: str) -> None:
     with pytest.raises(Unavailable, match="does not answer"):
-        source(name, trickling).notice()
+        source(name, trickling, answer_seconds=0.1).notice()
 
 
 @pytest.mark.parametrize("name", CLOUDS)
@@ -219,7 +221,7 @@ def test_a_notice_is_acted_on_once_and_said_in_one_line(
     watch = SpotWatch(ScriptedSource(None, AWS_NOTICE), act)
     watch.start()
     assert acted.wait(30)
-    watch._thread.join(30)
+    watch.thread.join(30)
     assert acts == ["SIGTERM"]
     assert caplog.messages == [
         "SPOT NOTICE from AWS: terminate at 2026-11-24T12:02:00Z; stopping as on SIGTERM"
@@ -232,7 +234,7 @@ def test_a_server_that_never_answers_is_said_once(caplog: pytest.LogCaptureFixtu
     watch.start()
     assert silent.asked_often.wait(30)
     watch.close()
-    watch._thread.join(30)
+    watch.thread.join(30)
     assert caplog.messages == ["SPOT_NOTICES=test: nobody there: training goes on without notices"]
 
 
@@ -268,8 +270,8 @@ def test_a_notice_after_the_end_is_not_acted_on() -> None:
     assert asked.wait(30)
     watch.close()
     answered.set()
-    watch._thread.join(30)
-    assert not watch._thread.is_alive()
+    watch.thread.join(30)
+    assert not watch.thread.is_alive()
 
 
 @pytest.mark.parametrize("name", CLOUDS)
@@ -282,7 +284,8 @@ def test_before_training_a_notice_ends_the_process_where_it_strikes(
     stop = StopRequest()
     stop.install()
     settings = CheckpointSettings.model_validate({"spot_notices": name})
-    with pytest.raises(Interrupted), watched_for_notices(settings, MetadataServers()):
+    watched = watched_for_notices(settings, MetadataServers(), PATIENT)
+    with pytest.raises(Interrupted), watched:
         threading.Event().wait(30)
     assert stop.requested
 
@@ -309,6 +312,7 @@ def tiny_job(job_environment: dict[str, str], store: Path, cloud: FakeCloud) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("patient_job")
 @pytest.mark.parametrize("name", CLOUDS)
 def test_a_notice_commits_the_step_and_exits_143(
     name: str, cloud: FakeCloud, job_environment: dict[str, str], tmp_path: Path
@@ -328,6 +332,7 @@ def test_a_notice_commits_the_step_and_exits_143(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("patient_job")
 def test_a_notice_before_training_begins_ends_the_job_with_143(
     cloud: FakeCloud, job_environment: dict[str, str], tmp_path: Path
 ) -> None:

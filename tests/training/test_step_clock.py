@@ -2,7 +2,6 @@
 
 import pytest
 
-from app.training import step_clock
 from app.training.step_clock import StepClock
 
 
@@ -12,19 +11,17 @@ class Hand:
     def __init__(self) -> None:
         self.now = 100.0
 
-    def monotonic(self) -> float:
+    def __call__(self) -> float:
         return self.now
 
 
 @pytest.fixture
-def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
-    moved = Hand()
-    monkeypatch.setattr(step_clock, "time", moved)
-    return moved
+def hand() -> Hand:
+    return Hand()
 
 
 def test_a_step_is_timed_without_what_was_waited_and_smoothed(hand: Hand) -> None:
-    clock = StepClock(0)
+    clock = StepClock(0, hand)
     hand.now += 50  # compiling, restoring: before the start
     clock.start()
     assert clock.step_seconds == 0
@@ -40,7 +37,7 @@ def test_a_step_is_timed_without_what_was_waited_and_smoothed(hand: Hand) -> Non
 
 
 def test_time_aside_does_not_count_in_tokens_per_second(hand: Hand) -> None:
-    clock = StepClock(20)
+    clock = StepClock(20, hand)
     clock.start()
     hand.now += 4
     with clock.aside():
