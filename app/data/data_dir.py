@@ -7,6 +7,7 @@
     downloads/                        files of DATASET while they are read
     restore/                          the checkpoint from which a run goes on, while it is read
     logs/<run>/                       the logs of a run
+    .scratch-…/                       downloads of a command that looks at a run (app.cli.named_run)
 
 A lock is a file lock: the system releases it however the process that holds it ends.
 """

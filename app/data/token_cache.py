@@ -18,7 +18,9 @@ import threading
 from bisect import bisect
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 from app.data.data_dir import DataDir, locked_folder, own_folder
@@ -107,9 +109,10 @@ class TokenCache:
             stored, etag = self._read_index(index.source, index.tokenizer)
             if not index.continues(stored):
                 return
-            part = index.first(len(stored.seals) + _SEALS_PER_INDEX)
+            n_stored = len(stored.seals)
+            part = index.first(n_stored + _SEALS_PER_INDEX)
             for shards in part.shards.values():
-                for named in shards[bisect(shards, len(stored.seals) - 1, key=_seal_of) :]:
+                for named in shards[bisect(shards, n_stored - 1, key=attrgetter("seal")) :]:
                     try:
                         content = verify(directory, named)
                     except AppError as error:
@@ -137,10 +140,6 @@ class TokenCache:
 
     def _key(self, name: str) -> str:
         return f"{self._fingerprint}/{name}"
-
-
-def _seal_of(named: NamedShard) -> int:
-    return named.seal
 
 
 class CacheUploader:
@@ -288,8 +287,9 @@ class MissingShards:
         with disk_failures(f"DATA_DIR: {self._directory / named.name}"):
             folder.mkdir(exist_ok=True)
             with locked_folder(folder, goes_on):
-                if self._is_whole(named):  # another process made it
-                    return
+                with suppress(AppError):
+                    verify(self._directory, named)
+                    return  # another process has made it
                 try:
                     self._corpus.restore(index, named.seal, goes_on)
                 except Damaged as error:
@@ -314,13 +314,6 @@ class MissingShards:
                 refusal,
             )
         self._refused = True
-
-    def _is_whole(self, named: NamedShard) -> bool:
-        try:
-            verify(self._directory, named)
-        except AppError:
-            return False
-        return True
 
 
 def _await(download: Future[None], again: Callable[[], Future[None]], backoff: Backoff) -> None:
