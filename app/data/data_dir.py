@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+OWN_FOLDER_MARK = ".made-by-smollm2-spot-trainer"
 _POLL_SECONDS = 0.2
 
 
@@ -47,6 +48,18 @@ class DataDir:
     @property
     def restore(self) -> Path:
         return self.path / "restore"
+
+    def holds(self, place: Path) -> Path | None:
+        """The working folder in which `place` lies, or which lies in it; None if there is none.
+
+        The job removes what it leaves in these folders, so nothing else may be kept there.
+        """
+        place = place.resolve()
+        for name in ("tokens", "tokenizers", "downloads", "restore", "logs"):
+            folder = (self.path / name).resolve()
+            if place.is_relative_to(folder) or folder.is_relative_to(place):
+                return folder
+        return None
 
     def logs(self, run_name: str) -> Path:
         return self.path / "logs" / run_name
@@ -99,11 +112,13 @@ def locked_folder(directory: Path, waiting: Callable[[], None]) -> Iterator[None
 def own_folder(parent: Path) -> Iterator[Path]:
     """A new folder in `parent` that only this process uses. It is removed in the end.
 
-    Folders that killed processes left in `parent` are removed first: nobody holds their lock.
+    Folders that killed processes left in `parent` are removed first: they carry the mark of this
+    function, and nobody holds their lock. Whatever has no mark was made by somebody else, and
+    stays.
     """
     parent.mkdir(parents=True, exist_ok=True)
     with locked_folder(parent, waiting=lambda: None):
-        for left in [path for path in parent.iterdir() if path.is_dir()]:
+        for left in [path for path in parent.iterdir() if (path / OWN_FOLDER_MARK).is_file()]:
             with suppress(FileNotFoundError):  # its process removes it at this moment
                 if (descriptor := _try_lock(left)) is not None:
                     try:
@@ -111,6 +126,7 @@ def own_folder(parent: Path) -> Iterator[Path]:
                     finally:
                         os.close(descriptor)
         folder = Path(tempfile.mkdtemp(dir=parent))
+        (folder / OWN_FOLDER_MARK).touch()
         descriptor = _try_lock(folder)
     try:
         yield folder

@@ -1,6 +1,10 @@
 """What is refused, or found to be finished, before anything is written to the store."""
 
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
 from app.console import size
+from app.data.data_dir import DataDir
 from app.data.sources import PinnedSource
 from app.errors import ConfigError, Damaged, Unavailable
 from app.run.checkpoints import check_sizes, highest_epoch, read_manifest, stored_checkpoints
@@ -12,6 +16,20 @@ from app.run.verification import proof_of_checkpoints
 from app.state.snapshot import checkpoint_bytes
 from app.stores.contract import Store
 from app.training.job import Job
+
+
+def check_place(job: Job, store: Store) -> None:
+    """Raises ConfigError where the run would lie in a working folder of DATA_DIR, or around one."""
+    if not store.uri.startswith("file://"):
+        return
+    data_dir = DataDir(job.settings.data.data_dir)
+    folder = data_dir.holds(Path(unquote(urlsplit(store.uri).path)))
+    if folder is not None:
+        raise ConfigError(
+            f"CHECKPOINT_URI={job.settings.checkpoints.checkpoint_uri} with RUN_NAME="
+            f"{job.run_name} overlaps {folder}, where the job keeps and removes working files of "
+            f"{data_dir.setting}: name another folder for the checkpoints, or another DATA_DIR"
+        )
 
 
 def check_space(job: Job, store: Store) -> None:

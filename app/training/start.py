@@ -27,7 +27,7 @@ from app.training.held_run import HeldRun
 from app.training.job import Job, resolve_job
 from app.training.opening import open_under_lease
 from app.training.preemption import NOTHING_TO_SAVE, GracePeriod, Interrupted, StopRequest
-from app.training.refusals import check_against_record, check_space, nothing_left_to_do
+from app.training.refusals import check_against_record, check_place, check_space, nothing_left_to_do
 from app.training.training_data import check_data, open_preparation
 
 log = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     beat()
     job = resolve_job(settings)
     store = open_store(settings.checkpoints.checkpoint_uri, job.run_name)
+    check_place(job, store)
     store.check()
     stored = load_record(store)
     progress = TokenProgress()

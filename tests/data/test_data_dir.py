@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.data.data_dir import own_folder
+from app.data.data_dir import OWN_FOLDER_MARK, DataDir, own_folder
 
 
 @pytest.mark.parametrize("moment", ["before it is opened", "before it is removed"])
@@ -14,14 +14,19 @@ def test_a_folder_that_its_process_removes_meanwhile_is_no_failure(
 ) -> None:
     another = tmp_path / "another"
     another.mkdir()
+    (another / OWN_FOLDER_MARK).touch()
     open_it = os.open
+
+    def remove() -> None:
+        (another / OWN_FOLDER_MARK).unlink()
+        another.rmdir()
 
     def race(path: Path, *more: Any, **named: Any) -> int:
         if path == another and moment == "before it is opened":
-            another.rmdir()
+            remove()
         descriptor = open_it(path, *more, **named)
         if path == another:
-            another.rmdir()
+            remove()
         return descriptor
 
     monkeypatch.setattr("app.data.data_dir.os.open", race)
@@ -29,3 +34,36 @@ def test_a_folder_that_its_process_removes_meanwhile_is_no_failure(
         assert folder.is_dir()
         shutil.copy(__file__, folder)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_folder_that_somebody_else_made_stays_whatever_lies_in_it(tmp_path: Path) -> None:
+    backup = tmp_path / "backup of the checkpoints"
+    backup.mkdir()
+    (backup / "model.safetensors").write_bytes(b"weights")
+    left = tmp_path / "left by a killed process"
+    left.mkdir()
+    (left / OWN_FOLDER_MARK).touch()
+    with own_folder(tmp_path):
+        assert (backup / "model.safetensors").read_bytes() == b"weights"
+        assert not left.exists()
+    assert (backup / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "folder"),
+    [
+        ("data/restore", "restore"),
+        ("data/restore/tiny", "restore"),
+        ("data/downloads/a/b", "downloads"),
+        ("data", "tokens"),
+        (".", "tokens"),
+        ("data/tiny", None),
+        ("store/tiny", None),
+        ("data/restored", None),
+    ],
+)
+def test_what_overlaps_a_working_folder_is_known(
+    place: str, folder: str | None, tmp_path: Path
+) -> None:
+    found = DataDir(tmp_path / "data").holds(tmp_path / place)
+    assert found == (tmp_path / "data" / folder if folder else None)

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from app.data.data_dir import own_folder
+from app.data.data_dir import OWN_FOLDER_MARK, own_folder
 from app.run.journal import read_attempts
 from app.run.layout import LEASE, CheckpointName
 from app.run.lease import Lease, LeaseRecord
@@ -248,6 +248,7 @@ def test_a_killed_restore_leaves_nothing_behind(
     restores = Path(job_environment["DATA_DIR"]) / "restore"
     left = restores / "killed" / "step" / "model.safetensors"
     left.parent.mkdir(parents=True)
+    (restores / "killed" / OWN_FOLDER_MARK).touch()
     left.write_bytes(b"half")
     with own_folder(restores) as living:
         assert not left.exists()
@@ -276,6 +277,22 @@ def test_who_waits_for_the_run_gives_signs_of_life(
     assert code == 0, log
     assert "taking over from other:1:x" in log
     assert epochs.count(1) > 20, "one of the start, and one for each look at the lease"
+
+
+@pytest.mark.parametrize(
+    ("uri", "run_name"), [("data", "restore"), ("data/restore", "tiny"), ("data/logs", "tiny")]
+)
+def test_checkpoints_in_a_working_folder_of_the_data_are_refused_and_stay(
+    train: Train, tmp_path: Path, uri: str, run_name: str
+) -> None:
+    data_dir = tmp_path / "data"
+    mine = tmp_path / uri / run_name / "checkpoints/step-0000000002-e000001/model.safetensors"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"weights")
+    changes = {"CHECKPOINT_URI": f"file://{tmp_path}/{uri}", "RUN_NAME": run_name}
+    outcome = train(**changes, DATA_DIR=str(data_dir))
+    assert_refused(outcome, 78, f"CHECKPOINT_URI=file://{tmp_path}/{uri} with RUN_NAME={run_name}")
+    assert mine.read_bytes() == b"weights"
 
 
 def test_a_volume_without_room_for_a_checkpoint(
