@@ -1,4 +1,4 @@
 """Text from a trained model: the model one token at a time, the choice of a token, the text.
 
-In come weights and a prompt.
+What comes in are weights and a prompt.
 """

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from app.generation.inference import InferenceModel
 
-_KEPT_SHARE = 0.75
+_KEPT_SHARE = 0.75  # of a full context
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def candidates(logits: Tensor, seen: Tensor, sampling: Sampling) -> tuple[Tensor
         values, ids = logits.topk(sampling.top_k)
     else:
         values, ids = logits.sort(descending=True)
-    # The largest becomes 0 first: a tiny temperature makes the others -inf, and nothing NaN.
+    # With the largest at 0, a tiny temperature turns the others into -inf, and none into NaN.
     values = (values - values[0]) / sampling.temperature
     if sampling.top_p < 1:
         probabilities = values.softmax(-1)
@@ -62,9 +62,9 @@ def generate_tokens(
 ) -> Iterator[int]:
     """Token ids after `prompt`, one by one, until `end_token` or `max_tokens`.
 
-    Draws from a generator of its own: sampling during training leaves the run's random
-    numbers alone. Beyond the model's context the oldest tokens are forgotten, a quarter of
-    the context at a time: the positions of the others change, so they are read again.
+    Draws from a generator of its own, so that a sample during training leaves the run's random
+    numbers alone. When the model's context is full, the oldest quarter of it is forgotten. The
+    positions of the other tokens change by that, so they are read again.
     """
     context = model.config.max_position_embeddings
     generator = torch.Generator().manual_seed(sampling.seed)
@@ -87,7 +87,7 @@ def generate_tokens(
 
 
 def _draw(logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """On the CPU, so that a seed means one text: the device is waited for once, here."""
+    """Draw on the CPU, so that a seed gives the same text on every device."""
     ids, values = candidates(logits, seen, sampling)
     if len(ids) == 1:
         return int(ids)

@@ -3,8 +3,8 @@
 Shapes: T tokens of one sequence, D hidden size, M MLP size, H query heads, K key/value
 heads, E head size (D = H·E), V vocabulary.
 
-The arithmetic is that of `app.model.smollm2`, in fewer and larger operations: for one token every
-matrix is read from memory once, and what Python does in between counts.
+The arithmetic is that of `app.model.smollm2`, in fewer and larger operations: with one token at a
+time, the time that Python takes between operations counts.
 """
 
 from collections.abc import Sequence
@@ -63,8 +63,8 @@ class InferenceModel:
         cos, sin = rope_tables(
             positions, config.head_dim, config.rope_theta, decoder.embed_tokens.weight.dtype
         )
-        # As `fused_layers.rotate`, with one product less: the halves change places, the table has
-        # the sign.
+        # `_attend` swaps the halves of a head instead of negating one, so the sign is in the table:
+        # that is `fused_layers.rotate` with one product less.
         half = config.head_dim // 2
         self._cos = cos  # (T, E)
         self._sin = torch.cat((-sin[:, :half], sin[:, half:]), dim=-1)
@@ -116,7 +116,7 @@ class InferenceModel:
             turned[None, : config.num_attention_heads],
             keys[None],
             values[None],
-            is_causal=n_new > 1,  # a single token sees all that there is
+            is_causal=n_new > 1,  # a single token attends to all the others
             enable_gqa=True,
         )
         return out[0].transpose(0, 1).reshape(n_new, -1)

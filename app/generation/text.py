@@ -74,10 +74,10 @@ def load_model(spec: str, device: str) -> LoadedModel:
 
 
 def stream_text(loaded: LoadedModel, prompt: str, sampling: Sampling) -> Iterator[str]:
-    """Pieces of the continuation of `prompt`: one for each token, and what is left in the end.
+    """Pieces of the continuation of `prompt`: one for each token, and a last one with the rest.
 
-    A character may be spread over several tokens: a piece is empty while it would end in the
-    middle of one.
+    A character may be spread over several tokens. A piece is empty if it would end in the middle
+    of a character. Raises ConfigError for an empty prompt if the model has no end-of-text token.
     """
     ids = loaded.tokenizer.encode(prompt).ids
     if not ids:
@@ -105,17 +105,17 @@ class TextPieces:
         self._held: list[int] = []
 
     def add(self, token: int) -> str:
-        """The text that is whole now; empty in the middle of a character."""
+        """The text that this token completes; empty in the middle of a character."""
         self._held.append(token)
         text = self.rest()
         if text.endswith("\ufffd"):
             return ""
-        if text:  # else: a token that is not shown, so none to stand in front of others
+        if text:  # a token without text cannot stand in front of the next ones
             self._shown, self._held = self._held, []
         return text
 
     def rest(self) -> str:
-        """What is held back."""
+        """The text of the tokens that are held back."""
         before = self._tokenizer.decode(self._shown)
         return self._tokenizer.decode(self._shown + self._held)[len(before) :]
 

@@ -1,7 +1,7 @@
 """Line charts as inline SVG, for pages that load nothing from elsewhere.
 
-Of a million points a picture can show two per pixel column, the lowest and the highest:
-so that is what is drawn, and a page stays small and no spike is lost.
+A picture can show only two of a million points in each column of pixels, the lowest and the
+highest. Only those are drawn, so that a page stays small and no spike is lost.
 """
 
 import math
@@ -13,8 +13,8 @@ from html import escape
 WIDTH, HEIGHT = 360, 190  # units of the viewBox; about the pixels of a phone
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 16, 8, 22
 _COLUMNS = 2 * (WIDTH - _LEFT - _RIGHT)
-_LARGEST = 1e30
-_DOTTED_UP_TO = 60
+_LARGEST = 1e30  # larger values are left out: their differences could overflow
+_DOTTED_UP_TO = 60  # points; each gets a dot as long as there are no more
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Line:
     def of(cls, points: Iterable[tuple[float, float | None]]) -> "Line":
         xs, ys = array("d"), array("d")
         for x, y in points:
-            if y is not None and abs(x) < _LARGEST and abs(y) < _LARGEST:  # not of a NaN
+            if y is not None and abs(x) < _LARGEST and abs(y) < _LARGEST:  # False for a NaN too
                 xs.append(x)
                 ys.append(y)
         return cls(xs, ys)

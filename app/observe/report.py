@@ -32,14 +32,14 @@ log = logging.getLogger(__name__)
 def publish(store: Store, lease: WriteRight) -> None:
     """Put the page into the store.
 
-    Everything that counts is committed by then: whatever goes wrong is said, and no more.
-    A page that arrives late replaces none that a successor wrote.
+    All that the run needs is committed by then, so an error is only logged. The lease keeps a page
+    that arrives late from replacing one that a later attempt wrote.
     """
     try:
         lease.put(REPORT_KEY, page(read_run(store)).encode())
     except AppError as error:
         log.warning("the report was not written: %s", error)
-    except Exception:  # a picture of a run must not end it
+    except Exception:  # a bug in the report must not end a run
         log.exception("the report was not written")
 
 
@@ -177,7 +177,7 @@ def _attempt_row(attempt: AttemptRecord, lost: int | None) -> str:
 
 
 def _timeline(run: ReportedRun) -> str:
-    """One bar for each attempt, where it was in time; between the bars nobody trained."""
+    """One bar for each attempt, from its start to its end; in the gaps nothing was trained."""
     spans = run.spans
     if not spans:
         return ""
@@ -226,7 +226,7 @@ def _fact(name: str, value: str, note: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Text from anywhere, fit for a page."""
+    """Any text, made safe and short enough for the page."""
     text = text.encode("utf-8", "replace").decode()
     return escape(text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 1]}…")
 

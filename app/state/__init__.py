@@ -1,4 +1,5 @@
 """What a checkpoint holds: weights, moments, random numbers, and how far the training is.
 
-In come a model and its optimizer, or a folder with files. Nothing here knows where it is stored.
+What comes in is a model with its optimizer, or a folder with files. Where these are stored is not
+known here.
 """

@@ -38,7 +38,7 @@ class Progress(BaseModel):
 
 
 def read_progress(path: Path) -> Progress:
-    """Raises Damaged if the file is not a state.json, IncompatibleRun if it is a newer one."""
+    """Raises Damaged if the file is no state.json, IncompatibleRun if it is of a newer version."""
     if path.stat().st_size > _MAX_STATE_BYTES:
         raise Damaged(f"{path.name} has {path.stat().st_size} bytes: it is no training state")
     return decode_document(

@@ -1,4 +1,4 @@
-"""The state of every random number generator that training could draw from."""
+"""Random numbers go on after a restart: the state of all generators, as JSON."""
 
 import base64
 import random

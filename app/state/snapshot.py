@@ -38,8 +38,8 @@ ROOM_FOR_SNAPSHOT = 1.5
 class Snapshot:
     """A copy of the training state; training may go on while it is written.
 
-    On a GPU with room for it, it is made within the device, which takes milliseconds, and stays
-    there until `bring_to_host`. `made` is the point in the device's work at which it is whole.
+    If the GPU has room for it, the copy is made within the GPU, which takes milliseconds, and
+    stays there until `bring_to_host`. `made` is the event after which the copy is complete.
     """
 
     progress: Progress
@@ -52,7 +52,7 @@ class Snapshot:
         return self.progress.step
 
     def bring_to_host(self) -> None:
-        """Give a GPU its memory back; a stream of its own does it, beside the training."""
+        """Copy a snapshot that is on a GPU to the host, on a stream beside that of the training."""
         if self.made is None:
             return
         stream = torch.cuda.Stream(next(iter(self.model.values())).device)
@@ -109,7 +109,7 @@ def restore(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
 def checkpoint_bytes(config: ModelConfig, optimizer: str) -> int:
     """About the size of a checkpoint: float32 weights and moments, and a few megabytes.
 
-    AdamW keeps two moments of a parameter, Muon one, of the matrices inside the layers.
+    AdamW keeps two moments of a parameter. Muon keeps one, of each matrix inside the layers.
     """
     total = config.parameter_count
     parts = config.parameter_breakdown()

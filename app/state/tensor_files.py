@@ -1,7 +1,8 @@
-"""Tensors in a file: written from their own memory, read one at a time into memory of their own.
+"""Tensor files: written from the tensors' own memory, and read one tensor at a time.
 
-Format: https://github.com/huggingface/safetensors#format. The library reads through a map of
-the file; a mapped file that is cut, or whose volume goes away, ends the process with SIGBUS.
+The format is https://github.com/huggingface/safetensors#format. Its library is not used here,
+because it maps the file into memory: if a mapped file is cut, or its volume goes away, the process
+is killed by SIGBUS.
 """
 
 import json
@@ -44,7 +45,7 @@ class _Header(RootModel[dict[str, TensorEntry]]):
 
 
 def tensor_file(tensors: Mapping[str, Tensor]) -> Data:
-    """The file's header and then the tensors' own memory: nothing is copied."""
+    """The content of a file: a header, and then the tensors' own memory, which is not copied."""
     header: dict[str, Any] = {_METADATA: {"format": "pt"}}
     data: list[bytes | memoryview] = []
     offset = 0
@@ -62,18 +63,19 @@ def tensor_file(tensors: Mapping[str, Tensor]) -> Data:
 
 
 def read_shapes(path: Path) -> dict[str, torch.Size]:
-    """From the header alone: a file of another model must not fill the memory first.
+    """Shapes by name, from the header alone, so that tensors of another model are never read.
 
-    Raises Damaged if it is no such file, or is cut, and IncompatibleRun for other types.
+    Raises Damaged if the file is missing, cut or of another format, and IncompatibleRun if it
+    holds tensors of a type that cannot be read.
     """
     with _opened(path) as file:
         return {name: torch.Size(entry.shape) for name, entry in _read_header(file, path)[1]}
 
 
 def read_tensors(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of these names, which `read_shapes` has shown, in the file's order.
+    """(name, tensor) for these names, in the order of the file. Each is read when it is asked for.
 
-    Each is read when it is asked for. Raises Damaged as `read_shapes`.
+    Raises as `read_shapes` does.
     """
     wanted = set(names)
     with _opened(path) as file:

@@ -1,4 +1,4 @@
-"""Weights, read into a model: of a checkpoint, or of a Hugging Face directory."""
+"""Reading weights into a model, from a checkpoint or from a Hugging Face directory."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,10 @@ from app.state.tensor_files import read_shapes, read_tensors
 
 
 def load_weights(paths: Sequence[Path], model: nn.Module) -> None:
-    """Copy safetensors files into `model`; a redundant lm_head.weight is left out."""
+    """Copy safetensors files into `model`; a redundant lm_head.weight is left out.
+
+    Raises Damaged for an unreadable file, IncompatibleRun for tensors of another model.
+    """
     own = dict(model.state_dict())
     found = {name: shape for path in paths for name, shape in read_shapes(path).items()}
     found.pop("lm_head.weight", None)

@@ -1,4 +1,4 @@
 """The job itself: from a start to the end of an attempt, and both trainers side by side.
 
-In comes everything above, put together in `start`.
+What comes in are all the rooms before this one; `start` puts them together.
 """

@@ -1,4 +1,4 @@
-"""The first lines of a run."""
+"""The first lines of an attempt in the log: what it trains, where, and from which step."""
 
 import logging
 
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 def announce(run: HeldRun, schedule: Schedule, resumed: Resumed | None) -> None:
-    """The first lines of a run say what it is."""
+    """Log what is trained, where, on which data, and from which step to which."""
     job, compute, geometry = run.job, run.job.compute, run.job.geometry
     data = job.settings.data
     tokens = run.corpus.preparation.index

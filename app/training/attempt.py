@@ -121,8 +121,8 @@ class Attempt:
     def micro_step_done(self) -> bool:
         """True when the rest of this step does not fit into GRACE_SECONDS.
 
-        The weights are those of the last finished step until the optimizer moves them,
-        so the half-made gradients can be dropped and that step committed.
+        The trainer then returns at once. The weights are those of the last finished step until
+        the optimizer moves them, so that step can be committed without the half-made gradients.
         """
         beat()
         finish = self.clock.step_seconds or math.inf
@@ -131,8 +131,8 @@ class Attempt:
     def step_done(self, loss: Tensor, grad_norm: Tensor) -> bool:
         """Account for a finished optimizer step. True when the trainer has to stop.
 
-        `loss` is the mean over the step's micro-batches. Nothing is read back from the
-        device but where a row or a checkpoint needs it.
+        `loss` is the mean over the step's micro-batches, in nats per token. It is read back from
+        the device only where a row or a checkpoint needs it, since reading waits for the device.
         """
         if self.step == self.start_step:
             self.stop.defer()
@@ -168,8 +168,8 @@ class Attempt:
     def evaluate(self) -> float | None:
         """The validation loss in nats per token.
 
-        None if asked to stop and it does not fit into GRACE_SECONDS: the finished step is
-        worth more than a number about it.
+        None if this process is asked to stop and the evaluation does not fit into GRACE_SECONDS:
+        saving the finished step comes first. Raises OutOfData if the held-out text cannot be had.
         """
         data, geometry = self.sections.data, self.geometry
         try:
@@ -189,7 +189,7 @@ class Attempt:
         return loss
 
     def finish(self, failure: BaseException | None = None) -> None:
-        """Commit what is left to commit.
+        """Commit the last step if that is possible, and wait for commits in flight.
 
         Then raises `failure`, which ended the training before its time, or Preempted if the
         target was not reached.
@@ -217,7 +217,8 @@ class Attempt:
             log.info(summary(self.journal.record))
         self.grace.record_end(lambda: self._record_end(why))
         self.grace.give_lease_back(self.lease.release)
-        self.corpus.close()  # last: it keeps tokens, which costs less to lose than the lease
+        # Closing the corpus stores tokens, which may take long: the lease goes first.
+        self.corpus.close()
 
     def _record_end(self, why: str) -> None:
         recorded = self.journal.end(why)
@@ -231,7 +232,7 @@ class Attempt:
         return math.nan if self._loss is None else float(self._loss)
 
     def _check_finite(self, grad_norm: Tensor | None = None) -> None:
-        """Weights after an infinite gradient are worth nothing, and must not be saved."""
+        """Raise ConfigError after an infinite loss or gradient: its weights must not be saved."""
         if bool(self._finite):
             return
         norm = "" if grad_norm is None else f", gradient norm {float(grad_norm):g}"
@@ -247,7 +248,7 @@ class Attempt:
         try:
             with self.clock.aside():
                 evaluated = self.evaluate()
-        except OutOfData:  # the step is made, and is going to be committed
+        except OutOfData:  # the step is finished and will be committed, so it gets its row
             self._log_row(grad_norm, None)
             raise
         if evaluated is not None:
@@ -269,7 +270,7 @@ class Attempt:
             self.checkpointing.save(self.step, self._train_loss(), self.validation_loss)
 
     def _save_last(self) -> None:
-        """SIGKILL follows GRACE_SECONDS after SIGTERM: do what saves the most until then."""
+        """Save the last finished step, unless GRACE_SECONDS leave no time for that."""
         if self.stop.requested and self.step == self.target:
             log.info("asked to stop: step %d is the last one, its commit ends the run", self.step)
         elif self.stop.requested:

@@ -99,7 +99,7 @@ class Checkpointing:
         self.journal.saved(time.monotonic() - started)
 
     def last_save_fits(self, step: int) -> bool:
-        """Whether a save of `step` is over before SIGKILL. If not, the log says so."""
+        """Whether a save of `step` would be over before SIGKILL. If not, the log says so."""
         if self.has_saved(step) or self.grace.fits(self.commit_seconds):
             return True
         log.warning(

@@ -27,7 +27,6 @@ PEAK_FLOPS = {
     "RTX 3090": 71e12,
 }
 
-
 SMALL_CARD = 32 * 2**30  # bytes of GPU memory
 
 
@@ -44,12 +43,12 @@ class Compute:
     peak_flops: float | None
 
     def utilization(self, flops_per_second: float) -> float | None:
-        """MFU: the share of the datasheet's peak; None where that is not known."""
+        """MFU: the share of the datasheet's peak that is used; None if that is unknown."""
         return flops_per_second / self.peak_flops if self.peak_flops else None
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the activations."""
+        """The type of the activations."""
         return torch.bfloat16 if self.precision == "bf16-mixed" else torch.float32
 
     def autocast(self) -> torch.autocast:
@@ -94,19 +93,19 @@ def resolve_model(requested: str, device: torch.device) -> tuple[str, ModelConfi
 
 
 def _cpu_multiplies_bf16() -> bool:
-    """Elsewhere bfloat16 is emulated, and slower than float32."""
+    """Whether this CPU has instructions for bfloat16: without, it is slower than float32."""
     has = torch.cpu.get_capabilities()
     return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
 
 
 def _fuses_loss(device: torch.device) -> bool:
-    """Where memory counts: on a CPU, and on a GPU that dense logits would half fill."""
+    """Whether `auto` saves memory by fusing: on a CPU, and on a GPU that dense logits half fill."""
     if device.type != "cuda":
         return True
     return torch.cuda.get_device_properties(device).total_memory < SMALL_CARD
 
 
 def _peak_flops(name: str) -> float | None:
-    """By whole words: an L40 is no L4, and an RTX A1000 no A100."""
+    """The peak of the card of this name, compared by whole words: an L40 is not an L4."""
     matches = (peak for known, peak in PEAK_FLOPS.items() if re.search(rf"\b{known}\b", name))
     return next(matches, None)

@@ -20,12 +20,12 @@ def evaluate(
     compute: Compute,
     goes_on: Callable[[float], bool],
 ) -> float | None:
-    """Mean loss in nats per token over `batches` of (B, T + 1) tokens, each token alike.
+    """Mean loss in nats per token over `batches` of (B, T + 1) tokens; every token counts alike.
 
-    The last batch may be smaller than the others; `batch_size` changes only the rounding.
+    The last batch may be smaller than the others, so another batch size changes only the rounding.
 
-    Before each batch `goes_on` is asked, with the seconds that the rest is going to take.
-    None if it said no.
+    Before each batch `goes_on` is called with the seconds that the rest will probably take. If it
+    says no, the evaluation ends there, and the result is None.
     """
     total, n_sequences, started = 0.0, 0, time.monotonic()
     model.eval()

@@ -32,7 +32,7 @@ class Job:
     tokenizer: TokenizerFiles
 
     def identity(self, revision: str | None, fingerprint: str) -> Identity:
-        """With the hub revision and the fingerprint of the data, which are not looked at here."""
+        """What this job would record of the run, given revision and fingerprint of its data."""
         data, model = self.settings.data, self.settings.model
         return Identity(
             model=self.model_name,
@@ -64,7 +64,7 @@ def resolve_job(settings: Settings) -> Job:
     batch = settings.batch
     spec = settings.data.tokenizer
     if directory is not None and settings.is_default("TOKENIZER"):
-        spec = str(directory)  # the weights know no other token ids
+        spec = str(directory)  # the weights were trained with the ids of this tokenizer
     tokenizer = load_tokenizer(spec, settings.data.data_dir, config.vocab_size)
     return Job(
         settings=settings,
@@ -92,5 +92,5 @@ def _resolve_model(
 
 
 def _one_name(spec: str | None) -> str | None:
-    """A folder's own path, whichever way it was typed; a hub id as it is."""
+    """A folder's resolved path, however it was typed; a hub id stays as it is."""
     return one_path(spec) if spec and Path(spec).is_dir() else spec

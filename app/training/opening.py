@@ -94,7 +94,7 @@ def _attempt(
     logs_dir = DataDir(settings.data.data_dir).logs(job.run_name)
     rows = stored_rows(run.store)
     journal = _journal(run, resumed, [*rows, *local_rows(logs_dir)])
-    run.lease.check()  # the model may have taken long to restore
+    run.lease.check()  # restoring may have taken so long that the lease was lost
     journal.begin()
     metrics = MetricsLog(
         logs_dir, settings.logs, job.run_name, [row for row in rows if row.step <= step]
@@ -169,11 +169,14 @@ def _checkpointing(
 
 
 def _journal(run: HeldRun, resumed: Resumed | None, rows: Sequence[Row]) -> AttemptJournal:
-    """What this attempt starts from, and what it cost. `rows` are all that anybody wrote down."""
+    """The journal of this attempt. It says how many steps of the attempt before were lost.
+
+    `rows` are all rows that are known, also those of steps that no checkpoint holds.
+    """
     step = resumed.progress.step if resumed else 0
     lost = 0
     for before in read_attempts(run.store, newest=1):
-        # The attempt before that one has counted the rows that were lost until then.
+        # What earlier attempts lost stands in the records of those that came after them.
         made = [row.step for row in rows if row.attempt == before.epoch]
         if lost := max(0, max([*made, before.step]) - step):
             steps = counted(lost, "step")

@@ -1,4 +1,4 @@
-"""How the weights move: AdamW for all of them, or Muon for the matrices inside the layers."""
+"""The optimizer: AdamW for all weights, or Muon for the matrices inside the layers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -46,7 +46,7 @@ class MuonWithAdamW(Optimizer):
         self._share()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move every parameter once. A closure, as Lightning gives one, runs before."""
+        """Update every parameter once. Lightning passes a `closure`, which is called first."""
         loss = None if closure is None else closure()
         self._muon.step()
         self._adamw.step()
@@ -57,7 +57,7 @@ class MuonWithAdamW(Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """The parts work on this optimizer's groups and state; loading replaces both."""
+        """Give both parts this optimizer's groups and state. Loading replaces these, so again."""
         of_muon = len(self._muon.param_groups)
         self._muon.param_groups = self.param_groups[:of_muon]
         self._adamw.param_groups = self.param_groups[of_muon:]

@@ -1,10 +1,10 @@
 """Being asked to stop: SIGTERM from an orchestrator, SIGINT from a keyboard.
 
-Until training starts there is nothing to save, and the signal raises Interrupted where
-it strikes, and again every few seconds until somebody takes it: an exception can get lost
-in a finalizer, or wait in a library's clean-up for a child that never ends. From `defer`
-on the signal only sets a flag, which the loop reads at its next boundary; a second SIGTERM
-changes nothing.
+Before the first step there is nothing to save, so the signal raises Interrupted at whatever line
+is running. It raises again every few seconds until the caller has caught it and says so: an
+exception can get lost in a finalizer, or be held up by a library that waits for a child process.
+After `defer` the signal only sets a flag, which the training loop reads after each micro-batch. A
+second SIGTERM changes nothing.
 """
 
 import logging
@@ -20,9 +20,9 @@ from app.errors import Preempted
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
-_PATIENCE_SECONDS = 60.0  # for each part of closing, while nobody asks to stop
-_CLOSING_SECONDS = 3.0  # of a grace period, and at most a quarter of it
-_AGAIN_SECONDS = 4.0  # twice within Docker's usual grace of 10 s
+_PATIENCE_SECONDS = 60.0  # for each part of closing, as long as nobody asks to stop
+_CLOSING_SECONDS = 3.0  # the end of a grace period, kept for closing; at most a quarter of it
+_AGAIN_SECONDS = 4.0  # so that it raises twice more within Docker's usual grace of 10 s
 
 NOTHING_TO_SAVE = (
     "stopped before this attempt finished a step: nothing new to save; start again to continue"
@@ -30,10 +30,10 @@ NOTHING_TO_SAVE = (
 
 
 class Interrupted(BaseException):
-    """Raised by a signal, in the middle of anything.
+    """Raised by a signal, at any line.
 
-    Not an Exception, as KeyboardInterrupt is none: no library may swallow it, and none of
-    our own handlers may take it for a damaged file.
+    Like KeyboardInterrupt it is no Exception, so that no library swallows it, and none of our own
+    handlers takes it for a damaged file.
     """
 
 
@@ -55,16 +55,16 @@ class StopRequest:
         signal.signal(signal.SIGINT, self._on_signal)
 
     def taken(self) -> None:
-        """An Interrupted has reached who handles it, if there was one: no other follows."""
+        """The caller has caught the Interrupted, if there was one: it is not raised again."""
         if self._unheard:
             self._unheard = False
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def defer(self) -> None:
-        """From here on the caller looks at `requested` and ends in order.
+        """From here on a signal only sets `requested`, which the caller has to look at.
 
-        Installs the handlers again: Lightning puts its own around them, which turn
-        SIGTERM into an exit with status 0.
+        Installs the handlers again, because Lightning puts its own around them, which turn
+        SIGTERM into an exit with status 0. Raises Preempted if there was a request already.
         """
         self._deferred = True
         self.taken()
@@ -102,9 +102,9 @@ class StopRequest:
 class GracePeriod:
     """What can still be done before SIGKILL, which follows `seconds` after a request to stop.
 
-    Saving has all of it but the last 3 s, or the last quarter of a short one: a third of those
-    is for the record of the end, one for giving the lease back, and one for the process to go.
-    Before anybody asks to stop, everything fits.
+    Saving may use all of it but the last 3 s, or the last quarter of a short one. Of that rest, one
+    third is for the record of the end, one for giving the lease back, and one for the process to
+    exit. As long as nobody asks to stop, everything fits.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class GracePeriod:
         self._stop, self._third = stop, min(_CLOSING_SECONDS, seconds / 4) / 3
 
     def fits(self, seconds: float) -> bool:
-        """Whether work of so many seconds is over when it is time to close."""
+        """Whether work that takes so many seconds would be over when closing has to begin."""
         return not self._stop.requested or seconds < self._left(thirds=3)
 
     def record_end(self, work: Callable[[], None]) -> None:
@@ -125,16 +125,16 @@ class GracePeriod:
         self._bound("end of the lease", work, thirds=1)
 
     def _left(self, thirds: int) -> float:
-        """Seconds, less so many thirds of what is kept for closing."""
+        """Seconds until only so many thirds of the time for closing are left."""
         if not self._stop.requested:
             return math.inf
         return self.seconds - thirds * self._third - self._stop.seconds_since()
 
     def _bound(self, what: str, work: Callable[[], None], thirds: int) -> None:
-        """Do `work` as long as so many thirds are left, and for one third at least.
+        """Wait for `work` as long as so many thirds are left, and for one third at least.
 
-        What is not over by then goes on behind the caller, and ends with the process: a store
-        that went silent answers nothing for minutes, and who waits for it is killed.
+        If `work` is not over by then, it goes on in its thread and ends with the process: a store
+        that went silent may not answer for minutes, and SIGKILL would come before it does.
         """
         started = self._stop.now()
         thread = threading.Thread(target=work, name="closing", daemon=True)

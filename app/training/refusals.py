@@ -1,4 +1,4 @@
-"""What is refused, or found to be finished, before anything is written to the store."""
+"""Checks before a start writes anything: what is refused, and whether nothing is left to do."""
 
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -33,7 +33,10 @@ def check_place(job: Job, store: Store) -> None:
 
 
 def check_space(job: Job, store: Store) -> None:
-    """Raises Unavailable where not one checkpoint fits, beside what this start will remove."""
+    """Raises Unavailable if not even one checkpoint fits into the store.
+
+    What this start will remove as left over counts as free.
+    """
     free = store.free_bytes()
     needed = checkpoint_bytes(job.config, job.settings.optimizer.optimizer)
     if free is None:
@@ -50,16 +53,18 @@ def check_space(job: Job, store: Store) -> None:
 def check_against_record(
     job: Job, stored: StoredRecord | None, source: PinnedSource | None, store: Store
 ) -> None:
-    """Raises IncompatibleRun or Damaged; nothing is written.
+    """Compare the job with the record of the run. Nothing is written.
 
-    Without `source` everything but the content of the data is compared.
+    Without `source` everything but the content of the data is compared. Raises IncompatibleRun if
+    the run was begun with other settings or data, ConfigError for another TOTAL_STEPS, and
+    Damaged if the store has lost the record or all checkpoints.
     """
     settings = job.settings
     committed = any(checkpoint.committed for checkpoint in stored_checkpoints(store))
     if stored is None:
-        # The lease comes before the record, everything else after it.
+        # A start writes the lease first, then the record, and everything else later.
         traces = (info.key for info in store.list("") if info.key != LEASE)
-        # A process that started beside this one may have made it since.
+        # Another process may have made the record since this one looked for it.
         if (trace := next(traces, None)) and load_record(store) is None:
             raise Damaged(
                 f"{store.uri} holds {trace}, but no run.json: restore it from a backup, or "
@@ -103,5 +108,5 @@ def nothing_left_to_do(job: Job, record: RunRecord, store: Store) -> bool:
     try:
         check_sizes(store, newest.name, read_manifest(store, newest.name))
     except Damaged:
-        return False  # the start finds it again, sets it aside and makes its steps anew
+        return False  # the start will set the checkpoint aside and make its steps again
     return True

@@ -31,7 +31,11 @@ class Resumed:
 def restore_newest(
     run: HeldRun, model: SmolLM2, optimizer: torch.optim.Optimizer
 ) -> Resumed | None:
-    """Load the newest valid checkpoint, or draw the first weights. Damaged ones move aside."""
+    """Load the newest valid checkpoint, or else the first weights: None then.
+
+    Damaged checkpoints that are found on the way are moved to quarantine. Raises IncompatibleRun
+    for a checkpoint of another model or optimizer.
+    """
     job, settings = run.job, run.job.settings
     data_dir = DataDir(settings.data.data_dir)
     with disk_failures(data_dir.setting), own_folder(data_dir.restore) as scratch:

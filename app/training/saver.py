@@ -1,8 +1,8 @@
 """Saving behind the training loop: one checkpoint in flight, one waiting.
 
-The loop hands over a snapshot and goes on. A newer snapshot replaces the one that
-waits. A store that does not answer, or refuses what it allowed before, is tried again
-with growing pauses until no checkpoint could be committed for GIVE_UP_SECONDS.
+The training loop hands over a snapshot and goes on. A newer snapshot replaces the one that
+waits. If the store does not answer, or refuses access, the saver tries again with growing pauses,
+and gives up when no checkpoint could be committed for GIVE_UP_SECONDS.
 """
 
 import logging
@@ -25,14 +25,14 @@ from app.stores.contract import Store
 
 log = logging.getLogger(__name__)
 
-_LONGEST_PAUSE = 30.0
+_LONGEST_PAUSE = 30.0  # seconds between two tries
 
 
 @dataclass(frozen=True)
 class SaveRequest:
-    """A snapshot, and the logs until then (by key) that go into the store before it.
+    """A snapshot, and the logs (by key) that go into the store before it.
 
-    `taken_at` is the monotonic time of the snapshot.
+    `taken_at` is when the snapshot was taken, in seconds of the monotonic clock.
     """
 
     snapshot: Snapshot
@@ -91,7 +91,10 @@ class CheckpointSaver:
             raise self._failure
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Until nothing is in flight or waiting; False if `timeout` seconds were not enough."""
+        """Wait until nothing is in flight or waiting; False if `timeout` seconds were not enough.
+
+        Raises what stopped a save for good.
+        """
         with self._changed:
             done = self._changed.wait_for(
                 lambda: self._failure is not None or not (self._busy or self._waiting), timeout
@@ -100,7 +103,7 @@ class CheckpointSaver:
             return done
 
     def close(self) -> None:
-        """Stop the thread once the save in flight is over, dropping one that waits."""
+        """Let the thread end after the save in flight. A snapshot that still waits is dropped."""
         with self._changed:
             self._closing = True
             self._waiting = None
@@ -188,7 +191,7 @@ class CheckpointSaver:
         self._prune()
 
     def _prune(self) -> None:
-        """Failing to tidy up is no reason to lose a step: the next save tries again."""
+        """Remove old checkpoints. If that fails, training goes on: the next save tries again."""
         try:
             pruned = prune(self.store, self._settings.keep_top, self._protected, self._lease)
         except (Unavailable, AccessDenied) as error:

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 from app.settings.variables import OptimizerSettings
 
-WSD_DECAY_SHARE = 0.2
+WSD_DECAY_SHARE = 0.2  # of the steps of a stage
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Learning rate as a function of the step.
 
-    `horizons` are the targets of the stages, ascending: the original run's TOTAL_STEPS,
-    then one for each extension. The first is never moved by an extension, so the past
-    of a run keeps its learning rates.
+    `horizons` are the targets of the stages, ascending: the original run's TOTAL_STEPS, then one
+    for each extension. An extension never moves the first one, so that the steps which a run has
+    made keep their learning rates.
 
-    A run can end in its warm-up, before the peak. With EXTENSION_LR=hold the last rate that
-    it reached is then the highest one of its extensions; with stretch the warm-up goes on.
+    A run can end in its warm-up, before the peak. With EXTENSION_LR=hold the rate that it reached
+    last is then the highest rate of its extensions; with stretch the warm-up goes on.
     """
 
     settings: OptimizerSettings
@@ -43,7 +43,7 @@ class Schedule:
         return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
     def _horizon(self) -> int:
-        """Where warm-up and cosine end: what an extension does not move, unless stretched."""
+        """Where warm-up and cosine end. An extension moves it with EXTENSION_LR=stretch only."""
         return self.horizons[0] if self.settings.extension_lr == "hold" else self.horizons[-1]
 
     def _warm_up(self, step: int) -> float:

@@ -8,8 +8,9 @@
           https://cloud.google.com/compute/docs/instances/create-use-preemptible
           https://cloud.google.com/compute/docs/metadata/querying-metadata
 
-A thread asks. A notice is logged, and then this process sends itself SIGTERM: from there
-on there is one path, whoever asks to stop. A server that does not answer stops nothing.
+A thread asks the cloud's metadata server. It logs a notice, and then sends SIGTERM to its own
+process, so that all that follows is the same as when an orchestrator asks to stop. If the server
+does not answer, training goes on.
 """
 
 import http.client
@@ -66,7 +67,7 @@ class NoticeSource(Protocol):
 
 
 class MetadataServer:
-    """HTTP to a link-local address: no proxy, no redirect, bounded in size and time."""
+    """HTTP to a link-local address: no proxy, no redirect, and limits on time and size."""
 
     def __init__(self, setting: str, url: str, answer_seconds: float = ANSWER_SECONDS) -> None:
         """Raises ConfigError for an address that cannot be one; `setting` names the variable.
@@ -88,7 +89,7 @@ class MetadataServer:
         self._answer_seconds = answer_seconds
 
     def ask(self, method: str, path: str, headers: Mapping[str, str]) -> Answer:
-        """Raises Unavailable where there is no whole answer in time."""
+        """Raises Unavailable if there is no whole answer in time."""
         lines = {"Host": self._netloc, "Connection": "close", "Content-Length": "0", **headers}
         request = f"{method} {self._prefix.rstrip('/')}{path} HTTP/1.1\r\n"
         request += "".join(f"{name}: {value}\r\n" for name, value in lines.items()) + "\r\n"
@@ -102,7 +103,7 @@ class MetadataServer:
             raise Unavailable(f"{self.url} does not answer ({reason})") from error
 
     def _exchange(self, request: bytes) -> bytes:
-        """The whole answer, until the server closes."""
+        """Send `request`, and read the answer until the server closes the connection."""
         deadline = time.monotonic() + self._answer_seconds
         received = b""
         with socket.create_connection(self._address, timeout=self._answer_seconds) as link:
@@ -119,7 +120,7 @@ class MetadataServer:
 
 
 class _Received:
-    """What http.client needs of a socket, to parse an answer that is here already."""
+    """What http.client needs of a socket to parse an answer that has been received already."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -180,7 +181,7 @@ class GcpNotices:
     """Compute Engine: the metadata key `preempted`."""
 
     variable = "SPOT_NOTICES=gcp"
-    every = 1.0  # of a notice of 30 seconds, each one counts
+    every = 1.0  # a notice comes only 30 seconds ahead, so no second of it should be lost
 
     def __init__(self, host: str, answer_seconds: float = ANSWER_SECONDS) -> None:
         setting = f"GCE_METADATA_HOST={host}"
@@ -199,7 +200,7 @@ class GcpNotices:
 
 
 class SpotWatch:
-    """Asks until there is a notice, on a thread of its own; `act` is called once."""
+    """Asks `source` on a thread of its own until there is a notice, and then calls `act` once."""
 
     def __init__(self, source: NoticeSource, act: Callable[[], None]) -> None:
         self._source, self._act = source, act
@@ -213,7 +214,7 @@ class SpotWatch:
         self.thread.start()
 
     def close(self) -> None:
-        """From here on nothing is done about a notice."""
+        """A notice that comes later is not acted on."""
         with self._acting:
             self._closed.set()
 
@@ -226,7 +227,7 @@ class SpotWatch:
             self._closed.wait(self._source.every)
 
     def _ask(self) -> Notice | None:
-        """What cannot be asked is no notice. Each kind of trouble is said once."""
+        """Ask once. An error counts as no notice; each type of error is logged once."""
         source = self._source
         try:
             notice = source.notice()
@@ -289,5 +290,5 @@ def _meaningless(url: str, body: str) -> Damaged:
 
 
 def _short(text: str) -> str:
-    """For one line of a log."""
+    """`text` cut to fit one line of the log, in printable ASCII."""
     return re.sub(r"[^\x20-\x7e]", "?", text)[:80]

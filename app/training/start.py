@@ -1,8 +1,9 @@
 """From settings to an attempt that is ready to train, or to the news that nothing is left to do.
 
-The order matters. Everything that can be refused is refused before anything is written
-to the store: settings, device, store, the run's identity, then the data. Only then is
-the lease taken, and what the store says is read again under it.
+The order matters. Everything that can be refused is refused before anything is written to the
+store: first the settings, then the device, the store, the run's identity and the data. Only then
+does this process take the lease. Under it, it reads again what the store says, since another
+process may have written in the meantime.
 """
 
 import gc
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def run(settings: Settings, stop: StopRequest) -> None:
-    """The train command: raises an AppError for every end but a reached target."""
+    """Train, and return once the target is reached. Raises an AppError for every other end."""
     trainer = _trainer(settings.run.trainer)
     attempt = open_attempt(settings, stop)
     if attempt is None:
@@ -52,14 +53,14 @@ def run(settings: Settings, stop: StopRequest) -> None:
         why = f"{type(error).__name__}: {redacted(str(error))}"
         raise
     finally:
-        stop.taken()  # what follows takes no longer than GRACE_SECONDS, and is worth it
+        stop.taken()  # no further interruption: closing keeps to GRACE_SECONDS by itself
         attempt.close(why)
 
 
 def _train(trainer: Trainer, attempt: Attempt) -> BaseException | None:
-    """Train. Returns what kept the data away, if that ended it."""
+    """Train. If it ended because no more data came, return the error behind that."""
     gc.collect()
-    gc.freeze()  # no collection in the loop walks through what the imports left
+    gc.freeze()  # so that no collection in the loop walks through all imported modules
     try:
         with fastest_attention(
             attempt.compute.device,
@@ -89,7 +90,7 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     stored = load_record(store)
     progress = TokenProgress()
     if stored is not None and nothing_left_to_do(job, stored.record, store):
-        # Its data may be gone. Under another name they may still be the same.
+        # The data may be gone by now: they are looked at only if DATASET names others than before.
         named = names_recorded_data(settings.data, stored.record)
         source = None if named else source_of_run(settings.data, stored.record, progress.alive)
         check_against_record(job, stored, source, store)
@@ -134,7 +135,7 @@ def _open_with_lease(
     settings = job.settings
 
     def stopping() -> bool:
-        beat()  # LEASE_WAIT bounds the wait, and may be longer than a job may be silent
+        beat()  # LEASE_WAIT may be longer than a job is allowed to give no sign of life
         return stop.requested
 
     lease = Lease(store, settings.checkpoints.lease_ttl, holder_identity())
@@ -149,7 +150,7 @@ def _open_with_lease(
 
 
 def _newest_step(store: Store) -> int:
-    """Where this start is likely to go on; what it reads first is fetched first."""
+    """The step that this start will probably resume from: its tokens are fetched first."""
     return max((s.name.step for s in stored_checkpoints(store) if s.committed), default=0)
 
 

@@ -1,4 +1,4 @@
-"""How long a step takes, and how fast tokens go by: by the monotonic clock, in seconds."""
+"""How long a step takes, and how many tokens are trained on in a second."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -29,24 +29,24 @@ class StepClock:
         return self._now() - self._created
 
     def step_done(self, waited: float) -> None:
-        """`waited` seconds of the step passed without work, and are no measure of it."""
+        """`waited` seconds of the step went into waiting for data, and do not count."""
         elapsed = max(0.0, self._now() - self._step_at - waited)
         weight = _SMOOTHING if self.step_seconds else 1.0
         self.step_seconds += weight * (elapsed - self.step_seconds)
 
     def next_step(self) -> None:
-        """What is not part of a step is over: evaluating, logging, handing over a save."""
+        """The next step begins. Evaluating, logging and saving since `step_done` do not count."""
         self._step_at = self._now()
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Time that is not training, and does not count in tokens per second."""
+        """The time of this block does not count in tokens per second."""
         started = self._now()
         yield
         self._aside += self._now() - started
 
     def row(self, step: int, tokens_per_step: int) -> float:
-        """Tokens per second since the row before; the next one counts from here."""
+        """Tokens per second since the last call, which was for the row before."""
         now = self._now()
         tokens = (step - self._row_step) * tokens_per_step
         speed = tokens / max(1e-9, now - self._row_at - self._aside)

@@ -28,7 +28,7 @@ _SAMPLE = Sampling(max_tokens=40)
 class StepLog:
     """Shows each finished step of an attempt, up to the run's `target`.
 
-    `epoch` is that of the attempt's lease: each row says which attempt made it.
+    Each row says which attempt made it, by the `epoch` of its lease.
     """
 
     metrics: MetricsLog
@@ -42,7 +42,7 @@ class StepLog:
     _bar: "tqdm[None] | None" = None
 
     def begin(self, step: int) -> None:
-        """Training goes on after `step`. On a terminal a bar shows it."""
+        """Training goes on after `step`. On a terminal a bar shows how far it is."""
         if on_terminal():
             self._bar = tqdm(total=self.target, initial=step, unit="step", smoothing=0.05)
 
@@ -64,9 +64,9 @@ class StepLog:
         grad_norm: float,
         evaluated: float | None,
     ) -> None:
-        """One row of metrics, and its line. `evaluated` is the validation loss, if there is one.
+        """Add one row to the metrics, and write its line to the log, or show it beside the bar.
 
-        Losses are in nats per token.
+        `evaluated` is the validation loss, if there is one. Losses are in nats per token.
         """
         geometry, saver = self.geometry, self.checkpointing.saver
         speed = self.clock.row(step, geometry.tokens_per_step)
@@ -107,7 +107,7 @@ class StepLog:
             log.info("epochs %d to %d begin at step %d", begun[0] + 1, begun[-1] + 1, step)
 
     def log_sample(self, step: int, model: SmolLM2) -> None:
-        """A short text from the model as it is; the run's random numbers are left alone."""
+        """Log a short text from the model as it is, without drawing from the run's generators."""
         files = self.corpus.tokenizer
         tokenizer = open_tokenizer(files.directory / "tokenizer.json")
         with self.compute.autocast():

@@ -20,7 +20,7 @@ from app.training.attempt import Attempt
 
 
 class LanguageModel(pl.LightningModule):
-    """The attempt's model, as Lightning wants to see it."""
+    """The attempt's model in the form that Lightning asks for."""
 
     def __init__(self, attempt: Attempt) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class LanguageModel(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
         stop = self._attempt.micro_step_done()
         if (batch_idx + 1) % self._attempt.geometry.accumulation == 0:
-            self._attempt.optimizer.zero_grad()  # a checkpoint of the step finds their memory free
+            self._attempt.optimizer.zero_grad()  # a snapshot can use the memory of the gradients
             stop = self._attempt.step_done(self._step_loss, self._grad_norm)
             self._step_loss.zero_()
         if stop:

@@ -29,6 +29,6 @@ def train(attempt: Attempt) -> None:
                 return
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
-        optimizer.zero_grad()  # a checkpoint of the step finds their memory free
+        optimizer.zero_grad()  # before step_done: a snapshot can use the memory of the gradients
         if attempt.step_done(step_loss, grad_norm):
             return
