@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-OWN_FOLDER_MARK = ".made-by-smollm2-spot-trainer"
+OWN_FOLDER = "smollm2-own-"  # begins the name of each folder that `own_folder` makes
 _POLL_SECONDS = 0.2
 
 
@@ -112,21 +112,20 @@ def locked_folder(directory: Path, waiting: Callable[[], None]) -> Iterator[None
 def own_folder(parent: Path) -> Iterator[Path]:
     """A new folder in `parent` that only this process uses. It is removed in the end.
 
-    Folders that killed processes left in `parent` are removed first: they carry the mark of this
-    function, and nobody holds their lock. Whatever has no mark was made by somebody else, and
-    stays.
+    Folders that killed processes left in `parent` are removed first: their name begins with the
+    mark of this function, and nobody holds their lock. Whatever has another name was made by
+    somebody else, and stays.
     """
     parent.mkdir(parents=True, exist_ok=True)
     with locked_folder(parent, waiting=lambda: None):
-        for left in [path for path in parent.iterdir() if (path / OWN_FOLDER_MARK).is_file()]:
+        for left in [path for path in parent.glob(f"{OWN_FOLDER}*") if path.is_dir()]:
             with suppress(FileNotFoundError):  # its process removes it at this moment
                 if (descriptor := _try_lock(left)) is not None:
                     try:
                         shutil.rmtree(left)
                     finally:
                         os.close(descriptor)
-        folder = Path(tempfile.mkdtemp(dir=parent))
-        (folder / OWN_FOLDER_MARK).touch()
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=OWN_FOLDER))
         descriptor = _try_lock(folder)
     try:
         yield folder

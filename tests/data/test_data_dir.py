@@ -5,28 +5,23 @@ from typing import Any
 
 import pytest
 
-from app.data.data_dir import OWN_FOLDER_MARK, DataDir, own_folder
+from app.data.data_dir import OWN_FOLDER, DataDir, own_folder
 
 
 @pytest.mark.parametrize("moment", ["before it is opened", "before it is removed"])
 def test_a_folder_that_its_process_removes_meanwhile_is_no_failure(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    another = tmp_path / "another"
+    another = tmp_path / f"{OWN_FOLDER}another"
     another.mkdir()
-    (another / OWN_FOLDER_MARK).touch()
     open_it = os.open
-
-    def remove() -> None:
-        (another / OWN_FOLDER_MARK).unlink()
-        another.rmdir()
 
     def race(path: Path, *more: Any, **named: Any) -> int:
         if path == another and moment == "before it is opened":
-            remove()
+            another.rmdir()
         descriptor = open_it(path, *more, **named)
         if path == another:
-            remove()
+            another.rmdir()
         return descriptor
 
     monkeypatch.setattr("app.data.data_dir.os.open", race)
@@ -40,9 +35,8 @@ def test_a_folder_that_somebody_else_made_stays_whatever_lies_in_it(tmp_path: Pa
     backup = tmp_path / "backup of the checkpoints"
     backup.mkdir()
     (backup / "model.safetensors").write_bytes(b"weights")
-    left = tmp_path / "left by a killed process"
+    left = tmp_path / f"{OWN_FOLDER}left-by-a-killed-process"
     left.mkdir()
-    (left / OWN_FOLDER_MARK).touch()
     with own_folder(tmp_path):
         assert (backup / "model.safetensors").read_bytes() == b"weights"
         assert not left.exists()

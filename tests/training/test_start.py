@@ -9,7 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from app.data.data_dir import OWN_FOLDER_MARK, own_folder
+from app.data.data_dir import OWN_FOLDER, own_folder
 from app.run.journal import read_attempts
 from app.run.layout import LEASE, CheckpointName
 from app.run.lease import Lease, LeaseRecord
@@ -246,9 +246,8 @@ def test_a_killed_restore_leaves_nothing_behind(
     train: Train, tmp_path: Path, job_environment: dict[str, str]
 ) -> None:
     restores = Path(job_environment["DATA_DIR"]) / "restore"
-    left = restores / "killed" / "step" / "model.safetensors"
+    left = restores / f"{OWN_FOLDER}killed" / "step" / "model.safetensors"
     left.parent.mkdir(parents=True)
-    (restores / "killed" / OWN_FOLDER_MARK).touch()
     left.write_bytes(b"half")
     with own_folder(restores) as living:
         assert not left.exists()
