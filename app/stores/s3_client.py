@@ -78,6 +78,16 @@ _NOT_NOW = {
     "TooManyRequests",
     "XAmzContentSHA256Mismatch",
 }
+_ANSWERED_WITH_ETAG = {"GetObject", "HeadObject", "PutObject", "UploadPart"}
+# What an answer to an operation always holds: API reference, "Response Syntax" of each.
+_ALWAYS_HOLDS = {
+    "ListObjectsV2": b"ListBucketResult",
+    "ListMultipartUploads": b"ListMultipartUploadsResult",
+    "CreateMultipartUpload": b"UploadId",
+    "CompleteMultipartUpload": b"ETag",
+    "CopyObject": b"ETag",
+    "UploadPartCopy": b"ETag",
+}
 _NO_SPACE = {"InsufficientCapacity", "QuotaExceeded", "XMinioStorageFull"}
 
 T = TypeVar("T")
@@ -181,17 +191,20 @@ def _without_expect(request: Any, **_: Any) -> None:
 
 
 def _whole(operation_model: Any, response_dict: Mapping[str, Any], **_: Any) -> None:
-    """Raise for a successful answer that broke off.
+    """Raise for a successful answer that broke off, or that is no answer of S3's.
 
     Python accepts headers that just stop, and botocore compares only the length of streamed
     bodies. Without this check an object would look damaged, and a listing empty. S3 announces the
-    length of every successful answer, or sends it in chunks: RFC 9112, section 6.3.
+    length of every successful answer, or sends it in chunks: RFC 9112, section 6.3. A proxy may
+    answer any request with a page of its own, which the SDK would read as an empty listing.
     """
     headers, body = response_dict["headers"], response_dict["body"]
     announced = headers.get("content-length", "")
     whole = announced.isdigit() or "transfer-encoding" in headers
-    if operation_model.name == "UploadPart":
-        whole = whole and "etag" in headers
+    if operation_model.name in _ANSWERED_WITH_ETAG:
+        whole = whole and bool(headers.get("etag"))
+    if isinstance(body, bytes) and b"<Error" not in body:
+        whole = whole and _ALWAYS_HOLDS.get(operation_model.name, b"") in body
     if announced.isdigit() and isinstance(body, bytes) and operation_model.http["method"] != "HEAD":
         whole = whole and len(body) == int(announced)
     if response_dict["status_code"] in (200, 206) and not whole:

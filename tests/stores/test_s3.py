@@ -285,13 +285,34 @@ class TestS3Store:
                 open_store("s3://bucket", "run").put("a", [b"x"])
             listener.shutdown(socket.SHUT_RDWR)
 
+    @pytest.mark.usefixtures("no_backoff")
+    @pytest.mark.parametrize("page", ["<html>log in</html>", "", "<Listing/>", "{}"])
+    def test_an_answer_that_is_none_of_s3_is_no_empty_listing_and_no_object(
+        self, s3: S3Store, s3_answers: Interposed, page: str, tmp_path: Path
+    ) -> None:
+        s3.put("a", [b"content"])
+        s3_answers.answering = lambda environ: (200, page)
+        s3_answers.headers = {"ETag": ""}
+        uses: list[Callable[[], object]] = [
+            lambda: keys(s3),
+            lambda: s3.get("a"),
+            lambda: s3.fetch("a", tmp_path),
+            lambda: s3.put("a", [b"other"]),
+            lambda: s3.move("a", "b"),
+        ]
+        for use in uses:
+            with pytest.raises(Unavailable):
+                use()
+        s3_answers.reset()
+        assert s3.get("a")[0] == b"content"
+
     @pytest.mark.usefixtures("bucket", "no_backoff")
     def test_an_answer_that_ends_anywhere_is_never_taken_for_a_whole_one(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Without "close" the next request can go down a connection that is about to end.
         head = b'HTTP/1.1 200 OK\r\nConnection: close\r\nETag: "1"\r\n'
-        whole = head + b"Content-Length: 7\r\nDate: today\r\n\r\n<a></a>"
+        whole = head + b"Content-Length: 19\r\nDate: today\r\n\r\n<ListBucketResult/>"
         sent = [whole]
 
         def answer(listener: socket.socket) -> None:
@@ -313,7 +334,7 @@ class TestS3Store:
                     with pytest.raises(Unavailable):
                         use()
             sent[0] = whole
-            assert store.get("a") == (b"<a></a>", '"1"')
+            assert store.get("a") == (b"<ListBucketResult/>", '"1"')
             assert keys(store) == []
             listener.shutdown(socket.SHUT_RDWR)
 
