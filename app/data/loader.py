@@ -90,8 +90,8 @@ def _leave_signals_to_the_job(worker: int) -> None:
     Ctrl-C and some schedulers signal the whole process group, and the job still needs its loading
     processes until it has stopped.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

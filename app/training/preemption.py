@@ -1,4 +1,5 @@
-"""Being asked to stop: SIGTERM from an orchestrator, SIGINT from a keyboard.
+"""Being asked to stop: SIGTERM from an orchestrator, SIGINT from a keyboard, SIGHUP from a terminal
+that is gone, SIGUSR1 from a batch system.
 
 Before the first step there is nothing to save, so the signal raises Interrupted at whatever line
 is running. It raises again every few seconds until the caller has caught it and says so: an
@@ -50,9 +51,9 @@ class StopRequest:
         self._again_seconds = again_seconds
 
     def install(self) -> None:
-        """Take over both signals. Only the main thread may call this."""
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
+        """Take over these signals. Only the main thread may call this."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, self._on_signal)
 
     def taken(self) -> None:
         """The caller has caught the Interrupted, if there was one: it is not raised again."""

@@ -27,6 +27,22 @@ def test_before_training_a_signal_ends_the_process_where_it_strikes() -> None:
     assert not issubclass(Interrupted, Exception), "no library may swallow it"
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_a_terminal_that_is_gone_and_a_batch_system_ask_to_stop_as_sigterm_does(
+    number: signal.Signals,
+) -> None:
+    stop = StopRequest()
+    stop.install()
+    with pytest.raises(Interrupted):
+        send(number)
+    stop.taken()
+    later = StopRequest()
+    later.install()
+    later.defer()
+    send(number)
+    assert later.requested
+
+
 def test_an_interruption_that_got_lost_strikes_again_until_it_is_taken() -> None:
     stop = StopRequest(again_seconds=3600)
     stop.install()
