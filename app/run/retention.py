@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 
-from app.errors import Damaged, IncompatibleRun
+from app.errors import AppError, Damaged, Fenced, IncompatibleRun
 from app.run.checkpoints import (
     Manifest,
     StoredCheckpoint,
@@ -57,6 +57,15 @@ def prune(
 
 def clean_up(store: Store, epoch: int, lease: WriteRight) -> None:
     """Put in order what earlier attempts left. `epoch` is that of the caller's lease."""
+    try:
+        _clean_up(store, epoch, lease)
+    except Fenced:
+        raise
+    except AppError as error:
+        log.warning("what earlier attempts left was not all cleaned up: %s", error)
+
+
+def _clean_up(store: Store, epoch: int, lease: WriteRight) -> None:
     for name in set_late_aside(store, lease):
         log.error("LATE CHECKPOINT %s moved aside: another attempt had gone on before it", name)
     for name in finish_quarantine(store, lease):

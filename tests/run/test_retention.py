@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.errors import Fenced
+from app.errors import AccessDenied, Fenced
 from app.run.checkpoints import read_latest, read_manifest, stored_checkpoints
 from app.run.fetching import newest_valid
 from app.run.layout import LATEST, MANIFEST, CheckpointName
@@ -55,6 +55,22 @@ def test_quarantine_keeps_every_byte_and_the_reason(folder: Store, tmp_path: Pat
     kept = tmp_path / "run" / target
     assert {path.name for path in kept.iterdir()} == {*FILES, MANIFEST, "reason.json"}
     assert json.loads((kept / "reason.json").read_text())["reason"] == "wrong hash"
+
+
+def test_what_cannot_be_cleaned_up_stops_no_start_and_is_said(
+    folder: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = CheckpointName(20, 1)
+    folder.put(left.key("model.safetensors"), [b"half"])
+
+    def refuse(keys: list[str]) -> None:
+        raise AccessDenied(f"{keys[0]} is another user's")
+
+    monkeypatch.setattr(folder, "delete", refuse)
+    clean_up(folder, 2, FreeLease(folder))
+    assert "not all cleaned up" in caplog.text
+    assert left.key("manifest.json") in caplog.text
+    assert [stored.name for stored in stored_checkpoints(folder)] == [left]
 
 
 def test_an_upload_that_was_cut_short_is_removed(folder: Store) -> None:
