@@ -9,7 +9,7 @@
     │   ├── NoBucket          78   the place where it would be does not exist either
     │   ├── Damaged           78   bytes are there, but they are not what was written
     │   └── IncompatibleRun   78   the run in the store was made with other settings
-    ├── Fenced                79   another writer holds the run
+    ├── Fenced                79   another process took the run over
     └── Preempted            143   asked to stop, and stopped in order
 
 A message says what happened, names the variable or file, and says what to do.

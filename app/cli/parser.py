@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 _EXIT_CODES = """\
 exit codes: 0 done; 64 bad command line; 75 store or data unreachable, try again;
-77 access denied; 78 configuration or input; 79 another writer holds the run;
+77 access denied; 78 configuration or input; 79 another process took the run over;
 143 stopped by a signal, checkpoint committed; 1 a bug"""
 # Each module adds its own commands. `--help` lists them in this order.
 _ADD_COMMANDS = (

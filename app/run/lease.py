@@ -21,13 +21,14 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.errors import AppError, Fenced, NotFound, Preempted
+from app.errors import AppError, Fenced, NotFound, Preempted, Unavailable
 from app.run.clock import Clock
 from app.run.layout import LEASE
 from app.stores.contract import ExclusiveLock, Store
 from app.stores.documents import decode_document, encode_document
-from app.stores.swap import current_etag, swap
+from app.stores.swap import SWAP_PAUSES, current_etag, swap, swap_refused
 
+_MOST_REFUSALS = 30  # more say that the store refuses, not that others are faster
 _LARGEST_SHARED = 1 << 30  # bytes
 _JOIN_SECONDS = 5.0  # what `release` waits, within the grace period, for a running renewal
 
@@ -70,6 +71,7 @@ class Lease:
         self._store, self._ttl, self._clock = store, ttl, clock or Clock()
         self._record: LeaseRecord | None = None
         self._etag = ""
+        self._refused = 0  # tries to take the lease in which another process was faster
         self._etags: dict[str, str | None] = {}
         self._kernel_lock: ExclusiveLock | None = None
         self._lost = threading.Event()
@@ -96,7 +98,7 @@ class Lease:
 
         After `wait`, it takes at most one more time to live to tell a live holder from a dead
         one. The new epoch is greater than `above`, also where lease.json was deleted. `on_wait`
-        gets a line for the log when waiting begins and ends. Raises Fenced, which names the
+        gets a line for the log when waiting begins and ends. Raises Unavailable, which names the
         holder, Preempted once `stopping()`, Damaged, and the store's errors.
         """
         try:
@@ -154,9 +156,10 @@ class Lease:
 
         Raises Fenced if this process has lost the run. It may also lose the run between the
         look at the lease and the write. Even then it replaces nothing that its successor wrote:
-        that object has another etag than the one that this process knows.
+        that object has another etag than the one that this process knows. Raises Unavailable if
+        the store goes on to refuse the write although this process holds the run.
         """
-        while True:
+        for pause in SWAP_PAUSES:
             if key not in self._etags:
                 self._etags[key] = current_etag(self._store, key, _LARGEST_SHARED)
             self.check()
@@ -166,6 +169,8 @@ class Lease:
                 return
             # A successor wrote the object, or it is the last write of a predecessor.
             del self._etags[key]
+            self._clock.sleep(pause)
+        raise swap_refused(self._store, key, len(SWAP_PAUSES))
 
     def release(self) -> None:
         """Stop renewing. If this process still holds the lease, the next one can start at once."""
@@ -214,7 +219,7 @@ class Lease:
                         on_wait(f"taking over from {record.holder}, {reason}")
                     return
                 if reason is None and renewed and asked - started >= wait:
-                    raise Fenced(_held_elsewhere(self._store.uri, record, wait))
+                    raise Unavailable(_held_elsewhere(self._store.uri, record, wait))
                 if reason is None and not announced:
                     announced = True
                     on_wait(_waiting(record, wait))
@@ -248,6 +253,9 @@ class Lease:
         )
         new_etag = swap(self._store, LEASE, encode_document(record), etag)
         if new_etag is None:
+            self._refused += 1
+            if self._refused >= _MOST_REFUSALS:
+                raise swap_refused(self._store, LEASE, self._refused)
             return False
         self._hold(record, new_etag)
         return True
@@ -321,5 +329,5 @@ def _waiting(record: LeaseRecord, wait: float) -> str:
 def _held_elsewhere(uri: str, record: LeaseRecord, wait: float) -> str:
     return (
         f"{uri} is held by {record.holder} (epoch {record.epoch}), which is alive after LEASE_WAIT="
-        f"{wait:g} s: stop it, or choose another RUN_NAME"
+        f"{wait:g} s: start again when it has ended, stop it, or choose another RUN_NAME"
     )

@@ -186,7 +186,7 @@ class CheckpointSettings(Section):
         30, "a silent holder of the run is dead after this long", "seconds", ge=2, le=3_600
     )
     lease_wait: float = _field(
-        120, "how long to wait for a live holder before exit 79", "seconds", ge=0, le=86_400
+        120, "how long to wait for a live holder before exit 75", "seconds", ge=0, le=86_400
     )
     give_up_seconds: float = _field(
         1800, "how long saving may fail before exit 75", "seconds", ge=0, le=604_800

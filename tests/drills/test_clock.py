@@ -115,7 +115,7 @@ def test_a_start_with_a_wrong_clock_does_not_take_the_run_from_a_live_holder(
 
     s3_answers.answering = renewed_at_each_look
     refused = off_by(job, hours * HOURS).with_(LEASE_WAIT="3").run("train")
-    assert refused.code == 79, refused.log
+    assert refused.code == 75, refused.log
     assert "is held by a live one (epoch 1), which is alive" in refused.log
     s3_answers.reset()
     holder.check()

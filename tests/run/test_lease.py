@@ -16,6 +16,7 @@ from app.run.layout import LEASE
 from app.run.lease import Lease, LeaseRecord, holder_identity
 from app.stores.contract import ExclusiveLock, Store
 from app.stores.opening import open_store
+from app.stores.swap import SWAP_PAUSES
 from tests.support.fake_time import FakeTime
 
 TTL = 30.0
@@ -58,6 +59,42 @@ class RemoteView:
 def remote(store: Store) -> Store:
     view: Store = RemoteView(store)  # type: ignore[assignment]
     return view
+
+
+class RefusesSwaps(RemoteView):
+    """A store that answers each conditional write to `key` as if another were faster."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        super().__init__(store)
+        self._key, self.refused = key, 0
+
+    def put_if_absent(self, key: str, content: bytes) -> str | None:
+        self.refused += key == self._key
+        return None if key == self._key else self._store.put_if_absent(key, content)
+
+    def put_if_match(self, key: str, content: bytes, etag: str) -> str | None:
+        self.refused += key == self._key
+        return None if key == self._key else self._store.put_if_match(key, content, etag)
+
+
+def test_a_lease_that_can_never_be_taken_is_given_up(store: Store, time: FakeTime) -> None:
+    view = RefusesSwaps(store, LEASE)
+    with pytest.raises(Unavailable, match="refused 30 writes in a row"):
+        acquired(view, "a", time)  # type: ignore[arg-type]
+    assert view.refused == 30
+    assert 29 <= time.now - 1000 <= 31
+
+
+def test_a_shared_object_that_can_never_be_written_is_given_up(
+    store: Store, time: FakeTime
+) -> None:
+    view = RefusesSwaps(store, "LATEST")
+    lease = acquired(view, "a", time)  # type: ignore[arg-type]
+    before = time.now
+    with pytest.raises(Unavailable, match="/LATEST: the store refused 8 writes in a row"):
+        lease.put("LATEST", b"step-0000000001-e000001")
+    assert view.refused == 8
+    assert time.now - before == pytest.approx(sum(SWAP_PAUSES))
 
 
 def test_the_first_holder_has_epoch_one_and_nobody_waits(store: Store, time: FakeTime) -> None:
@@ -107,7 +144,7 @@ def test_a_live_holder_is_waited_for_and_then_named(
 ) -> None:
     holder = acquired(remote, "alive:7", time)
     time.every(TTL / 3, holder.renew, until=300)
-    with pytest.raises(Fenced, match=r"alive:7.*LEASE_WAIT"):
+    with pytest.raises(Unavailable, match=r"alive:7.*LEASE_WAIT"):
         acquired(remote, "second", time, wait)
     assert wait <= time.now - 1000 <= wait + TTL / 3 + 1
     holder.check()
@@ -128,7 +165,7 @@ def test_the_clocks_of_two_machines_need_not_agree(remote: Store, time: FakeTime
     holder = Lease(remote, TTL, "in the past", ahead)
     holder.acquire(0, lambda line: None, lambda: False)
     time.every(TTL / 3, holder.renew, until=300)
-    with pytest.raises(Fenced):
+    with pytest.raises(Unavailable):
         acquired(remote, "second", time, wait=60)
 
 
@@ -136,7 +173,7 @@ def test_a_holder_is_judged_by_its_own_time_to_live(remote: Store, time: FakeTim
     slow = new_lease(remote, "slow", time, ttl=300)
     slow.acquire(0, lambda line: None, lambda: False)
     time.every(100, slow.renew, until=700)
-    with pytest.raises(Fenced, match="slow"):
+    with pytest.raises(Unavailable, match="slow"):
         acquired(remote, "second", time, wait=120)
 
 
@@ -155,7 +192,7 @@ class SlowAnswers(RemoteView):
 def test_slow_answers_do_not_make_a_holder_look_dead(remote: Store, time: FakeTime) -> None:
     holder = acquired(remote, "alive", time)
     time.every(TTL / 3, holder.renew, until=600)
-    with pytest.raises(Fenced, match="alive"):
+    with pytest.raises(Unavailable, match="alive"):
         acquired(SlowAnswers(remote, time), "second", time)  # type: ignore[arg-type]
     holder.check()
 
@@ -422,7 +459,7 @@ def test_a_holder_without_a_kernel_lock_is_not_taken_for_dead(
     remote: Store = RemoteView(store)  # type: ignore[assignment]
     holder = acquired(remote, "without lock", time)
     time.every(TTL / 3, holder.renew, until=300)
-    with pytest.raises(Fenced, match="without lock"):
+    with pytest.raises(Unavailable, match="without lock"):
         acquired(store, "second", time, wait=10)
     lock = store.exclusive_lock()
     assert lock is not None

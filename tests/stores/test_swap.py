@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from app.errors import Damaged, NotFound
+from app.errors import Damaged, NotFound, Unavailable
 from app.stores.contract import Store
-from app.stores.swap import current_etag, swap, update
+from app.stores.swap import SWAP_PAUSES, current_etag, swap, update
 from tests.support.store_contents import keys
 
 
@@ -39,6 +39,22 @@ def test_an_update_changes_what_it_read(store: Store) -> None:
     store.put("a", [b"1"])
     assert update(store, "a", lambda content: content + b"2")
     assert store.get("a")[0] == b"12"
+
+
+def test_an_update_that_is_overtaken_each_time_is_given_up_after_growing_pauses(
+    store: Store,
+) -> None:
+    store.put("a", [b"1"])
+    pauses: list[float] = []
+
+    def overtaken(content: bytes) -> bytes:
+        store.put("a", [content + b"+"])
+        return b"ours"
+
+    with pytest.raises(Unavailable, match="/a: the store refused 8 writes in a row"):
+        update(store, "a", overtaken, pauses.append)
+    assert pauses == list(SWAP_PAUSES)
+    assert store.get("a")[0] == b"1" + 8 * b"+"
 
 
 def test_an_update_that_is_overtaken_is_made_again_from_the_newer_content(store: Store) -> None:
