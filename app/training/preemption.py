@@ -52,8 +52,10 @@ class StopRequest:
 
     def install(self) -> None:
         """Take over these signals. Only the main thread may call this."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup asks to go on without
+            signal.signal(signal.SIGHUP, self._on_signal)
 
     def taken(self) -> None:
         """The caller has caught the Interrupted, if there was one: it is not raised again."""

@@ -43,6 +43,14 @@ def test_a_terminal_that_is_gone_and_a_batch_system_ask_to_stop_as_sigterm_does(
     assert later.requested
 
 
+def test_a_job_that_was_started_by_nohup_goes_on_without_its_terminal() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = StopRequest()
+    stop.install()
+    send(signal.SIGHUP)
+    assert not stop.requested
+
+
 def test_an_interruption_that_got_lost_strikes_again_until_it_is_taken() -> None:
     stop = StopRequest(again_seconds=3600)
     stop.install()
