@@ -108,7 +108,7 @@ def test_a_long_row_is_held_out_to_its_end_after_a_kill_too(
     tmp_path: Path, tokenizer: TokenizerFiles
 ) -> None:
     """Shards end inside both long rows, and the work goes on there."""
-    limits = DataLimits(long_row=10_000, piece_size=100)
+    limits = replace(SMALL_BATCHES, long_row=10_000, piece_size=100)
     held = next(t for t in (f"{n}\n" + "x y z\n" * 3000 for n in range(2000)) if held_out(t))
     trained = held.replace("z", "w")
     assert not held_out(trained)
@@ -169,7 +169,7 @@ def test_a_stream_of_which_each_part_is_held_out_is_trained_on_instead(
 def test_the_first_text_is_held_out_as_any_other_where_there_is_another(
     tmp_path: Path, tokenizer: TokenizerFiles, long_row: int
 ) -> None:
-    limits = DataLimits(long_row=long_row)
+    limits = replace(SMALL_BATCHES, long_row=long_row)
     texts = ["", HELD_OUT[0], "", "other", HELD_OUT[0]]
     data = prepare_corpus(
         write_texts(tmp_path / "a.jsonl", texts), tmp_path, tokenizer, limits=limits

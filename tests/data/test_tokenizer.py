@@ -142,7 +142,7 @@ def prefixing(kind: str) -> Tokenizer:
     ],
 )
 def test_a_prefix_is_put_before_a_document_and_not_before_what_goes_on_with_it(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, tmp_path: Path
 ) -> None:
     limits = DataLimits(document_bytes=100, piece_size=30)
     text = "".join(TEXTS).replace("\n", " \n") * 3
@@ -155,9 +155,8 @@ def test_a_prefix_is_put_before_a_document_and_not_before_what_goes_on_with_it(
     save_tokenizer(tokenizer, tmp_path / "tokenizer")
     files = load_tokenizer(str(tmp_path / "tokenizer"), tmp_path, 300)
     (tmp_path / "a.txt").write_text(text)
-    monkeypatch.setattr("app.data.tokenization.held_out", lambda text: False)
     data = DataSettings(dataset=f"{tmp_path}/a.txt", data_dir=tmp_path)
-    train = prepare(data, files, limits=limits).train
+    train = prepare(data, files, limits=limits, is_held_out=lambda text: False).train
     ids = train.read(0, train.n_tokens - 1).tolist()
     whole = TextEncoder(files).encode_batch([text])[0].tolist()
     assert decode(files, ids).removeprefix(" ") == text == decode(files, whole).removeprefix(" ")

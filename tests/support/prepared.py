@@ -2,6 +2,7 @@
 that this leaves."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from app.data.limits import DEFAULT_LIMITS, DataLimits
+from app.data.pieces import held_out
 from app.data.preparation import Preparation
 from app.data.retries import Sleep
 from app.data.shards import SHARD_TOKENS
@@ -29,11 +31,19 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     limits: DataLimits = DEFAULT_LIMITS,
     sleep: Sleep | None = None,
+    is_held_out: Callable[[str], bool] = held_out,
 ) -> Preparation:
     """At least `needed` training tokens; None: all of DATASET."""
     need = TokenNeed(stop=needed)
     source = pin_source(data, limits=limits, sleep=sleep)
-    made = Preparation(source, tokenizer, need, shard_tokens=shard_tokens, limits=limits)
+    made = Preparation(
+        source,
+        tokenizer,
+        need,
+        shard_tokens=shard_tokens,
+        limits=limits,
+        is_held_out=is_held_out,
+    )
     made.run()
     return made
 
