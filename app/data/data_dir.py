@@ -49,15 +49,14 @@ class DataDir:
     def restore(self) -> Path:
         return self.path / "restore"
 
-    def holds(self, place: Path) -> Path | None:
-        """The working folder in which `place` lies, or which lies in it; None if there is none.
+    def overlapped_by(self, place: Path) -> Path | None:
+        """The folder from which the job removes files, if `place` lies in it or around it.
 
-        The job removes what it leaves in these folders, so nothing else may be kept there.
+        Nothing else may be kept there. None if there is no such folder.
         """
         place = place.resolve()
-        for name in ("tokens", "tokenizers", "downloads", "restore", "logs"):
-            folder = (self.path / name).resolve()
-            if place.is_relative_to(folder) or folder.is_relative_to(place):
+        for folder in (self.restore, self.downloads, self.path / "tokens"):
+            if place.is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(place):
                 return folder
         return None
 

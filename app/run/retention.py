@@ -8,8 +8,9 @@ its successor writes.
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from app.errors import AppError, Damaged, Fenced, IncompatibleRun
+from app.errors import AccessDenied, Damaged, IncompatibleRun, Unavailable
 from app.run.checkpoints import (
     Manifest,
     StoredCheckpoint,
@@ -57,24 +58,28 @@ def prune(
 
 def clean_up(store: Store, epoch: int, lease: WriteRight) -> None:
     """Put in order what earlier attempts left. `epoch` is that of the caller's lease."""
+    with _as_far_as_possible():
+        for name in set_late_aside(store, lease):
+            log.error("LATE CHECKPOINT %s moved aside: another attempt had gone on before it", name)
+    with _as_far_as_possible():
+        for name in finish_quarantine(store, lease):
+            log.warning("the rest of %s moved to quarantine: that had been cut short", name)
+    with _as_far_as_possible():
+        for name in remove_unfinished(store, epoch, lease):
+            log.info("removed an upload that was cut short: %s", name)
+    with _as_far_as_possible():
+        for half in abandoned_writes(store, epoch):
+            lease.check()
+            store.discard(half)
+
+
+@contextmanager
+def _as_far_as_possible() -> Iterator[None]:
+    """Cleaning up stops no start: the next one tries again."""
     try:
-        _clean_up(store, epoch, lease)
-    except Fenced:
-        raise
-    except AppError as error:
+        yield
+    except (AccessDenied, Unavailable) as error:
         log.warning("what earlier attempts left was not all cleaned up: %s", error)
-
-
-def _clean_up(store: Store, epoch: int, lease: WriteRight) -> None:
-    for name in set_late_aside(store, lease):
-        log.error("LATE CHECKPOINT %s moved aside: another attempt had gone on before it", name)
-    for name in finish_quarantine(store, lease):
-        log.warning("the rest of %s moved to quarantine: that had been cut short", name)
-    for name in remove_unfinished(store, epoch, lease):
-        log.info("removed an upload that was cut short: %s", name)
-    for half in abandoned_writes(store, epoch):
-        lease.check()
-        store.discard(half)
 
 
 def quarantine(store: Store, name: CheckpointName, reason: str, lease: WriteRight) -> str:

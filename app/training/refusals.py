@@ -23,7 +23,7 @@ def check_place(job: Job, store: Store) -> None:
     if not store.uri.startswith("file://"):
         return
     data_dir = DataDir(job.settings.data.data_dir)
-    folder = data_dir.holds(Path(unquote(urlsplit(store.uri).path)))
+    folder = data_dir.overlapped_by(Path(unquote(urlsplit(store.uri).path)))
     if folder is not None:
         raise ConfigError(
             f"CHECKPOINT_URI={job.settings.checkpoints.checkpoint_uri} with RUN_NAME="

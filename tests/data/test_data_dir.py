@@ -49,8 +49,10 @@ def test_a_folder_that_somebody_else_made_stays_whatever_lies_in_it(tmp_path: Pa
         ("data/restore", "restore"),
         ("data/restore/tiny", "restore"),
         ("data/downloads/a/b", "downloads"),
-        ("data", "tokens"),
-        (".", "tokens"),
+        ("data", "restore"),
+        (".", "restore"),
+        ("data/tokens/tiny", "tokens"),
+        ("data/logs/tiny", None),
         ("data/tiny", None),
         ("store/tiny", None),
         ("data/restored", None),
@@ -59,5 +61,5 @@ def test_a_folder_that_somebody_else_made_stays_whatever_lies_in_it(tmp_path: Pa
 def test_what_overlaps_a_working_folder_is_known(
     place: str, folder: str | None, tmp_path: Path
 ) -> None:
-    found = DataDir(tmp_path / "data").holds(tmp_path / place)
+    found = DataDir(tmp_path / "data").overlapped_by(tmp_path / place)
     assert found == (tmp_path / "data" / folder if folder else None)

@@ -279,7 +279,7 @@ def test_who_waits_for_the_run_gives_signs_of_life(
 
 
 @pytest.mark.parametrize(
-    ("uri", "run_name"), [("data", "restore"), ("data/restore", "tiny"), ("data/logs", "tiny")]
+    ("uri", "run_name"), [("data", "restore"), ("data/restore", "tiny"), ("data/downloads", "tiny")]
 )
 def test_checkpoints_in_a_working_folder_of_the_data_are_refused_and_stay(
     train: Train, tmp_path: Path, uri: str, run_name: str
