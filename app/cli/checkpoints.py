@@ -14,16 +14,10 @@ from app.console import counted, size
 from app.errors import ConfigError, Damaged, IncompatibleRun, NotFound
 from app.failures import disk_failures
 from app.run.attempt_text import attempt_table
-from app.run.checkpoints import (
-    StoredCheckpoint,
-    find_checkpoint,
-    read_latest,
-    read_manifest,
-    stored_checkpoints,
-)
+from app.run.checkpoints import read_manifest
 from app.run.fetching import fetch
 from app.run.journal import read_attempts
-from app.run.record import load_record
+from app.run.view import CheckpointState, StoredCheckpoint, read_view
 from app.settings.combined import Settings
 from app.stores.contract import Store
 from app.training.preemption import StopRequest
@@ -56,16 +50,15 @@ def add_commands(commands: Commands) -> None:
 
 def list_checkpoints(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
     store = existing_run(settings)
-    latest = read_latest(store)
-    rows = [_checkpoint_row(store, stored, latest) for stored in stored_checkpoints(store)]
-    attempts = read_attempts(store, newest=arguments.attempts)
+    view = read_view(store)
+    rows = [_checkpoint_row(store, stored) for stored in view.checkpoints]
+    attempts = read_attempts(store, view.newest_attempts(arguments.attempts))
     if arguments.json:
         shown = [{**attempt.model_dump(), "steps": attempt.steps} for attempt in attempts]
         print(json.dumps({"checkpoints": rows, "attempts": shown}, indent=1))
         return
-    stored_record = load_record(store)
-    if stored_record is not None:
-        record = stored_record.record
+    if view.record is not None:
+        record = view.record.record
         extended = "".join(f", extended to {e.target}" for e in record.extensions)
         print(f"{store.uri}: target step {record.total_steps}{extended}")
     print(f"{'checkpoint':<24} {'train loss':>10} {'size':>9}  {'saved at':<26} state")
@@ -80,15 +73,14 @@ def list_checkpoints(settings: Settings, arguments: argparse.Namespace, _: StopR
         print("\n" + "\n".join(attempt_table(attempts)))
 
 
-def _checkpoint_row(store: Store, stored: StoredCheckpoint, latest: str | None) -> dict[str, Any]:
+def _checkpoint_row(store: Store, stored: StoredCheckpoint) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": str(stored.name),
         "step": stored.name.step,
-        "bytes": sum(stored.sizes.values()),
+        "bytes": stored.size,
     }
-    if not stored.has_manifest:
-        lost = stored.lost_manifest(latest)
-        return row | {"state": "damaged: its manifest is missing" if lost else "unfinished upload"}
+    if stored.state not in (CheckpointState.COMMITTED, CheckpointState.LATE):
+        return row | {"state": stored.state.value}
     try:
         manifest = read_manifest(store, stored.name)
     except NotFound:
@@ -98,7 +90,7 @@ def _checkpoint_row(store: Store, stored: StoredCheckpoint, latest: str | None) 
     except Damaged as error:
         return row | {"state": f"damaged: {error}"}
     row |= {"train_loss": manifest.train_loss, "created_at": manifest.created_at}
-    return row | {"state": "late: not part of the run" if stored.late else "committed"}
+    return row | {"state": stored.state.value}
 
 
 def verify_checkpoints(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
@@ -110,7 +102,8 @@ def verify_checkpoints(settings: Settings, arguments: argparse.Namespace, _: Sto
     from app.state.snapshot import STATE_FILES
 
     store, found = existing_run(settings), []
-    only = find_checkpoint(store, arguments.checkpoint) if arguments.checkpoint else None
+    view = read_view(store)
+    only = view.find(arguments.checkpoint) if arguments.checkpoint else None
     verification = Verification(store, partial(scratch_folder, settings), STATE_FILES)
     for finding in [verification.one(only)] if only else verification.whole_run():
         print(f"{finding.name}  {finding.text}")
@@ -118,7 +111,7 @@ def verify_checkpoints(settings: Settings, arguments: argparse.Namespace, _: Sto
     damaged = [finding.name for finding in found if finding.damaged]
     if not damaged:
         print(f"{counted(sum(finding.whole for finding in found), 'checkpoint')} verified")
-    if attempts := read_attempts(store, newest=arguments.attempts):
+    if attempts := read_attempts(store, view.newest_attempts(arguments.attempts)):
         print("\n" + "\n".join(attempt_table(attempts)))
     if damaged:
         raise Damaged(f"{store.uri} is damaged: {', '.join(damaged)}")
@@ -127,7 +120,7 @@ def verify_checkpoints(settings: Settings, arguments: argparse.Namespace, _: Sto
 def pull_checkpoint(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
     """Copy a verified checkpoint into a folder, which appears whole or not at all."""
     store = existing_run(settings)
-    name = find_checkpoint(store, arguments.checkpoint or "latest")
+    name = read_view(store).find(arguments.checkpoint or "latest")
     target = Path(arguments.to or f"{store.uri.rsplit('/', 1)[1]}-step-{name.step}").absolute()
     if target.exists():
         raise ConfigError(f"{target} exists already: name another folder with --to")

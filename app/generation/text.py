@@ -16,8 +16,8 @@ from app.generation.inference import InferenceModel
 from app.model.device import resolve_device
 from app.model.huggingface import model_directory, read_config
 from app.model.smollm2 import SmolLM2
-from app.run.checkpoints import find_checkpoint
 from app.run.fetching import fetch, newest_valid
+from app.run.view import read_view
 from app.state.weights import load_pretrained
 from app.stores.contract import Store
 
@@ -41,15 +41,16 @@ def load_from_store(
 
     Raises NotFound if the run has none, Damaged if it does not verify.
     """
+    view = read_view(store)
     if checkpoint is None:
-        found = newest_valid(store, scratch)
+        found = newest_valid(store, view, scratch)
         if found is None:
             raise NotFound(f"{store.uri} holds no checkpoint yet")
         for damaged, reason in found.damaged:
             log.warning("%s is damaged and passed over: %s", damaged, reason)
         name, directory = found.name, found.directory
     else:
-        name = find_checkpoint(store, checkpoint)
+        name = view.find(checkpoint)
         directory = fetch(store, name, scratch)
     return load_from_directory(directory, device, f"{store.uri}/{name.key()}")
 

@@ -8,7 +8,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.observe.rows import Row, stored_rows
 from app.run.journal import AttemptRecord, read_attempts
-from app.run.record import RunRecord, load_record
+from app.run.record import RunRecord
+from app.run.view import read_view
 from app.settings.presets import ModelConfig
 from app.stores.contract import Store
 
@@ -61,14 +62,14 @@ class ReportedRun:
 
 def read_run(store: Store) -> ReportedRun:
     """Raises Damaged for an unreadable run.json, and the store's errors."""
-    stored = load_record(store)
+    view = read_view(store)
     return ReportedRun(
         name=store.uri.rsplit("/", 1)[-1],
-        record=stored.record if stored else None,
+        record=view.record.record if view.record else None,
         rows=[row for row in stored_rows(store) if _plausible(row.step, row.tokens, row.time)],
         attempts=[
             attempt
-            for attempt in read_attempts(store, newest=_NEWEST_ATTEMPTS)
+            for attempt in read_attempts(store, view.newest_attempts(_NEWEST_ATTEMPTS))
             if _plausible(*(v for v in attempt.model_dump().values() if isinstance(v, int | float)))
         ],
     )

@@ -1,19 +1,15 @@
-"""The checkpoints that are in a store, as listings, manifests and LATEST show them.
+"""What a checkpoint says of itself: its manifest, and LATEST, which names the newest one.
 
-A folder without a manifest is an upload that was cut short. Checkpoints order by (step, epoch).
 LATEST is a hint for people. It never decides what is resumed. It only says that the checkpoint
 that it names was whole once.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import Damaged, NotFound
-from app.run.fence import fences
-from app.run.layout import CHECKPOINTS, LATEST, MANIFEST, CheckpointName, file_of
+from app.run.layout import LATEST, MANIFEST, CheckpointName, file_of
 from app.run.lease import WriteRight
 from app.stores.contract import Store
 from app.stores.documents import decode_document
@@ -48,71 +44,6 @@ class Manifest(BaseModel):
     @property
     def total_bytes(self) -> int:
         return sum(entry.size for entry in self.files.values())
-
-
-@dataclass(frozen=True)
-class StoredCheckpoint:
-    """The folder of a checkpoint as a listing shows it: its files, with their sizes in bytes.
-
-    A `late` one was committed by a process that had lost the run: see `app.run.fence`.
-    """
-
-    name: CheckpointName
-    sizes: Mapping[str, int]
-    late: bool = False
-
-    @property
-    def committed(self) -> bool:
-        """Whether it is a checkpoint of the run."""
-        return self.has_manifest and not self.late
-
-    @property
-    def has_manifest(self) -> bool:
-        return MANIFEST in self.sizes
-
-    def lost_manifest(self, latest: str | None) -> bool:
-        """Whether the folder is a damaged checkpoint, and not an upload that was cut short.
-
-        `latest` is what LATEST says: what it names had its manifest once.
-        """
-        return not self.has_manifest and str(self.name) == latest
-
-
-def stored_checkpoints(store: Store) -> list[StoredCheckpoint]:
-    """Every checkpoint folder of the run, newest first, committed or not."""
-    folders: dict[CheckpointName, dict[str, int]] = {}
-    for info in store.list(f"{CHECKPOINTS}/"):
-        _, folder, *rest = info.key.split("/")
-        name = CheckpointName.parse(folder)
-        if name is not None and len(rest) == 1:
-            folders.setdefault(name, {})[rest[0]] = info.size
-    if not folders:
-        return []
-    late = fences(store).late
-    return [
-        StoredCheckpoint(name, folders[name], late(name.step, name.epoch))
-        for name in sorted(folders, reverse=True)
-    ]
-
-
-def highest_epoch(store: Store) -> int:
-    """The highest epoch of all attempts that left something behind; 0 if none did."""
-    named = [stored.name.epoch for stored in stored_checkpoints(store)]
-    return max(named + [epoch for epoch, _ in fences(store).starts], default=0)
-
-
-def find_checkpoint(store: Store, text: str) -> CheckpointName:
-    """The committed checkpoint that `text` names: step-…-e…, a step number, or latest."""
-    committed = [stored.name for stored in stored_checkpoints(store) if stored.committed]
-    if not committed:
-        raise NotFound(f"{store.uri} holds no checkpoint yet")
-    if text == "latest":
-        return committed[0]
-    for name in committed:
-        if text in (str(name), str(name.step)):
-            return name
-    known = ", ".join(str(name.step) for name in committed)
-    raise NotFound(f"{store.uri} holds no checkpoint {text!r}; there are steps {known}")
 
 
 def read_manifest(store: Store, name: CheckpointName) -> Manifest:

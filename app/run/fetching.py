@@ -15,11 +15,10 @@ from app.failures import from_os_error
 from app.run.checkpoints import (
     FileEntry,
     check_sizes,
-    read_latest,
     read_manifest,
-    stored_checkpoints,
 )
 from app.run.layout import MANIFEST, CheckpointName
+from app.run.view import CheckpointState, RunView
 from app.stores.contract import Store
 
 log = logging.getLogger(__name__)
@@ -101,6 +100,7 @@ class ValidCheckpoint:
 
 def newest_valid(
     store: Store,
+    view: RunView,
     directory: Path,
     required: Sequence[str] = (),
     alive: Callable[[], None] = lambda: None,
@@ -112,11 +112,10 @@ def newest_valid(
     checkpoints and none of them is whole, IncompatibleRun, and the store's errors.
     """
     damaged: list[tuple[CheckpointName, str]] = []
-    latest = read_latest(store)
-    for stored in stored_checkpoints(store):
+    for stored in view.checkpoints:
+        if stored.state is CheckpointState.LOST_MANIFEST:
+            damaged.append((stored.name, f"{stored.name.key(MANIFEST)} is missing"))
         if not stored.committed:
-            if stored.lost_manifest(latest):
-                damaged.append((stored.name, f"{stored.name.key(MANIFEST)} is missing"))
             continue
         target = directory / str(stored.name)
         target.mkdir(parents=True, exist_ok=True)

@@ -1,18 +1,19 @@
-"""The record of each attempt: attempts/e000003-from-0000000040.json.
+"""The record of each attempt: attempts/e000003-from-0000000040-e000001.json.
 
-An attempt writes its record before it commits anything, again with every checkpoint, and when it
-ends. An attempt that was killed leaves the record that it wrote with its last checkpoint. The
+An attempt writes its record before it commits anything, again after every checkpoint, and when it
+ends. An attempt that was killed leaves the record that it wrote after its last checkpoint. The
 name of the file is a fence: see `app.run.fence`.
 """
 
 import logging
 import threading
+from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
 from app.errors import AppError, Damaged, NotFound
 from app.failures import first_line
-from app.run.layout import ATTEMPTS, AttemptName
+from app.run.layout import AttemptName, CheckpointName
 from app.stores.contract import Data, Store
 from app.stores.documents import decode_document, encode_document
 from app.stores.swap import update
@@ -51,18 +52,18 @@ class AttemptRecord(BaseModel):
 
     @property
     def key(self) -> str:
-        return AttemptName(self.epoch, self.start_step).key
+        resumed = CheckpointName.parse(self.resumed_from or "")
+        return AttemptName(self.epoch, self.start_step, resumed.epoch if resumed else None).key
 
     @property
     def steps(self) -> int:
         return self.step - self.start_step
 
 
-def read_attempts(store: Store, newest: int) -> list[AttemptRecord]:
-    """The last `newest` attempts, oldest first. Logs and leaves out one that cannot be read."""
+def read_attempts(store: Store, names: Sequence[AttemptName]) -> list[AttemptRecord]:
+    """Their records, in the same order. Logs and leaves out one that cannot be read."""
     records = []
-    keys = [info.key for info in store.list(f"{ATTEMPTS}/")]
-    for key in keys[max(0, len(keys) - newest) :]:
+    for key in [name.key for name in names]:
         try:
             records.append(decode_document(store.get(key)[0], AttemptRecord, key))
         except NotFound:
@@ -115,7 +116,7 @@ class AttemptJournal:
         self.note(failed_saves=self.record.failed_saves + 1)
 
     def objects(self) -> dict[str, Data]:
-        """What goes into the store with a checkpoint: key → content."""
+        """What goes into the store after a checkpoint: key → content."""
         return {self._record.key: [encode_document(self.record)]}
 
     def end(self, why: str) -> bool:

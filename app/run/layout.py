@@ -3,7 +3,7 @@
     run.json                                what the run is, and how far it is meant to go
     source.json                             what its data were made of
     lease.json                              who may write
-    attempts/e000003-from-0000000040.json   attempt 3, which went on from step 40
+    attempts/e000003-from-0000000040-e000001.json   attempt 3, which went on from step 40 of epoch 1
     checkpoints/step-0000000020-e000001/    step 20, written under lease epoch 1
         …files…                             written first
         manifest.json                       sizes and SHA-256 of every file; makes it a checkpoint
@@ -33,7 +33,7 @@ TENSORBOARD_KEY = "logs/tensorboard/events.out.tfevents.0"
 REPORT_KEY = "report/index.html"
 
 _CHECKPOINT = re.compile(r"step-(\d{10})-e(\d{6})")
-_ATTEMPT = re.compile(r"e(\d{6})-from-(\d{10})\.json")
+_ATTEMPT = re.compile(r"e(\d{6})-from-(\d{10})(?:-e(\d{6}))?\.json")
 
 
 @dataclass(frozen=True, order=True)
@@ -61,19 +61,25 @@ class CheckpointName:
 
 
 class AttemptName(NamedTuple):
-    """The file of an attempt says the epoch of its lease, and the step that it went on from."""
+    """The file of an attempt says the epoch of its lease, and the checkpoint that it went on from.
+
+    `resumed_epoch` is the epoch of that checkpoint. It is None for an attempt that went on from
+    none, and for attempts of earlier versions, which did not write it.
+    """
 
     epoch: int
     start_step: int
+    resumed_epoch: int | None = None
 
     @classmethod
     def parse(cls, file: str) -> "AttemptName | None":
         match = _ATTEMPT.fullmatch(file)
-        return cls(int(match[1]), int(match[2])) if match else None
+        return cls(*(int(part) for part in match.groups() if part)) if match else None
 
     @property
     def key(self) -> str:
-        return f"{ATTEMPTS}/e{self.epoch:06d}-from-{self.start_step:010d}.json"
+        origin = "" if self.resumed_epoch is None else f"-e{self.resumed_epoch:06d}"
+        return f"{ATTEMPTS}/e{self.epoch:06d}-from-{self.start_step:010d}{origin}.json"
 
 
 def file_of(key: str) -> str:

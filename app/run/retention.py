@@ -11,17 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from app.errors import AccessDenied, Damaged, IncompatibleRun, Unavailable
-from app.run.checkpoints import (
-    Manifest,
-    StoredCheckpoint,
-    read_latest,
-    read_manifest,
-    stored_checkpoints,
-    write_latest,
-)
+from app.run.checkpoints import Manifest, read_manifest, write_latest
 from app.run.clock import utc_now
 from app.run.layout import CHECKPOINTS, MANIFEST, QUARANTINE, REASON, CheckpointName, file_of
 from app.run.lease import WriteRight
+from app.run.view import CheckpointState, RunView
 from app.stores.contract import HalfWritten, Store
 
 log = logging.getLogger(__name__)
@@ -29,6 +23,7 @@ log = logging.getLogger(__name__)
 
 def prune(
     store: Store,
+    view: RunView,
     keep_top: int,
     protected: Sequence[CheckpointName],
     lease: WriteRight,
@@ -38,8 +33,7 @@ def prune(
     Also deletes uploads of this attempt that were given up. Of each checkpoint the manifest is
     deleted first, so that a half-deleted folder is not taken for a checkpoint.
     """
-    stored = stored_checkpoints(store)
-    manifests = dict(_readable_manifests(store, stored))
+    manifests = dict(_readable_manifests(store, view.committed))
     if not manifests:
         return []
     ranked = sorted(manifests, key=lambda name: (_loss(manifests[name]), -name.step))
@@ -47,25 +41,24 @@ def prune(
     keep = {*ranked[:keep_top], newest, *protected}
     doomed = sorted(set(manifests) - keep)
     given_up = [
-        upload.name
-        for upload in stored
-        if not upload.has_manifest and upload.name < newest and upload.name.epoch == newest.epoch
+        name for name in view.without_manifest if name < newest and name.epoch == newest.epoch
     ]
     for name in [*doomed, *given_up]:
         _delete(store, name, lease)
     return doomed
 
 
-def clean_up(store: Store, epoch: int, lease: WriteRight) -> None:
+def clean_up(store: Store, view: RunView, epoch: int, lease: WriteRight) -> None:
     """Put in order what earlier attempts left. `epoch` is that of the caller's lease."""
     with _as_far_as_possible():
-        for name in set_late_aside(store, lease):
+        for name in set_late_aside(store, view, lease):
             log.error("LATE CHECKPOINT %s moved aside: another attempt had gone on before it", name)
     with _as_far_as_possible():
-        for name in finish_quarantine(store, lease):
+        for name in view.of_state(CheckpointState.LEAVING):
+            _move_aside(store, name, lease)
             log.warning("the rest of %s moved to quarantine: that had been cut short", name)
     with _as_far_as_possible():
-        for name in remove_unfinished(store, epoch, lease):
+        for name in remove_unfinished(store, view, epoch, lease):
             log.info("removed an upload that was cut short: %s", name)
     with _as_far_as_possible():
         for half in abandoned_writes(store, epoch):
@@ -97,36 +90,12 @@ def quarantine(store: Store, name: CheckpointName, reason: str, lease: WriteRigh
     return name.quarantine_key().removesuffix("/")
 
 
-def finish_quarantine(store: Store, lease: WriteRight) -> list[CheckpointName]:
-    """Move the rest of checkpoints whose move to quarantine was cut short."""
-    begun = in_quarantine(store)
-    names = [
-        stored.name
-        for stored in stored_checkpoints(store)
-        if not stored.has_manifest and str(stored.name) in begun
-    ]
-    for name in names:
-        _move_aside(store, name, lease)
-    return names
-
-
-def unfinished(store: Store) -> list[StoredCheckpoint]:
-    """Uploads that were cut short.
-
-    The checkpoint that LATEST names was whole once. Without its manifest it is damaged, and no
-    such upload. Neither is a checkpoint that is on its way to quarantine.
-    """
-    kept = {read_latest(store), *in_quarantine(store)}
-    return [
-        stored
-        for stored in stored_checkpoints(store)
-        if not stored.has_manifest and str(stored.name) not in kept
-    ]
-
-
-def remove_unfinished(store: Store, epoch: int, lease: WriteRight) -> list[CheckpointName]:
+def remove_unfinished(
+    store: Store, view: RunView, epoch: int, lease: WriteRight
+) -> list[CheckpointName]:
     """Delete uploads that were cut short, of attempts before the one of `epoch`."""
-    names = [stored.name for stored in unfinished(store) if stored.name.epoch < epoch]
+    unfinished = view.of_state(CheckpointState.UNFINISHED)
+    names = [name for name in unfinished if name.epoch < epoch]
     for name in names:
         _delete(store, name, lease)
     return names
@@ -141,27 +110,20 @@ def abandoned_writes(store: Store, epoch: int) -> list[HalfWritten]:
     return [half for half in store.half_written() if _abandoned(half, epoch)]
 
 
-def set_late_aside(store: Store, lease: WriteRight) -> list[CheckpointName]:
+def set_late_aside(store: Store, view: RunView, lease: WriteRight) -> Sequence[CheckpointName]:
     """Move to quarantine the checkpoints of processes that had lost the run."""
-    stored = stored_checkpoints(store)
-    late = [checkpoint.name for checkpoint in stored if checkpoint.has_manifest and checkpoint.late]
-    if late and read_latest(store) in [str(name) for name in late]:
-        write_latest(next((c.name for c in stored if c.committed), None), lease)
-    for name in late:
+    if view.latest in [str(name) for name in view.late]:
+        write_latest(view.committed[0] if view.committed else None, lease)
+    for name in view.late:
         reason = "committed after another attempt had gone on from an earlier step"
         quarantine(store, name, reason, lease)
-    return late
+    return view.late
 
 
 def _abandoned(half: HalfWritten, epoch: int) -> bool:
     place, _, folder = half.folder.rpartition("/")
     name = CheckpointName.parse(folder) if place in (CHECKPOINTS, QUARANTINE) else None
     return half.stale if name is None else name.epoch < epoch
-
-
-def in_quarantine(store: Store) -> set[str]:
-    """The names of the folders in quarantine."""
-    return {info.key.split("/")[1] for info in store.list(f"{QUARANTINE}/")}
 
 
 def _move_aside(store: Store, name: CheckpointName, lease: WriteRight) -> None:
@@ -178,9 +140,9 @@ def _delete(store: Store, name: CheckpointName, lease: WriteRight) -> None:
 
 
 def _readable_manifests(
-    store: Store, stored: Sequence[StoredCheckpoint]
+    store: Store, names: Sequence[CheckpointName]
 ) -> Iterator[tuple[CheckpointName, Manifest]]:
-    for name in [checkpoint.name for checkpoint in stored if checkpoint.committed]:
+    for name in names:
         try:
             yield name, read_manifest(store, name)
         except (Damaged, IncompatibleRun) as error:

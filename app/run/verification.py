@@ -9,13 +9,21 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.console import counted
 from app.errors import Damaged, NotFound
-from app.run.checkpoints import StoredCheckpoint, read_latest, stored_checkpoints
-from app.run.fence import fences
+from app.run.checkpoints import read_latest
 from app.run.fetching import fetch
-from app.run.layout import ATTEMPTS, LATEST, MANIFEST, RECORD, CheckpointName
-from app.run.record import RunRecord, load_record
-from app.run.retention import in_quarantine
+from app.run.journal import read_attempts
+from app.run.layout import (
+    ATTEMPTS,
+    LATEST,
+    MANIFEST,
+    METRICS_KEY,
+    QUARANTINE,
+    RECORD,
+    CheckpointName,
+)
+from app.run.view import CheckpointState, RunView, StoredCheckpoint, read_view
 from app.stores.contract import Store
 
 _WHOLE = "ok"
@@ -47,30 +55,29 @@ class Verification:
 
     def whole_run(self) -> Iterator[Finding]:
         """A finding on each checkpoint, newest first, and then on what is missing altogether."""
-        # LATEST is read before the listing: the checkpoint that it names is there by then.
-        latest = read_latest(self.store)
+        view = read_view(self.store)
         found: list[Finding] = []
-        for checkpoint in stored_checkpoints(self.store):
-            found.append(self._of(checkpoint, latest))
+        for checkpoint in view.checkpoints:
+            found.append(self._of(checkpoint, view))
             yield found[-1]
-        if latest is not None and self._vanished(latest, found):
-            yield _damage(latest, f"{LATEST} names it, and it is not there")
-        elif not any(finding.damaged or finding.whole for finding in found):
-            stored = load_record(self.store)
-            if stored and (proof := proof_of_checkpoints(stored.record, self.store)):
-                yield _damage(RECORD, f"{proof}, but no checkpoint is left")
+        if view.latest is not None and self._vanished(view, found):
+            yield _damage(view.latest, f"{LATEST} names it, and it is not there")
+        elif any(finding.damaged or finding.whole for finding in found) or view.record is None:
+            return
+        elif traces := traces_of_checkpoints(self.store, view):
+            yield _damage(RECORD, f"{traces[0]}, but no checkpoint is left")
 
-    def _of(self, checkpoint: StoredCheckpoint, latest: str | None) -> Finding:
+    def _of(self, checkpoint: StoredCheckpoint, view: RunView) -> Finding:
         name = checkpoint.name
-        if not checkpoint.has_manifest:
-            # LATEST is read again: a running job may have committed the next checkpoint in the
-            # meantime, and may be pruning this one.
-            if checkpoint.lost_manifest(latest) and read_latest(self.store) == latest:
+        if checkpoint.committed:
+            return self.one(name)
+        # LATEST is read again: a running job may have committed the next checkpoint in the
+        # meantime, and may be pruning this one.
+        if checkpoint.state is CheckpointState.LOST_MANIFEST:
+            if read_latest(self.store) == view.latest:
                 return _damage(str(name), f"{name.key(MANIFEST)} is missing")
-            return Finding(str(name), "unfinished upload")
-        if checkpoint.late:
-            return Finding(str(name), "late: not part of the run")
-        return self.one(name)
+            return Finding(str(name), CheckpointState.UNFINISHED.value)
+        return Finding(str(name), checkpoint.state.value)
 
     def one(self, name: CheckpointName) -> Finding:
         """The finding on a committed checkpoint, after reading all its bytes."""
@@ -84,26 +91,32 @@ class Verification:
             return _damage(str(name), str(error))
         return Finding(str(name), _WHOLE)
 
-    def _vanished(self, latest: str, found: Sequence[Finding]) -> bool:
+    def _vanished(self, view: RunView, found: Sequence[Finding]) -> bool:
+        latest = view.latest
         if latest in [finding.name for finding in found] or read_latest(self.store) != latest:
             return False
         # A start may have set the checkpoint aside and not committed since. Earlier versions wrote
         # the time behind the name of the folder.
-        aside = in_quarantine(self.store)
-        return not any(f"{folder}-".startswith(f"{latest}-") for folder in aside)
+        return not any(f"{folder}-".startswith(f"{latest}-") for folder in view.quarantined)
 
 
-def proof_of_checkpoints(record: RunRecord, store: Store) -> str | None:
-    """What in the store shows that there was a checkpoint once; None if nothing does."""
-    late = [str(stored.name) for stored in stored_checkpoints(store) if stored.late]
-    latest = read_latest(store)
-    if latest is not None and latest not in late:
-        return f"{LATEST} names {latest}"
-    if record.extensions:
-        return f"{RECORD} has an extension from step {record.extensions[0].base}"
-    if (begun := max((step for _, step in fences(store).starts), default=0)) > 0:
-        return f"{ATTEMPTS} has one that went on from step {begun}"
-    return None
+def traces_of_checkpoints(store: Store, view: RunView) -> list[str]:
+    """What in the store shows that there was a checkpoint once. Reads the records of attempts."""
+    traces = []
+    if view.latest is not None and view.latest not in [str(name) for name in view.late]:
+        traces.append(f"{LATEST} names {view.latest}")
+    if view.record and (extensions := view.record.record.extensions):
+        traces.append(f"{RECORD} has an extension from step {extensions[0].base}")
+    if (begun := max((attempt.start_step for attempt in view.attempts), default=0)) > 0:
+        traces.append(f"{ATTEMPTS} has one that went on from step {begun}")
+    if commits := sum(record.commits for record in read_attempts(store, view.attempts)):
+        traces.append(f"{ATTEMPTS} records {counted(commits, 'commit')}")
+    if view.quarantined:
+        traces.append(f"{QUARANTINE} has {max(view.quarantined)}")
+    # Rows may go into the store before the first checkpoint, but never before an attempt's record.
+    if view.has_metrics and not view.attempts:
+        traces.append(f"{METRICS_KEY} has rows of an attempt")
+    return traces
 
 
 def _damage(name: str, what: str) -> Finding:

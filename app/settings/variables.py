@@ -20,6 +20,9 @@ ENV_FILE = Path(".env")
 MAX_VALIDATION_TOKENS = 4_000_000  # held-out text beyond this is not tokenized
 
 
+Resume = Literal["auto", "must", "never"]
+
+
 class Section(BaseSettings):
     """A group of variables. An empty value counts as unset, so that compose can pass it on."""
 
@@ -45,6 +48,11 @@ class RunSettings(Section):
     )
     extension_id: Annotated[str, path_safe("._:-", 200)] | None = _field(
         None, "name of the extension: the same name is applied once, however often it starts"
+    )
+    resume: Resume = _field(
+        "auto",
+        "must: refuse to start a new run, as where a volume may not be mounted; never: refuse to "
+        "go on with a run",
     )
     seed: int = _field(1337, "seed of the weights and of the data order", ge=0, lt=2**63)
     trainer: Literal["lightning", "torch"] = _field(

@@ -15,9 +15,10 @@ from app.observe.report import publish
 from app.observe.rows import Row, local_rows, stored_rows
 from app.run.clock import utc_now
 from app.run.journal import AttemptJournal, AttemptRecord, read_attempts
-from app.run.record import StoredRecord, create_record, extend, load_record
+from app.run.record import StoredRecord, create_record, extend
 from app.run.recorded_source import remember_parts
 from app.run.retention import clean_up
+from app.run.view import RunView, read_view
 from app.state.snapshot import huggingface_files
 from app.training.announcement import announce
 from app.training.attempt import Attempt, Sections
@@ -41,16 +42,17 @@ def open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> A
     None if nothing is left to do; the lease is given back then.
     """
     job, settings = run.job, run.job.settings
-    stored = _record(run, source)
+    view = read_view(run.store)
+    stored = _record(run, view, source)
     remember_parts(run.store, source.parts)
-    clean_up(run.store, run.lease.epoch, run.lease)
+    clean_up(run.store, view, run.lease.epoch, run.lease)
     model = SmolLM2.empty(
         job.config,
         job.compute.device,
         gradient_checkpointing=settings.compute.gradient_checkpointing,
     )
     optimizer = build_optimizer(model, settings.optimizer, job.compute.device)
-    resumed = restore_newest(run, model, optimizer)
+    resumed = restore_newest(run, view, model, optimizer)
     step = resumed.progress.step if resumed else 0
     outcome = extend(
         run.store,
@@ -67,22 +69,22 @@ def open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> A
         return None
     schedule = Schedule(settings.optimizer, outcome.stored.record.horizons)
     announce(run, schedule, resumed)
-    return _attempt(run, model, optimizer, schedule, resumed, stop)
+    return _attempt(run, view, model, optimizer, schedule, resumed, stop)
 
 
-def _record(run: HeldRun, source: PinnedSource) -> StoredRecord:
+def _record(run: HeldRun, view: RunView, source: PinnedSource) -> StoredRecord:
     """The run's record, made now if this is the run's first start."""
     job = run.job
-    stored = load_record(run.store)
-    check_against_record(job, stored, source, run.store)
-    if stored is not None:
-        return stored
+    check_against_record(job, view, source, run.store)
+    if view.record is not None:
+        return view.record
     identity = job.identity(source.revision, source.fingerprint)
     return create_record(run.store, job.run_name, identity, job.settings.run.total_steps)
 
 
 def _attempt(
     run: HeldRun,
+    view: RunView,
     model: SmolLM2,
     optimizer: torch.optim.Optimizer,
     schedule: Schedule,
@@ -93,7 +95,7 @@ def _attempt(
     step = resumed.progress.step if resumed else 0
     logs_dir = DataDir(settings.data.data_dir).logs(job.run_name)
     rows = stored_rows(run.store)
-    journal = _journal(run, resumed, [*rows, *local_rows(logs_dir)])
+    journal = _journal(run, view, resumed, [*rows, *local_rows(logs_dir)])
     run.lease.check()  # restoring may have taken so long that the lease was lost
     journal.begin()
     metrics = MetricsLog(
@@ -168,14 +170,16 @@ def _checkpointing(
     )
 
 
-def _journal(run: HeldRun, resumed: Resumed | None, rows: Sequence[Row]) -> AttemptJournal:
+def _journal(
+    run: HeldRun, view: RunView, resumed: Resumed | None, rows: Sequence[Row]
+) -> AttemptJournal:
     """The journal of this attempt. It says how many steps of the attempt before were lost.
 
     `rows` are all rows that are known, also those of steps that no checkpoint holds.
     """
     step = resumed.progress.step if resumed else 0
     lost = 0
-    for before in read_attempts(run.store, newest=1):
+    for before in read_attempts(run.store, view.newest_attempts(1)):
         # What earlier attempts lost stands in the records of those that came after them.
         made = [row.step for row in rows if row.attempt == before.epoch]
         if lost := max(0, max([*made, before.step]) - step):

@@ -7,12 +7,14 @@ from app.console import size
 from app.data.data_dir import DataDir
 from app.data.sources import PinnedSource
 from app.errors import ConfigError, Damaged, Unavailable
-from app.run.checkpoints import check_sizes, highest_epoch, read_manifest, stored_checkpoints
+from app.run.checkpoints import check_sizes, read_manifest
 from app.run.layout import LEASE
-from app.run.record import RunRecord, StoredRecord, check_identity, load_record, same_dataset
+from app.run.record import RunRecord, check_identity, load_record, same_dataset
 from app.run.recorded_source import difference
-from app.run.retention import abandoned_writes, unfinished
-from app.run.verification import proof_of_checkpoints
+from app.run.retention import abandoned_writes
+from app.run.verification import traces_of_checkpoints
+from app.run.view import CheckpointState, RunView
+from app.settings.variables import Resume
 from app.state.snapshot import checkpoint_bytes
 from app.stores.contract import Store
 from app.training.job import Job
@@ -32,7 +34,7 @@ def check_place(job: Job, store: Store) -> None:
         )
 
 
-def check_space(job: Job, store: Store) -> None:
+def check_space(job: Job, view: RunView, store: Store) -> None:
     """Raises Unavailable if not even one checkpoint fits into the store.
 
     What this start will remove as left over counts as free.
@@ -41,8 +43,9 @@ def check_space(job: Job, store: Store) -> None:
     needed = checkpoint_bytes(job.config, job.settings.optimizer.optimizer)
     if free is None:
         return
-    free += sum(sum(stored.sizes.values()) for stored in unfinished(store))
-    free += sum(half.size for half in abandoned_writes(store, highest_epoch(store) + 1))
+    unfinished = CheckpointState.UNFINISHED
+    free += sum(stored.size for stored in view.checkpoints if stored.state is unfinished)
+    free += sum(half.size for half in abandoned_writes(store, view.highest_epoch + 1))
     if free < needed:
         raise Unavailable(
             f"CHECKPOINT_URI: {store.uri} has {size(free)} free, and a checkpoint of "
@@ -51,31 +54,28 @@ def check_space(job: Job, store: Store) -> None:
 
 
 def check_against_record(
-    job: Job, stored: StoredRecord | None, source: PinnedSource | None, store: Store
+    job: Job, view: RunView, source: PinnedSource | None, store: Store
 ) -> None:
     """Compare the job with the record of the run. Nothing is written.
 
     Without `source` everything but the content of the data is compared. Raises IncompatibleRun if
-    the run was begun with other settings or data, ConfigError for another TOTAL_STEPS, and
-    Damaged if the store has lost the record or all checkpoints.
+    the run was begun with other settings or data, ConfigError for another TOTAL_STEPS or for what
+    RESUME does not allow, and Damaged if the store has lost the record or all checkpoints.
     """
-    settings = job.settings
-    committed = any(checkpoint.committed for checkpoint in stored_checkpoints(store))
+    settings, stored = job.settings, view.record
+    _check_resume(settings.run.resume, view)
     if stored is None:
         # A start writes the lease first, then the record, and everything else later.
-        traces = (info.key for info in store.list("") if info.key != LEASE)
+        traces = sorted(view.keys - {LEASE})
         # Another process may have made the record since this one looked for it.
-        if (trace := next(traces, None)) and load_record(store) is None:
+        if traces and load_record(store) is None:
             raise Damaged(
-                f"{store.uri} holds {trace}, but no run.json: restore it from a backup, or "
+                f"{store.uri} holds {traces[0]}, but no run.json: restore it from a backup, or "
                 "choose another RUN_NAME to start again"
             )
         return
-    if not committed and (proof := proof_of_checkpoints(stored.record, store)):
-        raise Damaged(
-            f"{store.uri}/{proof}, but no checkpoint is left: restore one from a backup, or "
-            "choose another RUN_NAME to start again"
-        )
+    if not view.committed:
+        _check_fresh_start(view, store)
     recorded, changed = stored.record.identity, ""
     identity = job.identity(recorded.dataset_revision, recorded.dataset_fingerprint)
     if source is not None:
@@ -92,7 +92,40 @@ def check_against_record(
         )
 
 
-def nothing_left_to_do(job: Job, record: RunRecord, store: Store) -> bool:
+def _check_resume(resume: Resume, view: RunView) -> None:
+    if resume == "must" and not view.committed:
+        raise ConfigError(
+            f"RESUME=must, but {view.uri} holds no checkpoint to go on from: check that the volume "
+            "is mounted, CHECKPOINT_URI and RUN_NAME; RESUME=auto would start a new run"
+        )
+    if resume == "never" and (traces := sorted(view.keys - {LEASE})):
+        raise ConfigError(
+            f"RESUME=never, but {view.uri} is not empty: it holds {traces[0]}. Choose another "
+            "RUN_NAME, or RESUME=auto to go on with that run"
+        )
+
+
+def _check_fresh_start(view: RunView, store: Store) -> None:
+    """Raises Damaged if the run had checkpoints and none of them is left to go on from."""
+    if view.of_state(CheckpointState.LOST_MANIFEST):
+        return  # loading names everything that is damaged
+    if view.late:
+        newest = view.late[0]
+        raise Damaged(
+            f"{view.uri}: each checkpoint is late, which means that a later attempt went on from "
+            "an earlier step, as it does where checkpoints are put back from a backup. `python -m "
+            f"app checkpoints accept {newest}` lets the run go on from the newest; or choose "
+            "another RUN_NAME to start again"
+        )
+    if traces := traces_of_checkpoints(store, view):
+        raise Damaged(
+            f"{view.uri} has lost its checkpoints: {'; '.join(traces)}, but no checkpoint is left. "
+            "Restore one from a backup, or from quarantine with `python -m app checkpoints "
+            "accept`; or choose another RUN_NAME to start again"
+        )
+
+
+def nothing_left_to_do(job: Job, record: RunRecord, view: RunView, store: Store) -> bool:
     """Whether this start has nothing to do. Reads only.
 
     Of the newest checkpoint, manifest and sizes are looked at; every byte is what
@@ -102,11 +135,11 @@ def nothing_left_to_do(job: Job, record: RunRecord, store: Store) -> bool:
     applied = any(run.extension_id and e.id == run.extension_id for e in record.extensions)
     if run.additional_steps and not applied:
         return False
-    newest = next((c for c in stored_checkpoints(store) if c.committed), None)
-    if newest is None or newest.name.step < record.target:
+    if view.newest_step < record.target:
         return False
+    newest = view.committed[0]
     try:
-        check_sizes(store, newest.name, read_manifest(store, newest.name))
+        check_sizes(store, newest, read_manifest(store, newest))
     except Damaged:
         return False  # the start will set the checkpoint aside and make its steps again
     return True

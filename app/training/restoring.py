@@ -12,6 +12,7 @@ from app.model.smollm2 import SmolLM2
 from app.run.fetching import newest_valid
 from app.run.layout import CheckpointName
 from app.run.retention import quarantine
+from app.run.view import RunView
 from app.state.progress import Progress
 from app.state.snapshot import STATE_FILES, restore
 from app.state.weights import load_pretrained
@@ -29,7 +30,7 @@ class Resumed:
 
 
 def restore_newest(
-    run: HeldRun, model: SmolLM2, optimizer: torch.optim.Optimizer
+    run: HeldRun, view: RunView, model: SmolLM2, optimizer: torch.optim.Optimizer
 ) -> Resumed | None:
     """Load the newest valid checkpoint, or else the first weights: None then.
 
@@ -39,7 +40,7 @@ def restore_newest(
     job, settings = run.job, run.job.settings
     data_dir = DataDir(settings.data.data_dir)
     with disk_failures(data_dir.setting), own_folder(data_dir.restore) as scratch:
-        found = newest_valid(run.store, scratch, required=STATE_FILES, alive=beat)
+        found = newest_valid(run.store, view, scratch, required=STATE_FILES, alive=beat)
         if found is None:
             if job.init_directory:
                 with disk_failures(f"INIT_FROM={settings.model.init_from}"):

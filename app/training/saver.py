@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from app.console import duration, size
-from app.errors import AccessDenied, Unavailable
+from app.errors import AccessDenied, Damaged, Unavailable
 from app.observe.rows import Beginning
 from app.run.committing import commit
 from app.run.journal import AttemptJournal
 from app.run.layout import CheckpointName
 from app.run.lease import Lease
 from app.run.retention import prune
+from app.run.view import read_view
 from app.settings.variables import CheckpointSettings
 from app.state.snapshot import Snapshot
 from app.stores.contract import Store
@@ -167,8 +168,6 @@ class CheckpointSaver:
         self._lease.check()
         for key, rows in request.logs.items():
             self._lease.put(key, rows.content())
-        for key, buffers in self._journal.objects().items():
-            self.store.put(key, buffers)
         manifest = commit(
             self.store,
             CheckpointName(snapshot.step, self._lease.epoch),
@@ -188,13 +187,19 @@ class CheckpointSaver:
             size(manifest.total_bytes),
             self.last_commit_seconds,
         )
-        self._prune()
+        self._tidy()
 
-    def _prune(self) -> None:
-        """Remove old checkpoints. If that fails, training goes on: the next save tries again."""
+    def _tidy(self) -> None:
+        """Write down the commit in the journal, and remove old checkpoints.
+
+        If that fails, training goes on: the next save tries again.
+        """
         try:
-            pruned = prune(self.store, self._settings.keep_top, self._protected, self._lease)
-        except (Unavailable, AccessDenied) as error:
+            for key, buffers in self._journal.objects().items():
+                self.store.put(key, buffers)
+            view, keep_top = read_view(self.store), self._settings.keep_top
+            pruned = prune(self.store, view, keep_top, self._protected, self._lease)
+        except (Unavailable, AccessDenied, Damaged) as error:
             log.warning("old checkpoints could not be removed: %s", error)
             return
         if pruned:

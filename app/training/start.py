@@ -16,10 +16,10 @@ from app.data.token_stream import OutOfData, TokenStream
 from app.errors import AppError, Preempted
 from app.heartbeat import beat
 from app.model.attention import AttentionShape, fastest_attention
-from app.run.checkpoints import highest_epoch, stored_checkpoints
 from app.run.lease import Lease, holder_identity
-from app.run.record import StoredRecord, already_applied, load_record
+from app.run.record import StoredRecord, already_applied
 from app.run.recorded_source import names_recorded_data, source_of_run
+from app.run.view import RunView, read_view
 from app.settings.combined import Settings
 from app.stores.contract import Store
 from app.stores.opening import open_store
@@ -87,13 +87,14 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     store = open_store(settings.checkpoints.checkpoint_uri, job.run_name)
     check_place(job, store)
     store.check()
-    stored = load_record(store)
+    view = read_view(store)
+    stored = view.record
     progress = TokenProgress()
-    if stored is not None and nothing_left_to_do(job, stored.record, store):
+    if stored is not None and nothing_left_to_do(job, stored.record, view, store):
         # The data may be gone by now: they are looked at only if DATASET names others than before.
         named = names_recorded_data(settings.data, stored.record)
         source = None if named else source_of_run(settings.data, stored.record, progress.alive)
-        check_against_record(job, stored, source, store)
+        check_against_record(job, view, source, store)
         run = settings.run
         if note := already_applied(stored.record, run.additional_steps, run.extension_id):
             log.info(note)
@@ -105,9 +106,10 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
         )
         return None
     source = source_of_run(settings.data, stored.record if stored else None, progress.alive)
-    check_against_record(job, stored, source, store)
-    check_space(job, store)
-    steps = range(_newest_step(store), _highest_target(job, stored))
+    check_against_record(job, view, source, store)
+    check_space(job, view, store)
+    # The tokens of the step that this start will probably resume from are fetched first.
+    steps = range(view.newest_step, _highest_target(job, stored))
     data = open_preparation(job, source, steps, progress.behind)
     try:
         data.start()
@@ -120,7 +122,7 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
             seed=settings.run.seed,
             seq_len=job.geometry.seq_len,
         )
-        attempt = _open_with_lease(job, store, corpus, source, stop)
+        attempt = _open_with_lease(job, store, view, corpus, source, stop)
     except BaseException:
         data.close()
         raise
@@ -130,7 +132,12 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
 
 
 def _open_with_lease(
-    job: Job, store: Store, corpus: TokenStream, source: PinnedSource, stop: StopRequest
+    job: Job,
+    store: Store,
+    view: RunView,
+    corpus: TokenStream,
+    source: PinnedSource,
+    stop: StopRequest,
 ) -> Attempt | None:
     settings = job.settings
 
@@ -139,7 +146,7 @@ def _open_with_lease(
         return stop.requested
 
     lease = Lease(store, settings.checkpoints.lease_ttl, holder_identity())
-    lease.acquire(settings.checkpoints.lease_wait, log.info, stopping, above=highest_epoch(store))
+    lease.acquire(settings.checkpoints.lease_wait, log.info, stopping, above=view.highest_epoch)
     try:
         lease.start_renewing()
         return open_under_lease(HeldRun(job, store, lease, corpus), source, stop)
@@ -147,11 +154,6 @@ def _open_with_lease(
         stop.taken()
         GracePeriod(stop, settings.checkpoints.grace_seconds).give_lease_back(lease.release)
         raise
-
-
-def _newest_step(store: Store) -> int:
-    """The step that this start will probably resume from: its tokens are fetched first."""
-    return max((s.name.step for s in stored_checkpoints(store) if s.committed), default=0)
 
 
 def _highest_target(job: Job, stored: StoredRecord | None) -> int:

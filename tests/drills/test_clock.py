@@ -16,16 +16,16 @@ from typing import Any, Self
 import pytest
 
 from app.observe.rows import stored_rows
-from app.run.checkpoints import stored_checkpoints
 from app.run.clock import Clock
-from app.run.journal import read_attempts
 from app.run.layout import LEASE
 from app.run.lease import Lease
+from app.run.view import read_view
 from app.stores.contract import Store
 from app.stores.opening import open_store
 from tests.support.forked_job import ForkedJobRunner, at
 from tests.support.interposed import Interposed
 from tests.support.job import JobRunner, Outcome, outcome
+from tests.support.stored_run import stored_attempts
 
 pytestmark = pytest.mark.slow
 HOURS = 3600.0
@@ -134,9 +134,9 @@ def test_a_dead_holder_with_a_wrong_clock_is_taken_over_by_its_silence(
     assert finished.code == 0, finished.log
     assert "which has been silent for" in finished.log
     assert outcome(store_of(job)).differences(undisturbed) == []
-    newest = stored_checkpoints(store_of(job))[0].name
+    newest = read_view(store_of(job)).checkpoints[0].name
     assert (newest.step, newest.epoch) == (6, 2)
-    assert [record.epoch for record in read_attempts(store_of(job), newest=9)] == [1, 2]
+    assert [record.epoch for record in stored_attempts(store_of(job), newest=9)] == [1, 2]
 
 
 @pytest.mark.parametrize("hours", [30, -30])

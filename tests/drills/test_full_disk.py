@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from app.run.checkpoints import find_checkpoint
+from app.run.view import read_view
 from app.stores.opening import open_store
 from tests.support.forked_job import ForkedJobRunner
 from tests.support.job import Action, Outcome, both, outcome
@@ -97,7 +97,7 @@ def test_a_volume_that_stays_full_ends_the_job_and_the_next_start_goes_on(
     refused = job.run("train")
     assert refused.code == 75, refused.log
     assert refused.log.count(" ERROR: ") == 1 and "is full" in refused.log
-    assert find_checkpoint(open_store(uri, "tiny"), "latest").step == 2
+    assert read_view(open_store(uri, "tiny")).find("latest").step == 2
     filler.unlink()
     finished = job.run("train")
     assert finished.code == 0, finished.log

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from app.run.checkpoints import read_latest, stored_checkpoints
+from app.run.checkpoints import read_latest
 from app.run.fetching import newest_valid
 from app.run.layout import CheckpointName
 from app.run.retention import prune
+from app.run.view import read_view
 from app.stores.contract import RESERVED, Store
 from app.stores.opening import open_store
 from tests.support.power_cut import Files, PowerCuts
@@ -80,7 +81,7 @@ def test_a_power_cut_costs_no_checkpoint_whose_commit_returned(
         promised = name
         returned = [("the commit returned", left) for left in power.now()]
         with power.at_each_call() as cuts:
-            prune(store, 0, [], FreeLease(store))
+            prune(store, read_view(store), 0, [], FreeLease(store))
         assert_resumable(returned + cuts, promised, tmp_path / f"prune-{step}")
 
 
@@ -99,8 +100,8 @@ def assert_resumable(
             (folder / key).parent.mkdir(parents=True, exist_ok=True)
             (folder / key).write_bytes(content)
         store = open_store(f"file://{folder}", "run")
-        found = newest_valid(store, folder / "scratch")
-        committed = [stored.name for stored in stored_checkpoints(store) if stored.committed]
+        found = newest_valid(store, read_view(store), folder / "scratch")
+        committed = [stored.name for stored in read_view(store).checkpoints if stored.committed]
         assert read_latest(store) in [None, *map(str, committed)], f"after {call}"
         if promised is not None:
             assert found is not None and found.name >= promised, f"lost after {call}"

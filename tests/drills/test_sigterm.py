@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from app.data.limits import DataLimits
-from app.run.checkpoints import find_checkpoint
 from app.run.lease import Lease
+from app.run.view import read_view
 from app.stores.contract import Store
 from app.stores.opening import open_store
 from tests.support.faulty_link import faulty_link
@@ -417,4 +417,4 @@ def signalled(job: ForkedJobRunner, place: str) -> ForkedJobRunner:
 
 
 def newest_step(job: JobRunner) -> int:
-    return find_checkpoint(store_of(job), "latest").step
+    return read_view(store_of(job)).find("latest").step

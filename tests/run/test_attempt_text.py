@@ -1,9 +1,9 @@
 """Attempts as a person sees them."""
 
 from app.run.attempt_text import attempt_table, summary
-from app.run.journal import AttemptJournal, read_attempts
+from app.run.journal import AttemptJournal
 from app.stores.contract import Store
-from tests.support.stored_run import attempt_record
+from tests.support.stored_run import attempt_record, stored_attempts
 
 
 def test_tries_to_save_that_failed_are_in_the_record_the_summary_and_the_table(
@@ -14,7 +14,7 @@ def test_tries_to_save_that_failed_are_in_the_record_the_summary_and_the_table(
     journal.save_failed()
     journal.save_failed()
     journal.end("exit 75")
-    (read,) = read_attempts(folder, newest=10)
+    (read,) = stored_attempts(folder, newest=10)
     assert summary(read).endswith("; 2 tries to save failed")
     once = read.model_copy(update={"step": 1, "saves": 1, "commits": 1, "failed_saves": 1})
     assert summary(once) == (

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from app.errors import NotFound
-from app.run.checkpoints import find_checkpoint, read_manifest, stored_checkpoints
+from app.run.checkpoints import read_manifest
 from app.run.fetching import newest_valid
 from app.run.layout import CheckpointName
 from app.run.retention import prune
+from app.run.view import read_view
 from app.stores.contract import Store
 from tests.support.stored_run import FreeLease, commit_step, committed_steps, go_on_from
 
@@ -16,18 +17,18 @@ from tests.support.stored_run import FreeLease, commit_step, committed_steps, go
 def test_checkpoints_order_by_step_then_epoch(folder: Store, tmp_path: Path) -> None:
     for step, epoch in ((20, 2), (40, 1), (40, 2), (9, 9)):
         commit_step(folder, step, epoch=epoch)
-    names = [str(stored.name) for stored in stored_checkpoints(folder)]
+    names = [str(stored.name) for stored in read_view(folder).checkpoints]
     assert names[:2] == ["step-0000000040-e000002", "step-0000000040-e000001"]
-    found = newest_valid(folder, tmp_path)
+    found = newest_valid(folder, read_view(folder), tmp_path)
     assert found is not None and found.name == CheckpointName(40, 2)
 
 
 def test_a_checkpoint_is_found_by_step_name_or_latest(folder: Store) -> None:
     first, second = commit_step(folder, 20), commit_step(folder, 40)
-    assert find_checkpoint(folder, "20") == find_checkpoint(folder, str(first)) == first
-    assert find_checkpoint(folder, "latest") == second
+    assert read_view(folder).find("20") == read_view(folder).find(str(first)) == first
+    assert read_view(folder).find("latest") == second
     with pytest.raises(NotFound, match="there are steps 40, 20"):
-        find_checkpoint(folder, "30")
+        read_view(folder).find("30")
 
 
 def test_a_zombies_late_commit_is_no_checkpoint_of_the_run(folder: Store, tmp_path: Path) -> None:
@@ -36,8 +37,8 @@ def test_a_zombies_late_commit_is_no_checkpoint_of_the_run(folder: Store, tmp_pa
     late = commit_step(folder, 30)
     ours = commit_step(folder, 20, epoch=2)
     assert committed_steps(folder) == [20, 10]
-    assert find_checkpoint(folder, "latest") == ours
-    found = newest_valid(folder, tmp_path / "scratch")
+    assert read_view(folder).find("latest") == ours
+    found = newest_valid(folder, read_view(folder), tmp_path / "scratch")
     assert found is not None and (found.name, list(found.damaged)) == (ours, [])
-    assert prune(folder, 0, [], FreeLease(folder)) == [CheckpointName(10, 1)]
+    assert prune(folder, read_view(folder), 0, [], FreeLease(folder)) == [CheckpointName(10, 1)]
     assert read_manifest(folder, late).step == 30

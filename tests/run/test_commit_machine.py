@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from app.errors import Damaged
-from app.run.checkpoints import stored_checkpoints
 from app.run.committing import commit
 from app.run.fetching import fetch, newest_valid
 from app.run.layout import MANIFEST, CheckpointName
 from app.run.retention import clean_up, prune, quarantine
+from app.run.view import read_view
 from app.stores.contract import Data, Store
 from app.stores.opening import open_store
 from tests.support.mortal_store import Died, MortalStore
@@ -52,7 +52,7 @@ class CommitMachine(RuleBasedStateMachine):
         try:
             commit(store, name, content, loss, FreeLease(store))
             self.step, self.newest = name.step, name
-            prune(store, KEEP_TOP, [], FreeLease(store))
+            prune(store, read_view(store), KEEP_TOP, [], FreeLease(store))
         except Died:
             self._restart()
 
@@ -67,12 +67,12 @@ class CommitMachine(RuleBasedStateMachine):
         store: Store = MortalStore(self.store, dies_at)  # type: ignore[assignment]
         lease = FreeLease(store)
         self.epoch += 1
-        stored = stored_checkpoints(self.store)
-        self.set_aside |= {late.name for late in stored if late.late and late.has_manifest}
-        clean_up(store, self.epoch, lease)
+        view = read_view(self.store)
+        self.set_aside |= set(view.late)
+        clean_up(store, view, self.epoch, lease)
         whole = [name for name in self._committed() if name not in self.rotten | self.late]
         try:
-            found = newest_valid(self.store, self.folder / "scratch")
+            found = newest_valid(self.store, read_view(self.store), self.folder / "scratch")
         except Damaged:
             assert not whole, "a whole checkpoint was there and was not found"
             self._begin_anew()
@@ -126,7 +126,7 @@ class CommitMachine(RuleBasedStateMachine):
         return {"model.safetensors": [self.written[name]], "state.json": [b"{}"]}
 
     def _committed(self) -> list[CheckpointName]:
-        return [stored.name for stored in stored_checkpoints(self.store) if stored.committed]
+        return [stored.name for stored in read_view(self.store).checkpoints if stored.committed]
 
     def _begin_anew(self) -> None:
         """Do as a person would, who chooses another RUN_NAME."""

@@ -13,6 +13,7 @@ from app.run.committing import commit
 from app.run.fetching import newest_valid
 from app.run.layout import LATEST, MANIFEST, CheckpointName
 from app.run.lease import Lease
+from app.run.view import read_view
 from app.stores.contract import Data, Store
 from tests.support.fake_time import FakeTime
 from tests.support.stored_run import FILES, FreeLease, committed_steps, go_on_from
@@ -100,7 +101,7 @@ def test_wherever_a_commit_is_paused_the_pointer_names_nothing_that_a_successor_
         """The lease of the next attempt, and the checkpoint that it goes on from."""
         lease = Lease(view, 10, f"attempt {next(epochs)}", time.clock)
         lease.acquire(0, lambda line: None, lambda: False)
-        found = newest_valid(store, tmp_path)
+        found = newest_valid(store, read_view(store), tmp_path)
         name = found.name if found else CheckpointName(0, 0)
         go_on_from(store, name.step, lease.epoch)
         return lease, name

@@ -14,6 +14,7 @@ from app.run.checkpoints import read_manifest
 from app.run.fetching import fetch, newest_valid
 from app.run.layout import MANIFEST
 from app.run.retention import remove_unfinished
+from app.run.view import read_view
 from app.stores.contract import Store
 from app.stores.opening import open_store
 from tests.support.interposed import Answer, Interposed
@@ -39,7 +40,7 @@ def test_a_disk_here_that_fills_up_under_a_download_is_unavailable_and_no_damage
 
     monkeypatch.setattr("s3transfer.utils.rename_file", full)
     with pytest.raises(Unavailable, match=f"^the download to {tmp_path}/.* is full"):
-        newest_valid(store, tmp_path)
+        newest_valid(store, read_view(store), tmp_path)
 
 
 def _flip(path: Path) -> None:
@@ -63,7 +64,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_next(
 ) -> None:
     good, bad = commit_step(folder, 20), commit_step(folder, 40)
     harm(tmp_path / "run" / bad.key(file))
-    found = newest_valid(folder, tmp_path / "scratch")
+    found = newest_valid(folder, read_view(folder), tmp_path / "scratch")
     assert found is not None and found.name == good
     assert [name for name, _ in found.damaged] == [bad]
     assert file in found.damaged[0][1]
@@ -85,7 +86,7 @@ def test_a_bit_that_flips_in_a_download_costs_no_checkpoint(
         return answers.pop() if wanted and answers else None
 
     s3_answers.answering = answering
-    found = newest_valid(store, tmp_path)
+    found = newest_valid(store, read_view(store), tmp_path)
     assert found is not None and not answers
     assert (found.name, found.damaged) == (name, [])
 
@@ -99,7 +100,7 @@ def test_a_damaged_manifest_makes_the_checkpoint_damaged(
 ) -> None:
     good, bad = commit_step(folder, 20), commit_step(folder, 40)
     folder.put(bad.key(MANIFEST), [manifest])
-    found = newest_valid(folder, tmp_path / "scratch")
+    found = newest_valid(folder, read_view(folder), tmp_path / "scratch")
     assert found is not None and found.name == good and len(found.damaged) == 1
 
 
@@ -120,7 +121,7 @@ def test_a_manifest_of_a_newer_format_is_not_called_damaged(folder: Store, tmp_p
         entry["crc"] = "of a later day"
     folder.put(name.key(MANIFEST), [json.dumps(newer).encode()])
     with pytest.raises(IncompatibleRun, match="format 99"):
-        newest_valid(folder, tmp_path)
+        newest_valid(folder, read_view(folder), tmp_path)
 
 
 def test_with_no_valid_checkpoint_left_the_job_explains_and_changes_nothing(
@@ -129,12 +130,12 @@ def test_with_no_valid_checkpoint_left_the_job_explains_and_changes_nothing(
     name = commit_step(folder, 20)
     _flip(tmp_path / "run" / name.key("state.json"))
     with pytest.raises(Damaged, match="no valid checkpoint is left"):
-        newest_valid(folder, tmp_path / "scratch")
+        newest_valid(folder, read_view(folder), tmp_path / "scratch")
     assert committed_steps(folder) == [20]
 
 
 def test_an_empty_store_has_no_checkpoint(folder: Store, tmp_path: Path) -> None:
-    assert newest_valid(folder, tmp_path) is None
+    assert newest_valid(folder, read_view(folder), tmp_path) is None
 
 
 def test_a_volume_that_cannot_be_read_is_named_and_is_not_called_damaged(
@@ -143,7 +144,7 @@ def test_a_volume_that_cannot_be_read_is_named_and_is_not_called_damaged(
     path = tmp_path / "run" / commit_step(folder, 20).key("model.safetensors")
     make_unreadable(monkeypatch, path, errno.EIO)
     with pytest.raises(Unavailable, match=rf"{path} does not work now \(Input/output error\)"):
-        newest_valid(folder, tmp_path / "scratch")
+        newest_valid(folder, read_view(folder), tmp_path / "scratch")
 
 
 def test_a_checkpoint_that_lost_its_manifest_is_damaged_not_unfinished(
@@ -151,8 +152,8 @@ def test_a_checkpoint_that_lost_its_manifest_is_damaged_not_unfinished(
 ) -> None:
     good, bad = commit_step(folder, 20), commit_step(folder, 40)
     folder.delete([bad.key(MANIFEST)])
-    assert remove_unfinished(folder, 2, FreeLease(folder)) == []
-    found = newest_valid(folder, tmp_path / "scratch")
+    assert remove_unfinished(folder, read_view(folder), 2, FreeLease(folder)) == []
+    found = newest_valid(folder, read_view(folder), tmp_path / "scratch")
     assert found is not None and found.name == good
     assert [name for name, _ in found.damaged] == [bad]
 
@@ -162,7 +163,9 @@ def test_fetching_and_verifying_a_checkpoint_give_signs_of_life(
 ) -> None:
     commit_step(store, 2)
     seen: list[None] = []
-    assert newest_valid(store, tmp_path / "scratch", alive=lambda: seen.append(None))
+    assert newest_valid(
+        store, read_view(store), tmp_path / "scratch", alive=lambda: seen.append(None)
+    )
     verified = len(FILES)
     fetched = 0 if store.uri.startswith("file:") else len(FILES)
     assert len(seen) == verified + fetched

@@ -4,9 +4,9 @@ import pytest
 
 from app.errors import Unavailable
 from app.run.attempt_text import attempt_table, summary
-from app.run.journal import AttemptJournal, read_attempts
+from app.run.journal import AttemptJournal
 from app.stores.contract import Store
-from tests.support.stored_run import attempt_record
+from tests.support.stored_run import attempt_record, stored_attempts
 
 
 def test_a_journal_is_read_back_with_its_end(folder: Store) -> None:
@@ -18,7 +18,7 @@ def test_a_journal_is_read_back_with_its_end(folder: Store) -> None:
     journal.committed(3.0)
     journal.committed(2.0)
     journal.end("target reached")
-    (read,) = read_attempts(folder, newest=10)
+    (read,) = stored_attempts(folder, newest=10)
     assert (read.steps, read.saves, read.stall_seconds) == (12, 2, 0.75)
     assert (read.longest_upload_lag, read.ended) == (3.0, "target reached")
     assert (read.commits, read.failed_saves) == (2, 0)
@@ -35,7 +35,7 @@ def test_a_killed_attempt_leaves_the_words_of_its_last_checkpoint(folder: Store)
     for key, content in journal.objects().items():
         folder.put(key, content)
     journal.note(step=9)
-    (read,) = read_attempts(folder, newest=10)
+    (read,) = stored_attempts(folder, newest=10)
     assert (read.step, read.ended) == (5, None)
     assert attempt_table([read])[1].endswith("no end recorded: killed, or still running")
 
@@ -46,9 +46,9 @@ def test_the_newest_attempts_are_shown_and_a_broken_one_is_said(
     for epoch in range(1, 6):
         AttemptJournal(folder, attempt_record(epoch)).begin()
     folder.put(attempt_record(5).key, [b"{"])
-    assert [read.epoch for read in read_attempts(folder, newest=3)] == [3, 4]
+    assert [read.epoch for read in stored_attempts(folder, newest=3)] == [3, 4]
     assert "e000005" in caplog.text
-    assert read_attempts(folder, newest=0) == []
+    assert stored_attempts(folder, newest=0) == []
 
 
 def test_a_store_that_does_not_take_the_last_words_is_no_failure(
@@ -72,7 +72,7 @@ def test_a_process_that_lost_the_run_writes_its_end_over_its_own_words_only(fold
     begun_anew = attempt_record().model_copy(update={"holder": "host:2:def"})
     AttemptJournal(folder, begun_anew).begin()
     assert not journal.end("exit 79")
-    assert read_attempts(folder, newest=9) == [begun_anew]
+    assert stored_attempts(folder, newest=9) == [begun_anew]
 
 
 def test_words_that_are_being_written_with_a_checkpoint_do_not_keep_the_last_ones_out(
@@ -91,4 +91,4 @@ def test_words_that_are_being_written_with_a_checkpoint_do_not_keep_the_last_one
 
     monkeypatch.setattr(folder, "get", overtaken)
     assert journal.end("exit 143")
-    assert [read.ended for read in read_attempts(folder, newest=9)] == ["exit 143"]
+    assert [read.ended for read in stored_attempts(folder, newest=9)] == ["exit 143"]

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from app.errors import AccessDenied, Fenced
-from app.run.checkpoints import read_latest, read_manifest, stored_checkpoints
+from app.run.checkpoints import read_latest, read_manifest
 from app.run.fetching import newest_valid
 from app.run.layout import LATEST, MANIFEST, CheckpointName
 from app.run.retention import clean_up, prune, quarantine, remove_unfinished, set_late_aside
+from app.run.view import read_view
 from app.stores.contract import Store
 from app.stores.limits import StoreLimits
 from app.stores.opening import open_store
@@ -51,7 +52,7 @@ def folders(tmp_path: Path) -> Iterator[Store]:
 def test_quarantine_keeps_every_byte_and_the_reason(folder: Store, tmp_path: Path) -> None:
     name = commit_step(folder, 20)
     target = quarantine(folder, name, "wrong hash", FreeLease(folder))
-    assert stored_checkpoints(folder) == []
+    assert read_view(folder).checkpoints == []
     kept = tmp_path / "run" / target
     assert {path.name for path in kept.iterdir()} == {*FILES, MANIFEST, "reason.json"}
     assert json.loads((kept / "reason.json").read_text())["reason"] == "wrong hash"
@@ -67,25 +68,27 @@ def test_what_cannot_be_cleaned_up_stops_no_start_and_is_said(
         raise AccessDenied(f"{keys[0]} is another user's")
 
     monkeypatch.setattr(folder, "delete", refuse)
-    clean_up(folder, 2, FreeLease(folder))
+    clean_up(folder, read_view(folder), 2, FreeLease(folder))
     assert "not all cleaned up" in caplog.text
     assert left.key("manifest.json") in caplog.text
-    assert [stored.name for stored in stored_checkpoints(folder)] == [left]
+    assert [stored.name for stored in read_view(folder).checkpoints] == [left]
 
 
 def test_an_upload_that_was_cut_short_is_removed(folder: Store) -> None:
     keep = commit_step(folder, 20)
     folder.put(CheckpointName(40, 1).key("model.safetensors"), [b"half"])
-    assert remove_unfinished(folder, 2, FreeLease(folder)) == [CheckpointName(40, 1)]
-    assert [stored.name for stored in stored_checkpoints(folder)] == [keep]
+    assert remove_unfinished(folder, read_view(folder), 2, FreeLease(folder)) == [
+        CheckpointName(40, 1)
+    ]
+    assert [stored.name for stored in read_view(folder).checkpoints] == [keep]
 
 
 def test_who_has_lost_the_run_unknowingly_leaves_the_uploads_of_its_successor_alone(
     folder: Store,
 ) -> None:
     folder.put(CheckpointName(40, 3).key("model.safetensors"), [b"half"])
-    assert remove_unfinished(folder, 2, FreeLease(folder)) == []
-    assert [str(stored.name) for stored in stored_checkpoints(folder)] == [
+    assert remove_unfinished(folder, read_view(folder), 2, FreeLease(folder)) == []
+    assert [str(stored.name) for stored in read_view(folder).checkpoints] == [
         str(CheckpointName(40, 3))
     ]
 
@@ -94,18 +97,18 @@ def test_a_late_commit_is_set_aside_and_the_pointer_names_the_one_before(folder:
     ours = commit_step(folder, 10)
     go_on_from(folder, 10, epoch=2)
     late = commit_step(folder, 30)
-    assert set_late_aside(folder, FreeLease(folder)) == [late]
-    assert [stored.name for stored in stored_checkpoints(folder)] == [ours]
+    assert set_late_aside(folder, read_view(folder), FreeLease(folder)) == [late]
+    assert [stored.name for stored in read_view(folder).checkpoints] == [ours]
     assert read_latest(folder) == str(ours)
     assert any(info.key.endswith("reason.json") for info in folder.list("quarantine/"))
-    assert set_late_aside(folder, FreeLease(folder)) == []
+    assert set_late_aside(folder, read_view(folder), FreeLease(folder)) == []
 
 
 def test_the_best_by_loss_the_newest_and_the_protected_stay(folder: Store) -> None:
     losses = {20: 5.0, 40: 1.0, 60: 4.0, 80: 2.0, 100: 3.0, 120: 9.0}
     for step, loss in losses.items():
         commit_step(folder, step, loss)
-    pruned = prune(folder, 2, [CheckpointName(60, 1)], FreeLease(folder))
+    pruned = prune(folder, read_view(folder), 2, [CheckpointName(60, 1)], FreeLease(folder))
     assert [name.step for name in pruned] == [20, 100]
     assert committed_steps(folder) == [120, 80, 60, 40]
 
@@ -116,14 +119,14 @@ def test_a_checkpoint_of_a_newer_format_does_not_keep_others_from_being_pruned(
     newer, _, last = (commit_step(folder, step) for step in (20, 40, 60))
     content = read_manifest(folder, newer).model_dump() | {"format_version": 99}
     folder.put(newer.key(MANIFEST), [json.dumps(content).encode()])
-    assert prune(folder, 0, [last], FreeLease(folder)) == [CheckpointName(40, 1)]
+    assert prune(folder, read_view(folder), 0, [last], FreeLease(folder)) == [CheckpointName(40, 1)]
 
 
 def start(store: Store, scratch: Path) -> None:
     """What a start does about the checkpoints that it finds."""
     lease = FreeLease(store)
-    clean_up(store, 2, lease)
-    found = newest_valid(store, scratch)
+    clean_up(store, read_view(store), 2, lease)
+    found = newest_valid(store, read_view(store), scratch)
     assert found is not None
     for name, reason in found.damaged:
         quarantine(store, name, reason, lease)
@@ -146,7 +149,7 @@ def test_killed_anywhere_in_a_quarantine_the_next_start_ends_it_with_every_file_
         with pytest.raises(Died):
             start(MortalStore(store, dies_at), tmp_path)  # type: ignore[arg-type]
         start(store, tmp_path)
-        assert [stored.name for stored in stored_checkpoints(store)] == [good]
+        assert [stored.name for stored in read_view(store).checkpoints] == [good]
         for name in bad:
             assert_whole_in_quarantine(store, name)
     store = next(folders)
@@ -175,7 +178,7 @@ def test_a_start_that_is_killed_while_it_sets_a_late_commit_aside_is_made_up_for
         with pytest.raises(Died):
             start(MortalStore(store, dies_at), tmp_path)  # type: ignore[arg-type]
         start(store, tmp_path)
-        assert [stored.name for stored in stored_checkpoints(store)] == [ours]
+        assert [stored.name for stored in read_view(store).checkpoints] == [ours]
         kept = [info.key.rpartition("/")[2] for info in store.list(f"quarantine/{late}")]
         assert set(kept) == {*FILES, MANIFEST, "reason.json"}
         assert store.get(LATEST)[0] == f"{ours}\n".encode()
@@ -186,13 +189,13 @@ def test_a_late_commit_that_stands_alone_leaves_a_pointer_that_names_nothing(
 ) -> None:
     go_on_from(store, 0, epoch=2)
     commit_step(store, 30)
-    clean_up(store, 3, FreeLease(store))
+    clean_up(store, read_view(store), 3, FreeLease(store))
     assert store.get(LATEST)[0] == b"\n"
-    assert newest_valid(store, tmp_path) is None
+    assert newest_valid(store, read_view(store), tmp_path) is None
 
 
 def cleaning(store: Store, lease: FreeLease) -> None:
-    clean_up(store, 2, lease)
+    clean_up(store, read_view(store), 2, lease)
 
 
 def setting_aside(store: Store, lease: FreeLease) -> None:
@@ -200,7 +203,7 @@ def setting_aside(store: Store, lease: FreeLease) -> None:
 
 
 def pruning(store: Store, lease: FreeLease) -> None:
-    prune(store, 0, [], lease)
+    prune(store, read_view(store), 0, [], lease)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +250,7 @@ def test_what_attempts_before_left_half_written_goes_at_once_and_nothing_else(
     gone = [f"{place}/{CheckpointName(40, 1)}" for place in ("checkpoints", "quarantine")]
     for folder in kept + gone:
         leave_half_written(store, f"{folder}/large")
-    clean_up(store, 2, FreeLease(store))
+    clean_up(store, read_view(store), 2, FreeLease(store))
     assert sorted(half.folder for half in store.half_written()) == sorted(kept)
 
 
@@ -257,5 +260,5 @@ def test_no_age_makes_a_half_written_file_of_a_live_attempt_go(store: Store) -> 
     for folder in (live, "logs"):
         leave_half_written(store, f"{folder}/large")
     assert all(half.stale for half in store.half_written())
-    clean_up(store, 2, FreeLease(store))
+    clean_up(store, read_view(store), 2, FreeLease(store))
     assert [half.folder for half in store.half_written()] == [live]

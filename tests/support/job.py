@@ -15,8 +15,8 @@ from typing import IO, Any, Protocol, Self
 import torch
 from safetensors.torch import load_file
 
-from app.run.checkpoints import find_checkpoint
 from app.run.layout import METRICS_KEY
+from app.run.view import read_view
 from app.settings.variables import variables
 from app.stores.contract import Store
 
@@ -143,7 +143,7 @@ class Outcome:
 def outcome(store: Store) -> Outcome:
     """What a finished run left in its store."""
     with tempfile.TemporaryDirectory() as folder:
-        last = find_checkpoint(store, "latest")
+        last = read_view(store).find("latest")
         keys = [last.key(f"{name}.safetensors") for name in ("model", "optimizer")]
         paths = [store.fetch(key, Path(folder)) for key in keys]
         found = {name: tensor.clone() for name, tensor in tensors(paths[0].parent).items()}

@@ -1,10 +1,10 @@
 """A run as it lies in a store, made without training."""
 
-from app.run.checkpoints import stored_checkpoints
 from app.run.committing import commit
-from app.run.journal import AttemptRecord
+from app.run.journal import AttemptRecord, read_attempts
 from app.run.layout import AttemptName, CheckpointName
 from app.run.record import Identity
+from app.run.view import read_view
 from app.stores.contract import Data, Store
 
 IDENTITY = Identity(
@@ -48,7 +48,12 @@ def commit_step(
 
 
 def committed_steps(store: Store) -> list[int]:
-    return [stored.name.step for stored in stored_checkpoints(store) if stored.committed]
+    return [stored.name.step for stored in read_view(store).checkpoints if stored.committed]
+
+
+def stored_attempts(store: Store, newest: int) -> list[AttemptRecord]:
+    """The records of the last `newest` attempts, oldest first."""
+    return read_attempts(store, read_view(store).newest_attempts(newest))
 
 
 def go_on_from(store: Store, step: int, epoch: int) -> None:

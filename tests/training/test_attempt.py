@@ -9,9 +9,9 @@ import torch
 
 from app.errors import ConfigError, Fenced, Preempted, Unavailable
 from app.observe.rows import Beginning, Row
-from app.run.checkpoints import read_manifest, stored_checkpoints
-from app.run.journal import read_attempts
+from app.run.checkpoints import read_manifest
 from app.run.layout import LEASE, REPORT_KEY
+from app.run.view import read_view
 from app.settings.load import load_settings
 from app.stores.opening import open_store
 from app.training.attempt import Attempt
@@ -19,6 +19,7 @@ from app.training.start import open_attempt
 from app.training.train_torch import train
 from tests.support.job import losses
 from tests.support.quiet_stop import LONG_TEXT, QuietStop
+from tests.support.stored_run import stored_attempts
 
 Opener = Callable[..., Attempt]
 
@@ -51,7 +52,7 @@ def unreachable(*_: object) -> None:
 
 def committed(folder: Path) -> list[int]:
     store = open_store(f"file://{folder}", "tiny")
-    return [stored.name.step for stored in stored_checkpoints(store) if stored.committed]
+    return [stored.name.step for stored in read_view(store).checkpoints if stored.committed]
 
 
 def test_half_made_gradients_are_dropped_when_the_step_does_not_fit(
@@ -166,7 +167,7 @@ def test_the_loss_of_a_checkpoint_is_that_of_its_own_step(
     with pytest.raises(Preempted):
         attempt.finish()
     store = open_store(f"file://{tmp_path}", "tiny")
-    assert read_manifest(store, stored_checkpoints(store)[0].name).train_loss == 2.5
+    assert read_manifest(store, read_view(store).checkpoints[0].name).train_loss == 2.5
 
 
 def test_an_evaluation_that_does_not_fit_into_the_grace_is_left_out(
@@ -200,7 +201,7 @@ def test_an_attempt_says_why_it_ended(opened: Opener, tmp_path: Path) -> None:
     train(attempt)
     attempt.finish()
     attempt.close("target reached")
-    (record,) = read_attempts(open_store(f"file://{tmp_path}", "tiny"), newest=9)
+    (record,) = stored_attempts(open_store(f"file://{tmp_path}", "tiny"), newest=9)
     assert (record.steps, record.saves, record.ended) == (2, 1, "target reached")
     assert record.seconds_to_first_step is not None and record.seconds_to_first_step > 0
 
@@ -215,7 +216,7 @@ def test_an_attempt_that_lost_the_run_says_so_and_writes_nothing_else(
     with pytest.raises(Fenced) as lost:
         attempt.lease.check()
     attempt.close(f"exit 79: {lost.value}")
-    (record,) = read_attempts(store, newest=9)
+    (record,) = stored_attempts(store, newest=9)
     assert record.ended is not None and "was taken over by other:1:x" in record.ended
     assert {info.key for info in store.list("")} == before
 
@@ -293,7 +294,7 @@ def test_a_report_that_does_not_fit_into_the_grace_is_left_out(
     stop.request()
     attempt.close("stopped")
     store = open_store(f"file://{tmp_path}", "tiny")
-    assert [read.ended for read in read_attempts(store, newest=1)] == ["stopped"]
+    assert [read.ended for read in stored_attempts(store, newest=1)] == ["stopped"]
     assert not list(store.list("report/"))
 
 

@@ -10,8 +10,8 @@ import torch
 
 from app.errors import AccessDenied, AppError, Fenced, Unavailable
 from app.observe.rows import Beginning
-from app.run.checkpoints import stored_checkpoints
 from app.run.journal import AttemptJournal, AttemptRecord
+from app.run.view import read_view
 from app.settings.variables import CheckpointSettings
 from app.state.snapshot import Snapshot
 from app.stores.contract import Data, Store
@@ -104,7 +104,7 @@ class Bench:
 
     def steps(self) -> list[int]:
         store: Store = self.store  # type: ignore[assignment]
-        return [stored.name.step for stored in stored_checkpoints(store) if stored.committed]
+        return [stored.name.step for stored in read_view(store).checkpoints if stored.committed]
 
 
 @pytest.fixture

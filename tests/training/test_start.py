@@ -10,7 +10,6 @@ from unittest.mock import Mock
 import pytest
 
 from app.data.data_dir import OWN_FOLDER, own_folder
-from app.run.journal import read_attempts
 from app.run.layout import LEASE, CheckpointName
 from app.run.lease import Lease, LeaseRecord
 from app.run.record import StoredRecord, load_record
@@ -22,6 +21,7 @@ from app.training.preemption import Interrupted
 from tests.support.fake_time import FakeTime
 from tests.support.job import newest_checkpoint
 from tests.support.store_contents import leave_half_written
+from tests.support.stored_run import stored_attempts
 from tests.support.train_command import Train, assert_refused, error_lines, files_below
 
 
@@ -201,7 +201,7 @@ def test_lost_steps_are_counted_once_however_many_starts_end_before_their_first_
     assert ["attempt 1 lost 2 steps after step 2" in log for log in logs] == [True, False]
     assert train()[0] == 0
     store = open_store(f"file://{tmp_path}/store", "tiny")
-    assert [read.steps_lost for read in read_attempts(store, newest=9)] == [0, 2, 0, 0]
+    assert [read.steps_lost for read in stored_attempts(store, newest=9)] == [0, 2, 0, 0]
 
 
 def test_a_late_checkpoint_is_set_aside_with_one_loud_line(train: Train, tmp_path: Path) -> None:
