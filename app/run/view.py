@@ -5,7 +5,7 @@ refused, what is cleaned up, what a listing shows. Only who changes the store lo
 again before each change.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -55,7 +55,8 @@ class StoredCheckpoint:
 class RunView:
     """A run as it was read. `checkpoints` are newest first, `attempts` are oldest first.
 
-    `quarantined` are the names of the folders in quarantine. `keys` are all objects of the run.
+    `quarantined` are the names of the folders in quarantine. `objects` are all objects of the run,
+    with their sizes in bytes.
     """
 
     uri: str
@@ -64,7 +65,7 @@ class RunView:
     checkpoints: Sequence[StoredCheckpoint]
     attempts: Sequence[AttemptName]
     quarantined: frozenset[str]
-    keys: frozenset[str]
+    objects: Mapping[str, int]
 
     def of_state(self, state: CheckpointState) -> list[CheckpointName]:
         """Newest first."""
@@ -101,7 +102,7 @@ class RunView:
 
     @property
     def has_metrics(self) -> bool:
-        return METRICS_KEY in self.keys
+        return METRICS_KEY in self.objects
 
     def find(self, text: str) -> CheckpointName:
         """The committed checkpoint that `text` names: step-…-e…, a step number, or latest."""
@@ -119,9 +120,11 @@ class RunView:
 def read_view(store: Store) -> RunView:
     """Read the run with one listing. Raises Damaged for an unreadable run.json, IncompatibleRun
     for one of a newer format, and the store's errors."""
-    # LATEST is read before the listing: the checkpoint that it names is there by then.
-    latest, record = read_latest(store), load_record(store)
+    # Another process may be writing. What LATEST names was there before LATEST, and the record was
+    # there before anything but the lease: so LATEST is read first, and the record last.
+    latest = read_latest(store)
     sizes = {info.key: info.size for info in store.list("")}
+    record = load_record(store)
     attempts = sorted(_attempts(sizes), key=lambda attempt: (attempt.epoch, attempt.start_step))
     quarantined = frozenset(key.split("/")[1] for key in sizes if key.startswith(f"{QUARANTINE}/"))
     folders: dict[CheckpointName, dict[str, int]] = {}
@@ -151,7 +154,7 @@ def read_view(store: Store) -> RunView:
         ],
         attempts=attempts,
         quarantined=quarantined,
-        keys=frozenset(sizes),
+        objects=sizes,
     )
 
 

@@ -9,7 +9,7 @@ from app.data.sources import PinnedSource
 from app.errors import ConfigError, Damaged, Unavailable
 from app.run.checkpoints import check_sizes, read_manifest
 from app.run.layout import LEASE
-from app.run.record import RunRecord, check_identity, load_record, same_dataset
+from app.run.record import RunRecord, check_identity, same_dataset
 from app.run.recorded_source import difference
 from app.run.retention import abandoned_writes
 from app.run.verification import traces_of_checkpoints
@@ -65,10 +65,7 @@ def check_against_record(
     settings, stored = job.settings, view.record
     _check_resume(settings.run.resume, view)
     if stored is None:
-        # A start writes the lease first, then the record, and everything else later.
-        traces = sorted(view.keys - {LEASE})
-        # Another process may have made the record since this one looked for it.
-        if traces and load_record(store) is None:
+        if traces := _traces(view):
             raise Damaged(
                 f"{store.uri} holds {traces[0]}, but no run.json: restore it from a backup, or "
                 "choose another RUN_NAME to start again"
@@ -92,13 +89,18 @@ def check_against_record(
         )
 
 
+def _traces(view: RunView) -> list[str]:
+    """What is there of the run. A start writes the lease first, then the record, then the rest."""
+    return sorted(set(view.objects) - {LEASE})
+
+
 def _check_resume(resume: Resume, view: RunView) -> None:
     if resume == "must" and not view.committed:
         raise ConfigError(
             f"RESUME=must, but {view.uri} holds no checkpoint to go on from: check that the volume "
             "is mounted, CHECKPOINT_URI and RUN_NAME; RESUME=auto would start a new run"
         )
-    if resume == "never" and (traces := sorted(view.keys - {LEASE})):
+    if resume == "never" and (traces := _traces(view)):
         raise ConfigError(
             f"RESUME=never, but {view.uri} is not empty: it holds {traces[0]}. Choose another "
             "RUN_NAME, or RESUME=auto to go on with that run"

@@ -12,8 +12,6 @@ import pytest
 from app.data.data_dir import OWN_FOLDER, own_folder
 from app.run.layout import LEASE, CheckpointName
 from app.run.lease import Lease, LeaseRecord
-from app.run.record import StoredRecord, load_record
-from app.stores.contract import Store
 from app.stores.limits import StoreLimits
 from app.stores.opening import open_store
 from app.training.attempt import Attempt
@@ -343,22 +341,6 @@ def test_a_damaged_checkpoint_is_kept_and_so_gives_no_room(
     monkeypatch.setattr("app.stores.local.LocalStore.free_bytes", lambda self: 20_000_000)
     assert_refused(train(), 75, "has 20.0 MB free, and a checkpoint of tiny takes 44.1 MB")
     assert (newest / "model.safetensors").exists()
-
-
-def test_a_record_made_by_a_process_beside_this_one_is_not_called_missing(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert train()[0] == 0
-    asked = []
-
-    def none_at_first(store: Store) -> StoredRecord | None:
-        asked.append(store)
-        return load_record(store) if len(asked) > 1 else None
-
-    monkeypatch.setattr("app.training.start.load_record", none_at_first)
-    code, log = train(ADDITIONAL_STEPS="2")
-    assert code == 0, log
-    assert "resumed from step 4" in log
 
 
 def test_a_record_whose_checkpoints_vanished_is_not_started_again(
