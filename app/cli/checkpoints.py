@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from app.cli.arguments import Commands, count_from
+from app.cli.changes import add_checkpoint_commands
 from app.cli.named_run import existing_run, scratch_folder
 from app.console import counted, size
 from app.errors import ConfigError, Damaged, IncompatibleRun, NotFound
@@ -26,7 +27,7 @@ _WEIGHTS_ONLY_LEAVES_OUT = ("optimizer.safetensors",)
 
 
 def add_commands(commands: Commands) -> None:
-    verbs = commands.group("checkpoints", "list, pull or verify checkpoints")
+    verbs = commands.group("checkpoints", "list, pull, verify or change checkpoints")
     listing = verbs.add("list", list_checkpoints, "show the checkpoints and the attempts of a run")
     listing.add_argument("--json", action="store_true", help="as JSON")
     pull = verbs.add("pull", pull_checkpoint, "copy a verified checkpoint here")
@@ -39,6 +40,7 @@ def add_commands(commands: Commands) -> None:
         "check every byte of every checkpoint, and that none is missing",
     )
     verify.add_argument("checkpoint", nargs="?", help="step or name; default: all")
+    add_checkpoint_commands(verbs)
     for verb in (listing, verify):
         verb.add_argument(
             "--attempts",

@@ -59,6 +59,16 @@ class CheckpointName:
         """As `key`, for a checkpoint that was set aside."""
         return f"{QUARANTINE}/{self}/{file}"
 
+    @property
+    def in_quarantine(self) -> "CheckpointName":
+        """The name of the checkpoint where it lies once it was set aside, for reading it there."""
+        return _Quarantined(self.step, self.epoch)
+
+
+class _Quarantined(CheckpointName):
+    def key(self, file: str = "") -> str:
+        return self.quarantine_key(file)
+
 
 class AttemptName(NamedTuple):
     """The file of an attempt says the epoch of its lease, and the checkpoint that it went on from.

@@ -125,7 +125,7 @@ class Lease:
             self._record, self._etag = renewed, etag
             return
         # An earlier renewal by this process may have arrived although its answer did not.
-        current = self._read()
+        current = read_lease(self._store)
         if current is not None and self._is_ours(current[0]):
             self._record, self._etag = current
         else:
@@ -136,7 +136,7 @@ class Lease:
 
         Raises Fenced, Damaged, and the store's errors.
         """
-        current = self._read()
+        current = read_lease(self._store)
         if current is not None and self._is_ours(current[0]):
             return
         self._lost.set()
@@ -199,7 +199,7 @@ class Lease:
             if self._kernel_lock is None:
                 self._kernel_lock = self._store.exclusive_lock()
             asked = self._clock.monotonic()
-            current = self._read()
+            current = read_lease(self._store)
             if current is None:
                 if self._take(None, None, above):
                     return
@@ -296,22 +296,38 @@ class Lease:
             self._kernel_lock.release()
             self._kernel_lock = None
 
-    def _read(self) -> tuple[LeaseRecord, str] | None:
-        try:
-            content, etag = self._store.get(LEASE)
-        except NotFound:
-            return None
-        place = f"{self._store.uri}/{LEASE}"
-        record = decode_document(
-            content,
-            LeaseRecord,
-            place,
-            damaged=lambda what: (
-                f"{place} is damaged ({what}). Make sure that no process trains this run, then "
-                "delete that file and start again"
-            ),
-        )
-        return record, etag
+
+def read_lease(store: Store) -> tuple[LeaseRecord, str] | None:
+    """lease.json and its etag; None if there is none. Raises Damaged, and the store's errors."""
+    try:
+        content, etag = store.get(LEASE)
+    except NotFound:
+        return None
+    place = f"{store.uri}/{LEASE}"
+    record = decode_document(
+        content,
+        LeaseRecord,
+        place,
+        damaged=lambda what: (
+            f"{place} is damaged ({what}). Make sure that no process trains this run, then "
+            "delete that file and start again"
+        ),
+    )
+    return record, etag
+
+
+def take_from(store: Store, record: LeaseRecord, etag: str) -> None:
+    """Mark the lease as given back by its holder, so that the next start does not wait for it.
+
+    A holder that lives after all ends with 79 when it looks at the lease. Raises Unavailable if
+    the record is not that of `etag` any more, which shows that its holder lives.
+    """
+    if swap(store, LEASE, encode_document(record.model_copy(update={"released": True})), etag):
+        return
+    raise Unavailable(
+        f"{record.holder} has renewed its lease on {store.uri} just now, so it lives: nothing was "
+        "changed"
+    )
 
 
 def holder_identity() -> str:

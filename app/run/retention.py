@@ -10,6 +10,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from app.errors import AccessDenied, Damaged, IncompatibleRun, Unavailable
 from app.run.checkpoints import Manifest, read_manifest, write_latest
 from app.run.clock import utc_now
@@ -28,24 +30,32 @@ def prune(
     protected: Sequence[CheckpointName],
     lease: WriteRight,
 ) -> list[CheckpointName]:
-    """Delete all but the best `keep_top` by train loss, the newest, and the `protected` ones.
+    """Delete the superfluous checkpoints, and uploads of this attempt that were given up.
 
-    Also deletes uploads of this attempt that were given up. Of each checkpoint the manifest is
-    deleted first, so that a half-deleted folder is not taken for a checkpoint.
+    Of each checkpoint the manifest is deleted first, so that a half-deleted folder is not taken
+    for a checkpoint. Returns the names of the checkpoints that were deleted.
     """
-    manifests = dict(_readable_manifests(store, view.committed))
-    if not manifests:
-        return []
-    ranked = sorted(manifests, key=lambda name: (_loss(manifests[name]), -name.step))
-    newest = max(manifests)
-    keep = {*ranked[:keep_top], newest, *protected}
-    doomed = sorted(set(manifests) - keep)
+    doomed = superfluous(store, view, keep_top, protected)
+    newest = view.committed[0] if view.committed else None
     given_up = [
-        name for name in view.without_manifest if name < newest and name.epoch == newest.epoch
+        name
+        for name in view.without_manifest
+        if newest and name < newest and name.epoch == newest.epoch
     ]
     for name in [*doomed, *given_up]:
         _delete(store, name, lease)
     return doomed
+
+
+def superfluous(
+    store: Store, view: RunView, keep_top: int, protected: Sequence[CheckpointName]
+) -> list[CheckpointName]:
+    """All but the best `keep_top` by train loss, the newest, and the `protected` ones."""
+    manifests = dict(_readable_manifests(store, view.committed))
+    if not manifests:
+        return []
+    ranked = sorted(manifests, key=lambda name: (_loss(manifests[name]), -name.step))
+    return sorted(set(manifests) - {*ranked[:keep_top], max(manifests), *protected})
 
 
 def clean_up(store: Store, view: RunView, epoch: int, lease: WriteRight) -> None:
@@ -73,6 +83,15 @@ def _as_far_as_possible() -> Iterator[None]:
         yield
     except (AccessDenied, Unavailable) as error:
         log.warning("what earlier attempts left was not all cleaned up: %s", error)
+
+
+class Reason(BaseModel):
+    """reason.json: why a checkpoint was set aside, and when."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    reason: str = Field(max_length=10_000)
+    set_aside_at: str = Field(max_length=40)
 
 
 def quarantine(store: Store, name: CheckpointName, reason: str, lease: WriteRight) -> str:

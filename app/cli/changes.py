@@ -1,0 +1,203 @@
+"""Commands that change a run in the store: each says what it would do, and asks first."""
+
+import argparse
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from app.cli.arguments import Commands, count_from
+from app.cli.confirmation import confirmed
+from app.cli.named_run import existing_run, scratch_folder
+from app.console import counted, size
+from app.errors import Damaged, NotFound, Unavailable
+from app.run.layout import QUARANTINE, REASON, CheckpointName
+from app.run.lease import Lease, holder_identity, read_lease, take_from
+from app.run.retention import Reason, prune, superfluous
+from app.run.rollback import Return, accepted, carry_out, purge, rollback_to, size_in_quarantine
+from app.run.view import RunView, read_view
+from app.settings.combined import Settings
+from app.stores.contract import Store
+from app.stores.documents import decode_document
+from app.training.preemption import StopRequest
+
+log = logging.getLogger(__name__)
+
+
+def add_checkpoint_commands(verbs: Commands) -> None:
+    """Add those that are verbs of `checkpoints`."""
+    rollback = verbs.add("rollback", rollback_run, "let the run go on from an earlier checkpoint")
+    rollback.add_argument("--to", required=True, metavar="CHECKPOINT", help="step or name")
+    accept = verbs.add(
+        "accept", accept_checkpoint, "let the run go on from a late or quarantined checkpoint"
+    )
+    accept.add_argument("checkpoint", help="step or name")
+    pruning = verbs.add("prune", prune_checkpoints, "delete all but the newest and the best")
+    pruning.add_argument(
+        "--keep", type=count_from(0), required=True, help="how many of the best by train loss stay"
+    )
+    takeover = verbs.add("takeover", take_over, "free the run of a holder that is known to be dead")
+    for verb in (rollback, accept, pruning, takeover):
+        _add_yes(verb)
+
+
+def add_commands(commands: Commands) -> None:
+    verbs = commands.group("quarantine", "list or delete checkpoints that were set aside")
+    verbs.add("list", list_quarantine, "show what was set aside, when and why")
+    purging = verbs.add("purge", purge_quarantine, "delete what was set aside")
+    purging.add_argument("folder", nargs="*", help="as `quarantine list` shows it; default: all")
+    _add_yes(purging)
+
+
+def rollback_run(settings: Settings, arguments: argparse.Namespace, stop: StopRequest) -> None:
+    """Let the run go on from an earlier checkpoint. Those beyond it are set aside."""
+    store = existing_run(settings)
+    change = rollback_to(read_view(store), arguments.to)
+    if not change.beyond:
+        print(f"nothing to do: {change.to} is the newest checkpoint")
+        return
+    _return_to(change, change.to, settings, arguments, stop, lambda v: rollback_to(v, arguments.to))
+
+
+def accept_checkpoint(settings: Settings, arguments: argparse.Namespace, stop: StopRequest) -> None:
+    """Let the run go on from a checkpoint that is late, or that was set aside."""
+    text = arguments.checkpoint
+    change = accepted(read_view(existing_run(settings)), text)
+    place = change.to.in_quarantine if change.set_aside else change.to
+    _return_to(change, place, settings, arguments, stop, lambda view: accepted(view, text))
+
+
+def prune_checkpoints(settings: Settings, arguments: argparse.Namespace, stop: StopRequest) -> None:
+    """Delete all checkpoints but the best ones by train loss, and the newest."""
+    store, keep = existing_run(settings), arguments.keep
+    doomed = superfluous(store, read_view(store), keep, [])
+    if not doomed:
+        print("nothing to do: no checkpoint would be deleted")
+        return
+
+    def plan(view: RunView) -> str:
+        names = [str(name) for name in superfluous(store, view, keep, [])]
+        return f"{counted(len(names), 'checkpoint')} will be deleted: {', '.join(names)}"
+
+    def act(view: RunView, lease: Lease) -> None:
+        for name in prune(store, view, keep, [], lease):
+            print(f"deleted {name}")
+
+    _under_lease(store, settings, arguments, stop, plan, act)
+
+
+def take_over(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
+    """Mark the lease as given back, so that the next start does not wait for its holder."""
+    store = existing_run(settings)
+    current = read_lease(store)
+    if current is None or current[0].released:
+        print(f"nothing to do: nobody holds {store.uri}")
+        return
+    record, etag = current
+    confirmed(
+        f"the lease of {record.holder} (epoch {record.epoch}) will be taken from it. If it lives "
+        "after all, it ends with exit code 79 before it commits anything more",
+        arguments.yes,
+    )
+    take_from(store, record, etag)
+    print("the next start does not wait")
+
+
+def list_quarantine(settings: Settings, _: argparse.Namespace, __: StopRequest) -> None:
+    """Print each folder in quarantine with its size, and when and why it was set aside."""
+    store = existing_run(settings)
+    view = read_view(store)
+    for folder in sorted(view.quarantined):
+        try:
+            key = f"{QUARANTINE}/{folder}/{REASON}"
+            reason = decode_document(store.get(key)[0], Reason, key)
+            why = f"{reason.set_aside_at}  {reason.reason}"
+        except (Damaged, NotFound) as error:
+            why = f"-  {error}"
+        print(f"{folder}  {size(size_in_quarantine(view, folder))}  {why}")
+    if not view.quarantined:
+        print("nothing is in quarantine")
+
+
+def purge_quarantine(settings: Settings, arguments: argparse.Namespace, stop: StopRequest) -> None:
+    """Delete folders in quarantine. Raises NotFound for a name that is not there."""
+    store = existing_run(settings)
+
+    def chosen(view: RunView) -> list[str]:
+        if missing := set(arguments.folder) - view.quarantined:
+            raise NotFound(f"{store.uri}/{QUARANTINE} holds no {min(missing)}")
+        return sorted(arguments.folder or view.quarantined)
+
+    def plan(view: RunView) -> str:
+        folders = chosen(view)
+        total = size(sum(size_in_quarantine(view, folder) for folder in folders))
+        return f"{total} in {QUARANTINE}/ will be deleted for good: {', '.join(folders)}"
+
+    def act(view: RunView, lease: Lease) -> None:
+        for folder in chosen(view):
+            purge(store, view, folder, lease)
+            print(f"deleted {QUARANTINE}/{folder}")
+
+    if not chosen(read_view(store)):
+        print("nothing to do: nothing is in quarantine")
+        return
+    _under_lease(store, settings, arguments, stop, plan, act)
+
+
+def _return_to(
+    change: Return,
+    place: CheckpointName,
+    settings: Settings,
+    arguments: argparse.Namespace,
+    stop: StopRequest,
+    plan: Callable[[RunView], Return],
+) -> None:
+    """Carry out a change whose checkpoint lies at `place`, once every byte of it was verified."""
+    from app.run.verification import Verification
+    from app.state.snapshot import STATE_FILES
+
+    store = existing_run(settings)
+    finding = Verification(store, partial(scratch_folder, settings), STATE_FILES).one(place)
+    if not finding.whole:
+        raise Damaged(f"{change.to} is not whole, nothing was changed: {finding.text}")
+    _under_lease(
+        store,
+        settings,
+        arguments,
+        stop,
+        plan,
+        lambda view, lease: carry_out(plan(view), store, lease),
+    )
+    print(f"the next start goes on from step {change.to.step}")
+
+
+def _under_lease(
+    store: Store,
+    settings: Settings,
+    arguments: argparse.Namespace,
+    stop: StopRequest,
+    plan: Callable[[RunView], Any],
+    act: Callable[[RunView, Lease], None],
+) -> None:
+    """Say what is planned, ask, and do it while no other process can write to the run.
+
+    Raises Unavailable if somebody else changed the run in the meantime.
+    """
+    before = read_view(store)
+    planned = plan(before)
+    confirmed(f"{store.uri}: {planned}", arguments.yes)
+    lease = Lease(store, settings.checkpoints.lease_ttl, holder_identity())
+    wait = settings.checkpoints.lease_wait
+    lease.acquire(wait, log.info, lambda: stop.requested, above=before.highest_epoch)
+    try:
+        lease.start_renewing()
+        view = read_view(store)
+        if plan(view) != planned:
+            raise Unavailable(f"{store.uri} has changed meanwhile, nothing was done: try again")
+        act(view, lease)
+    finally:
+        lease.release()
+
+
+def _add_yes(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--yes", action="store_true", help="do it without asking")
