@@ -1,0 +1,137 @@
+"""What a start refuses: a fresh start beside traces of work, and what RESUME forbids."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from app.cli import parser as cli
+from app.run.layout import LATEST
+from app.stores.contract import ObjectInfo
+from app.stores.local import LocalStore
+from app.training.attempt import Attempt
+from app.training.preemption import Interrupted
+from tests.support.job import newest_checkpoint, tensors
+from tests.support.train_command import Train, assert_refused, files_below
+
+
+@pytest.fixture
+def run(train: Train, tmp_path: Path) -> Path:
+    """The folder of a finished run of 4 steps, with checkpoints of steps 2 and 4."""
+    code, log = train()
+    assert code == 0, log
+    return tmp_path / "store" / "tiny"
+
+
+def lose_checkpoints(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+    (run / LATEST).unlink()
+
+
+def keep_metrics_alone(run: Path) -> None:
+    shutil.rmtree(run / "attempts")
+
+
+def keep_quarantine_alone(run: Path) -> None:
+    shutil.rmtree(run / "attempts")
+    shutil.rmtree(run / "logs")
+    (run / "quarantine" / "step-0000000004-e000001").mkdir(parents=True)
+    (run / "quarantine" / "step-0000000004-e000001" / "reason.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("leave", "trace"),
+    [
+        (lambda run: None, "attempts records 2 commits"),
+        (keep_metrics_alone, "logs/metrics.jsonl has rows"),
+        (keep_quarantine_alone, "quarantine has step-0000000004-e000001"),
+    ],
+    ids=["journal", "metrics", "quarantine"],
+)
+def test_a_trace_of_checkpoints_without_one_is_refused_with_the_trace_named(
+    run: Path, train: Train, leave: Callable[[Path], None], trace: str
+) -> None:
+    lose_checkpoints(run)
+    leave(run)
+    before = files_below(run)
+    outcome = train()
+    assert_refused(outcome, 78, trace)
+    assert "no checkpoint is left" in outcome[1] and "another RUN_NAME" in outcome[1]
+    assert files_below(run) == before
+
+
+def test_checkpoints_from_a_backup_are_not_started_over_and_go_on_once_accepted(
+    run: Path, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a short start beside an empty folder, by a version that did not refuse that."""
+    (run / "attempts" / "e000002-from-0000000000.json").write_text("{}")
+    name = newest_checkpoint(run).name
+    before = files_below(run)
+    assert_refused(train(ADDITIONAL_STEPS="2"), 78, f"python -m app checkpoints accept {name}")
+    assert files_below(run) == before
+    words = ["--model=tiny", f"--checkpoint_uri=file://{tmp_path}/store", f"--data_dir={tmp_path}"]
+    assert cli.main(["checkpoints", "accept", name, "--yes", *words]) == 0
+    capsys.readouterr()
+    code, log = train(ADDITIONAL_STEPS="2")
+    assert code == 0 and "resumed from step 4" in log, log
+    assert newest_checkpoint(run).name.startswith("step-0000000006")
+
+
+def test_a_run_that_is_rolled_back_is_made_again_with_the_same_bits(
+    run: Path, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tensors(newest_checkpoint(run))
+    words = ["--model=tiny", f"--checkpoint_uri=file://{tmp_path}/store", f"--data_dir={tmp_path}"]
+    assert cli.main(["checkpoints", "rollback", "--to", "2", "--yes", *words]) == 0
+    capsys.readouterr()
+    code, log = train()
+    assert code == 0 and "resumed from step 2" in log, log
+    after = tensors(newest_checkpoint(run))
+    assert newest_checkpoint(run).name == "step-0000000004-e000003"
+    assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_resume_must_starts_no_new_run(train: Train, tmp_path: Path) -> None:
+    assert_refused(train(RESUME="must"), 78, "RESUME=must")
+    assert not (tmp_path / "store" / "tiny" / "run.json").exists()
+
+
+def test_resume_must_goes_on_with_a_run(run: Path, train: Train) -> None:
+    assert train(RESUME="must")[0] == 0
+    code, log = train(RESUME="must", ADDITIONAL_STEPS="2")
+    assert code == 0 and "resumed from step 4" in log, log
+
+
+def test_resume_never_starts_in_an_empty_place_only(train: Train, tmp_path: Path) -> None:
+    assert train(RESUME="never", TOTAL_STEPS="1")[0] == 0
+    assert_refused(train(RESUME="never", TOTAL_STEPS="1"), 78, "RESUME=never")
+    other = tmp_path / "store" / "other" / "notes.txt"
+    other.parent.mkdir()
+    other.write_text("a person was here")
+    assert_refused(train(RESUME="never", RUN_NAME="other"), 78, "it holds notes.txt")
+
+
+def test_a_resume_lists_no_prefix_more_than_twice(
+    run: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(newest_checkpoint(run))
+    (run / LATEST).write_text(newest_checkpoint(run).name)
+    asked: Counter[str] = Counter()
+    until_training: Counter[str] = Counter()
+    listing = LocalStore.list
+
+    def counted(store: LocalStore, prefix: str) -> Iterator[ObjectInfo]:
+        asked[prefix] += 1
+        return listing(store, prefix)
+
+    def begin(_: Attempt) -> None:
+        until_training.update(asked)
+        raise Interrupted
+
+    monkeypatch.setattr(LocalStore, "list", counted)
+    monkeypatch.setattr(Attempt, "begin", begin)
+    code, log = train()
+    assert code == 143 and "resumed from step 2" in log, log
+    assert until_training == {"": 2, f"checkpoints/{newest_checkpoint(run).name}/": 1}
