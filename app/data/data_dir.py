@@ -7,6 +7,7 @@
     downloads/                        files of DATASET while they are read
     restore/                          the checkpoint from which a run goes on, while it is read
     logs/<run>/                       the logs of a run
+    tmp/                              temporary files, where the machine has no folder for them
     .scratch-…/                       downloads of a command that looks at a run (app.cli.named_run)
 
 A lock is a file lock: the system releases it however the process that holds it ends.
@@ -21,6 +22,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from app.failures import disk_failures
 
 OWN_FOLDER = "smollm2-own-"  # begins the name of each folder that `own_folder` makes
 _POLL_SECONDS = 0.2
@@ -59,6 +62,21 @@ class DataDir:
             if place.is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(place):
                 return folder
         return None
+
+    def take_temporary_files(self) -> None:
+        """Let temporary files lie here if the machine has no folder for them, as in a container
+        with a read-only root and nothing at /tmp: torch wants one as soon as it is imported.
+
+        Raises AccessDenied, ConfigError or Unavailable if they cannot lie here either.
+        """
+        try:
+            tempfile.gettempdir()
+        except FileNotFoundError:
+            folder = self.path / "tmp"
+            with disk_failures(f"no folder for temporary files (TMPDIR, /tmp), and {self.setting}"):
+                folder.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=folder).close()
+            tempfile.tempdir = str(folder)
 
     def logs(self, run_name: str) -> Path:
         return self.path / "logs" / run_name
