@@ -14,7 +14,7 @@ from app.observe.metrics import MetricsLog
 from app.observe.report import publish
 from app.observe.rows import Row, local_rows, stored_rows
 from app.run.clock import utc_now
-from app.run.journal import AttemptJournal, AttemptRecord, read_attempts
+from app.run.journal import TARGET_REACHED, AttemptJournal, AttemptRecord, read_attempts
 from app.run.record import StoredRecord, create_record, extend, load_record
 from app.run.recorded_source import remember_parts
 from app.run.retention import clean_up
@@ -52,6 +52,9 @@ def open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> A
     optimizer = build_optimizer(model, settings.optimizer, job.compute.device)
     resumed = restore_newest(run, model, optimizer)
     step = resumed.progress.step if resumed else 0
+    if step >= stored.record.target and _takes_the_place_of_a_killed_start(run):
+        run.lease.release()
+        return None
     outcome = extend(
         run.store,
         stored,
@@ -68,6 +71,29 @@ def open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> A
     schedule = Schedule(settings.optimizer, outcome.stored.record.horizons)
     announce(run, schedule, resumed)
     return _attempt(run, model, optimizer, schedule, resumed, stop)
+
+
+def _takes_the_place_of_a_killed_start(run: HeldRun) -> bool:
+    """Whether the attempt before was killed when it had reached the target, with the same
+    ADDITIONAL_STEPS and no EXTENSION_ID.
+
+    An orchestrator starts the job again after a kill, and that start may not extend the run a
+    second time. So it records the end of the one before, and the start after it is a new one.
+    """
+    asked = run.job.settings.run.unnamed_steps
+    for before in read_attempts(run.store, newest=1):
+        if asked and before.ended is None and before.additional_steps == asked:
+            run.lease.check()
+            AttemptJournal(run.store, before).end(f"{TARGET_REACHED}, then killed")
+            log.info(
+                "nothing to do: attempt %d reached its target, step %d, and was killed before it "
+                "could say so. This start takes its place: ADDITIONAL_STEPS=%d is for the next one",
+                before.epoch,
+                before.step,
+                asked,
+            )
+            return True
+    return False
 
 
 def _record(run: HeldRun, source: PinnedSource) -> StoredRecord:
@@ -188,6 +214,7 @@ def _journal(run: HeldRun, resumed: Resumed | None, rows: Sequence[Row]) -> Atte
         started_at=utc_now(),
         resumed_from=str(resumed.name) if resumed else None,
         start_step=step,
+        additional_steps=run.job.settings.run.unnamed_steps,
         steps_lost=lost,
         step=step,
     )

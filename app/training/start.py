@@ -17,6 +17,7 @@ from app.errors import AppError, Preempted
 from app.heartbeat import beat
 from app.model.attention import AttentionShape, fastest_attention
 from app.run.checkpoints import highest_epoch, stored_checkpoints
+from app.run.journal import TARGET_REACHED
 from app.run.lease import Lease, holder_identity
 from app.run.record import StoredRecord, already_applied, load_record
 from app.run.recorded_source import names_recorded_data, source_of_run
@@ -43,7 +44,7 @@ def run(settings: Settings, stop: StopRequest) -> None:
     why = f"exit {Preempted.exit_code}: {NOTHING_TO_SAVE}"
     try:
         attempt.finish(failure=_train(trainer, attempt))
-        why = "target reached"
+        why = TARGET_REACHED
     except AppError as error:
         why = f"exit {error.exit_code}: {redacted(str(error))}"
         raise
