@@ -6,7 +6,8 @@
     tokenizers/                       tokenizers that were fetched or trained
     downloads/                        files of DATASET while they are read
     restore/                          the checkpoint from which a run goes on, while it is read
-    logs/<run>/                       the logs of a run
+    logs/<run>-<digest>/              the logs of a run; `store.txt` in it names the run's store
+    logs/<run>/                       as earlier versions kept them, whatever the store
     tmp/                              temporary files, where the machine has no folder for them
     .scratch-…/                       downloads of a command that looks at a run (app.cli.named_run)
 
@@ -14,6 +15,7 @@ A lock is a file lock: the system releases it however the process that holds it 
 """
 
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -78,7 +80,13 @@ class DataDir:
                 tempfile.TemporaryFile(dir=folder).close()
             tempfile.tempdir = str(folder)
 
-    def logs(self, run_name: str) -> Path:
+    def logs(self, run_name: str, store_uri: str) -> Path:
+        """The local logs of the run of this name in the store at `store_uri`."""
+        digest = hashlib.sha256(store_uri.encode()).hexdigest()[:8]
+        return self.path / "logs" / f"{run_name}-{digest}"
+
+    def former_logs(self, run_name: str) -> Path:
+        """Where earlier versions kept them, for all stores."""
         return self.path / "logs" / run_name
 
     def tokens(self, fingerprint: str) -> Path:

@@ -12,7 +12,7 @@ from app.data.sources import PinnedSource
 from app.model.smollm2 import SmolLM2
 from app.observe.metrics import MetricsLog
 from app.observe.report import publish
-from app.observe.rows import Row, local_rows, stored_rows
+from app.observe.rows import Row, rows_left_here, stored_rows
 from app.run.clock import utc_now
 from app.run.journal import TARGET_REACHED, AttemptJournal, AttemptRecord, read_attempts
 from app.run.record import StoredRecord, create_record, extend, load_record
@@ -24,7 +24,7 @@ from app.training.attempt import Attempt, Sections
 from app.training.checkpointing import Checkpointing
 from app.training.held_run import HeldRun
 from app.training.optimizer import build_optimizer
-from app.training.preemption import GracePeriod, StopRequest
+from app.training.preemption import GracePeriod, StopRequest, ended_by
 from app.training.refusals import check_against_record
 from app.training.restoring import Resumed, restore_newest
 from app.training.saver import CheckpointSaver
@@ -70,7 +70,19 @@ def open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> A
         return None
     schedule = Schedule(settings.optimizer, outcome.stored.record.horizons)
     announce(run, schedule, resumed)
-    return _attempt(run, model, optimizer, schedule, resumed, stop)
+    rows = stored_rows(run.store)
+    journal = _journal(run, resumed, rows)
+    grace = GracePeriod(stop, settings.checkpoints.grace_seconds)
+    run.lease.check()  # restoring may have taken so long that the lease was lost
+    journal.begin()
+    try:
+        return _attempt(run, model, optimizer, schedule, resumed, rows, journal, grace, stop)
+    except BaseException as error:
+        # Without this the attempt would read as one that was killed.
+        why = ended_by(error)
+        stop.taken()
+        grace.record_end(lambda: journal.end(why))
+        raise
 
 
 def _takes_the_place_of_a_killed_start(run: HeldRun) -> bool:
@@ -113,19 +125,17 @@ def _attempt(
     optimizer: torch.optim.Optimizer,
     schedule: Schedule,
     resumed: Resumed | None,
+    rows: Sequence[Row],
+    journal: AttemptJournal,
+    grace: GracePeriod,
     stop: StopRequest,
 ) -> Attempt:
     job, settings = run.job, run.job.settings
     step = resumed.progress.step if resumed else 0
-    logs_dir = DataDir(settings.data.data_dir).logs(job.run_name)
-    rows = stored_rows(run.store)
-    journal = _journal(run, resumed, [*rows, *local_rows(logs_dir)])
-    run.lease.check()  # restoring may have taken so long that the lease was lost
-    journal.begin()
-    metrics = MetricsLog(
-        logs_dir, settings.logs, job.run_name, [row for row in rows if row.step <= step]
-    )
-    grace, clock = GracePeriod(stop, settings.checkpoints.grace_seconds), StepClock(step)
+    logs_dir = DataDir(settings.data.data_dir).logs(job.run_name, run.store.uri)
+    earlier = [row for row in rows if row.step <= step]
+    metrics = MetricsLog(logs_dir, settings.logs.loggers, earlier, run.prometheus)
+    clock = StepClock(step)
     checkpointing = _checkpointing(run, model, optimizer, metrics, journal, grace, resumed)
     step_log = StepLog(
         metrics=metrics,
@@ -194,16 +204,18 @@ def _checkpointing(
     )
 
 
-def _journal(run: HeldRun, resumed: Resumed | None, rows: Sequence[Row]) -> AttemptJournal:
+def _journal(run: HeldRun, resumed: Resumed | None, stored: Sequence[Row]) -> AttemptJournal:
     """The journal of this attempt. It says how many steps of the attempt before were lost.
 
-    `rows` are all rows that are known, also those of steps that no checkpoint holds.
+    Beside the `stored` rows, those that were left here tell of steps that no checkpoint holds.
     """
     step = resumed.progress.step if resumed else 0
+    data_dir, name = DataDir(run.job.settings.data.data_dir), run.job.run_name
+    here = rows_left_here(data_dir.logs(name, run.store.uri), data_dir.former_logs(name), stored)
     lost = 0
     for before in read_attempts(run.store, newest=1):
         # What earlier attempts lost stands in the records of those that came after them.
-        made = [row.step for row in rows if row.attempt == before.epoch]
+        made = [row.step for row in (*stored, *here) if row.attempt == before.epoch]
         if lost := max(0, max([*made, before.step]) - step):
             steps = counted(lost, "step")
             log.info("attempt %d lost %s after step %d", before.epoch, steps, step)

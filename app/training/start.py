@@ -1,21 +1,21 @@
 """From settings to an attempt that is ready to train, or to the news that nothing is left to do.
 
 The order matters. Everything that can be refused is refused before anything is written to the
-store: first the settings, then the device, the store, the run's identity and the data. Only then
-does this process take the lease. Under it, it reads again what the store says, since another
-process may have written in the meantime.
+store: first the settings, then the device, the store, the run's identity, local folders, the port
+and the data. Only then does this process take the lease. Under it, it reads again what the store
+says, since another process may have written in the meantime.
 """
 
 import gc
 import logging
+from contextlib import ExitStack
 
-from app.console import redacted
 from app.data.sources import PinnedSource
 from app.data.token_progress import TokenProgress
 from app.data.token_stream import OutOfData, TokenStream
-from app.errors import AppError, Preempted
 from app.heartbeat import beat
 from app.model.attention import AttentionShape, fastest_attention
+from app.observe.trackers import PrometheusTracker
 from app.run.checkpoints import highest_epoch, stored_checkpoints
 from app.run.journal import TARGET_REACHED
 from app.run.lease import Lease, holder_identity
@@ -28,8 +28,15 @@ from app.training.attempt import Attempt, Trainer
 from app.training.held_run import HeldRun
 from app.training.job import Job, resolve_job
 from app.training.opening import open_under_lease
-from app.training.preemption import NOTHING_TO_SAVE, GracePeriod, Interrupted, StopRequest
-from app.training.refusals import check_against_record, check_place, check_space, nothing_left_to_do
+from app.training.preemption import GracePeriod, StopRequest, ended_by
+from app.training.refusals import (
+    check_against_record,
+    check_first_weights,
+    check_folders,
+    check_place,
+    check_space,
+    nothing_left_to_do,
+)
 from app.training.training_data import check_data, open_preparation
 
 log = logging.getLogger(__name__)
@@ -41,17 +48,11 @@ def run(settings: Settings, stop: StopRequest) -> None:
     attempt = open_attempt(settings, stop)
     if attempt is None:
         return
-    why = f"exit {Preempted.exit_code}: {NOTHING_TO_SAVE}"
+    why = TARGET_REACHED
     try:
         attempt.finish(failure=_train(trainer, attempt))
-        why = TARGET_REACHED
-    except AppError as error:
-        why = f"exit {error.exit_code}: {redacted(str(error))}"
-        raise
-    except Interrupted:
-        raise
     except BaseException as error:
-        why = f"{type(error).__name__}: {redacted(str(error))}"
+        why = ended_by(error)
         raise
     finally:
         stop.taken()  # no further interruption: closing keeps to GRACE_SECONDS by itself
@@ -108,9 +109,18 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     source = source_of_run(settings.data, stored.record if stored else None, progress.alive)
     check_against_record(job, stored, source, store)
     check_space(job, store)
+    check_folders(job, store)
+    if job.init_directory and not _newest_step(store):
+        check_first_weights(job, job.init_directory)
     steps = range(_newest_step(store), _highest_target(job, stored))
+    opened = ExitStack()
     data = open_preparation(job, source, steps, progress.behind)
+    opened.callback(data.close)
     try:
+        prometheus = None
+        if port := settings.logs.metrics_port:
+            prometheus = PrometheusTracker(port, job.run_name)
+            opened.callback(prometheus.close)
         data.start()
         check_data(job, data, progress.waiting)
         log.info("first tokens ready after %.1f s", progress.arrived())
@@ -121,17 +131,22 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
             seed=settings.run.seed,
             seq_len=job.geometry.seq_len,
         )
-        attempt = _open_with_lease(job, store, corpus, source, stop)
+        attempt = _open_with_lease(job, store, corpus, prometheus, source, stop)
     except BaseException:
-        data.close()
+        opened.close()
         raise
     if attempt is None:
-        data.close()
+        opened.close()
     return attempt
 
 
 def _open_with_lease(
-    job: Job, store: Store, corpus: TokenStream, source: PinnedSource, stop: StopRequest
+    job: Job,
+    store: Store,
+    corpus: TokenStream,
+    prometheus: PrometheusTracker | None,
+    source: PinnedSource,
+    stop: StopRequest,
 ) -> Attempt | None:
     settings = job.settings
 
@@ -143,7 +158,8 @@ def _open_with_lease(
     lease.acquire(settings.checkpoints.lease_wait, log.info, stopping, above=highest_epoch(store))
     try:
         lease.start_renewing()
-        return open_under_lease(HeldRun(job, store, lease, corpus), source, stop)
+        held = HeldRun(job, store, lease, corpus, prometheus)
+        return open_under_lease(held, source, stop)
     except BaseException:
         stop.taken()
         GracePeriod(stop, settings.checkpoints.grace_seconds).give_lease_back(lease.release)
