@@ -89,7 +89,8 @@ LABEL org.opencontainers.image.title="smollm2-spot-trainer" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.revision="$REVISION"
 USER 10001:10001
-# Healthy is a job that moves: it touches a file at each step, and `health` looks at its age.
+# Healthy is a job that moves: it touches a file of the run's own at each step, and `health` looks
+# at its age. Both go by the variables; a run named by flags needs them in the health check too.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=120s --retries=3 \
     CMD ["python", "-m", "app", "health"]
 # SIGTERM is the default already; it is the whole contract with the job, so it stands here.

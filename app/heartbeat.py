@@ -2,33 +2,115 @@
 
 A training job is healthy while it makes progress: micro-steps, saves, prepared
 documents. An open port would prove less.
+
+The file lies in the folder for temporary files, which all users share. So its name says the user
+and the run, and only a plain file of this user is ever touched or believed: not one that another
+user made under that name, and not what a link there leads to.
 """
 
+import hashlib
+import logging
+import os
+import stat
 import tempfile
 import time
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from app.errors import Unavailable
 
-HEARTBEAT_FILE = "smollm2-heartbeat"
+log = logging.getLogger(__name__)
+
 LONGEST_SILENCE = 900.0  # seconds; one 135M micro-step on a slow CPU stays far below
 
 
-def heartbeat_path() -> Path:
-    return Path(tempfile.gettempdir()) / HEARTBEAT_FILE
+@dataclass
+class _Beats:
+    """Where this process shows that it is alive, if anywhere."""
+
+    path: Path | None = None
+    complained: bool = False
+
+
+@cache
+def _beats_of_this_process() -> _Beats:
+    """One for the process: a sign of life is the whole process's, whichever part of it moves."""
+    return _Beats()
+
+
+def heartbeat_path(run: str) -> Path:
+    """The file of this user and `run` (see `Settings.run_place`). Raises OSError where there is
+    no folder for temporary files that can be written to."""
+    digest = hashlib.sha256(run.encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"smollm2-heartbeat-{os.geteuid()}-{digest}"
+
+
+def show_life_of(run: str) -> None:
+    """From here on `beat` shows that this process, which works on `run`, is alive."""
+    beats = _beats_of_this_process()
+    beats.path, beats.complained = None, False
+    try:
+        beats.path = heartbeat_path(run)
+    except OSError as error:
+        _complain("the folder for temporary files", error)
+    beat()
 
 
 def beat() -> None:
-    """Show that the job is alive."""
-    heartbeat_path().touch()
+    """Show that the job is alive, if it has said of which run. Any thread may call this.
 
-
-def check_heartbeat() -> str:
-    """One line of good news. Raises Unavailable if the job is silent for too long."""
+    A sign that cannot be given is no reason to end: it is said once.
+    """
+    path = _beats_of_this_process().path
+    if path is None:
+        return
     try:
-        age = time.time() - heartbeat_path().stat().st_mtime
+        # A pipe that somebody put there would hold up whoever opens it, without O_NONBLOCK.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            _check_own_file(os.fstat(descriptor))
+            os.utime(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        _complain(str(path), error)
+
+
+def check_heartbeat(run: str) -> str:
+    """One line of good news of `run`. Raises Unavailable if the job is silent for too long."""
+    try:
+        path = heartbeat_path(run)
+        status = path.lstat()
+        _check_own_file(status)
     except FileNotFoundError as error:
-        raise Unavailable(f"no sign of life: {heartbeat_path()} does not exist") from error
+        raise Unavailable(
+            f"no sign of life of {run} ({error.filename or error.strerror or error}): it does not "
+            "run here, or was started with flags, which `health` has to be given too"
+        ) from error
+    except OSError as error:
+        raise Unavailable(f"no sign of life of {run}: {path} ({error.strerror})") from error
+    age = time.time() - status.st_mtime
     if age > LONGEST_SILENCE:
-        raise Unavailable(f"no sign of life for {age:.0f} s (allowed: {LONGEST_SILENCE:.0f} s)")
+        raise Unavailable(
+            f"no sign of life of {run} for {age:.0f} s (allowed: {LONGEST_SILENCE:.0f} s)"
+        )
     return f"alive {age:.0f} s ago"
+
+
+def _check_own_file(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+        raise PermissionError(0, "it is not a file of this user")
+
+
+def _complain(place: str, error: OSError) -> None:
+    beats = _beats_of_this_process()
+    if not beats.complained:
+        beats.complained = True
+        log.warning(
+            "%s cannot be written (%s): the work goes on, but `health` will call it silent. Name "
+            "another folder in TMPDIR",
+            place,
+            error.strerror or error,
+        )

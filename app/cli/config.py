@@ -3,6 +3,7 @@
 import argparse
 
 from app.cli.arguments import Commands
+from app.data.data_dir import DataDir
 from app.heartbeat import check_heartbeat
 from app.settings.combined import Settings
 from app.settings.values import as_typed
@@ -13,7 +14,7 @@ from app.training.preemption import StopRequest
 def add_commands(commands: Commands) -> None:
     command = commands.add("config", config, "show every variable, its value and its source")
     command.add_argument("--markdown", action="store_true", help="the README's table")
-    commands.add("health", health, "exit 0 while the job in this container makes progress")
+    commands.add("health", health, "exit 0 while the named run makes progress here")
 
 
 def config(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
@@ -42,5 +43,6 @@ def variable_table() -> str:
     return "\n".join(rows)
 
 
-def health(_settings: Settings, _arguments: argparse.Namespace, _stop: StopRequest) -> None:
-    print(check_heartbeat())
+def health(settings: Settings, _arguments: argparse.Namespace, _stop: StopRequest) -> None:
+    DataDir(settings.data.data_dir).take_temporary_files()
+    print(check_heartbeat(settings.run_place))

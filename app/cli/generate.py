@@ -6,6 +6,7 @@ import time
 
 from app.cli.arguments import Commands, count_from, number_between
 from app.cli.named_run import existing_run, scratch_folder
+from app.data.data_dir import DataDir
 from app.settings.combined import Settings
 from app.training.preemption import StopRequest
 
@@ -39,6 +40,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def generate(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
+    DataDir(settings.data.data_dir).take_temporary_files()
     from app.generation.decoding import Sampling
     from app.generation.text import load_from_store, load_model, stream_text
 

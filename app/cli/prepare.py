@@ -4,7 +4,9 @@ import argparse
 from pathlib import Path
 
 from app.cli.arguments import Commands
+from app.data.data_dir import DataDir
 from app.failures import disk_failures
+from app.heartbeat import show_life_of
 from app.settings.combined import Settings
 from app.training.preemption import StopRequest
 
@@ -29,6 +31,8 @@ def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -
             files = build_builtin_tokenizer(Path(arguments.tokenizer_only))
         print(f"{files.directory}: {files.vocab_size:,} tokens")
         return
+    DataDir(settings.data.data_dir).take_temporary_files()
+    show_life_of(settings.run_place)
     steps = range(settings.run.total_steps + settings.run.additional_steps)
     progress = TokenProgress()
     job, uri = resolve_job(settings), settings.checkpoints.checkpoint_uri

@@ -5,6 +5,8 @@ import logging
 
 import app
 from app.cli.arguments import Commands
+from app.data.data_dir import DataDir
+from app.heartbeat import show_life_of
 from app.settings.combined import Settings
 from app.settings.load import refuse_several_processes
 from app.training.preemption import StopRequest
@@ -26,6 +28,8 @@ def train(settings: Settings, _: argparse.Namespace, stop: StopRequest) -> None:
         " or ".join(settings.run_names),
         settings.checkpoints.checkpoint_uri,
     )
+    DataDir(settings.data.data_dir).take_temporary_files()
+    show_life_of(settings.run_place)
     # Before the libraries load, so that a notice that comes meanwhile is seen too.
     with watched_for_notices(settings.checkpoints, settings.metadata_servers):
         from app.training.start import run

@@ -6,13 +6,16 @@
     tokenizers/                       tokenizers that were fetched or trained
     downloads/                        files of DATASET while they are read
     restore/                          the checkpoint from which a run goes on, while it is read
-    logs/<run>/                       the logs of a run
+    logs/<run>-<digest>/              the logs of a run; `store.txt` in it names the run's store
+    logs/<run>/                       as earlier versions kept them, whatever the store
+    tmp/                              temporary files, where the machine has no folder for them
     .scratch-…/                       downloads of a command that looks at a run (app.cli.named_run)
 
 A lock is a file lock: the system releases it however the process that holds it ends.
 """
 
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -21,6 +24,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from app.failures import disk_failures
 
 OWN_FOLDER = "smollm2-own-"  # begins the name of each folder that `own_folder` makes
 _POLL_SECONDS = 0.2
@@ -60,7 +65,28 @@ class DataDir:
                 return folder
         return None
 
-    def logs(self, run_name: str) -> Path:
+    def take_temporary_files(self) -> None:
+        """Let temporary files lie here if the machine has no folder for them, as in a container
+        with a read-only root and nothing at /tmp: torch wants one as soon as it is imported.
+
+        Raises AccessDenied, ConfigError or Unavailable if they cannot lie here either.
+        """
+        try:
+            tempfile.gettempdir()
+        except FileNotFoundError:
+            folder = self.path / "tmp"
+            with disk_failures(f"no folder for temporary files (TMPDIR, /tmp), and {self.setting}"):
+                folder.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=folder).close()
+            tempfile.tempdir = str(folder)
+
+    def logs(self, run_name: str, store_uri: str) -> Path:
+        """The local logs of the run of this name in the store at `store_uri`."""
+        digest = hashlib.sha256(store_uri.encode()).hexdigest()[:8]
+        return self.path / "logs" / f"{run_name}-{digest}"
+
+    def former_logs(self, run_name: str) -> Path:
+        """Where earlier versions kept them, for all stores."""
         return self.path / "logs" / run_name
 
     def tokens(self, fingerprint: str) -> Path:

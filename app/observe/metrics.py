@@ -10,13 +10,28 @@ from pathlib import Path
 
 from app.failures import disk_failures
 from app.observe.rows import METRICS_FILE, Beginning, Row, decode_rows, encode_row
-from app.observe.trackers import PrometheusTracker, Tracker, file_trackers
+from app.observe.trackers import PrometheusTracker, Tracker, file_trackers, tracker_files
 from app.run.layout import METRICS_KEY
-from app.settings.variables import LogSettings
 
 log = logging.getLogger(__name__)
 
 MOST_ROWS = 100_000  # 35 MB, sent with each checkpoint
+STORE_FILE = "store.txt"
+
+
+def check_logs(directory: Path, loggers: str, store_uri: str) -> None:
+    """Make the folder of a run's local logs, and note in it which store the run is in.
+
+    Raises AccessDenied, ConfigError or Unavailable where `MetricsLog` could not write. What is in
+    its files stays as it is.
+    """
+    with disk_failures(f"DATA_DIR: {directory}"):
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / STORE_FILE).write_text(f"{store_uri}\n", "utf-8")
+        for file in (METRICS_FILE, *tracker_files(loggers)):
+            path = directory / file
+            path.parent.mkdir(exist_ok=True)
+            path.open("ab").close()
 
 
 class MetricsLog:
@@ -29,21 +44,19 @@ class MetricsLog:
     def __init__(
         self,
         directory: Path,
-        settings: LogSettings,
-        run_name: str,
+        loggers: str,
         earlier: list[Row],
+        prometheus: PrometheusTracker | None = None,
         most_rows: int = MOST_ROWS,
     ) -> None:
-        """`earlier` are the rows of the steps up to the one that is resumed from.
+        """`loggers` names the files beside metrics.jsonl, `earlier` are the rows of the steps up to
+        the one that is resumed from. `prometheus` is closed with the rest.
 
-        Raises ConfigError if METRICS_PORT cannot be served, Unavailable if DATA_DIR is full.
+        Raises Unavailable if DATA_DIR is full.
         """
         self._directory, self._place = directory, f"DATA_DIR: {directory}"
-        self._loggers, self._most_rows = settings.loggers, most_rows
-        self._prometheus: PrometheusTracker | None = None
+        self._loggers, self._most_rows, self._prometheus = loggers, most_rows, prometheus
         self._open(earlier)
-        if settings.metrics_port:
-            self._prometheus = PrometheusTracker(settings.metrics_port, run_name)
 
     def _open(self, rows: list[Row]) -> None:
         """Begin every file again, with `rows`."""

@@ -19,7 +19,7 @@ from app.observe.charts import Line, line_chart, short
 from app.observe.reported_run import ReportedRun, read_run
 from app.observe.rows import perplexity
 from app.run.clock import utc_now
-from app.run.journal import AttemptRecord
+from app.run.journal import TARGET_REACHED, AttemptRecord
 from app.run.layout import REPORT_KEY
 from app.run.lease import WriteRight
 from app.stores.contract import Store
@@ -202,7 +202,7 @@ def _timeline(run: ReportedRun) -> str:
 
 
 _KINDS = {
-    "done": "target reached",
+    "done": TARGET_REACHED,
     "stopped": "asked to stop",
     "failed": "ended with an error",
     "unknown": "no end recorded: killed, or still running",
@@ -214,7 +214,7 @@ def _kind(attempt: AttemptRecord) -> str:
         return "unknown"
     if attempt.ended.startswith("exit 143"):
         return "stopped"
-    return "done" if attempt.ended == _KINDS["done"] else "failed"
+    return "done" if attempt.ended.startswith(TARGET_REACHED) else "failed"
 
 
 def _ended(attempt: AttemptRecord) -> str:

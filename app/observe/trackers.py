@@ -6,7 +6,7 @@ They are made from the rows alone, so whatever is lost of them can be made again
 import csv
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -28,8 +28,9 @@ class Tracker(Protocol):
     closed and opened again in the middle of a run whenever the rows are thinned. All calls
     come from the thread that trains, so they must be quick.
 
-    What can be refused is refused with a ConfigError when a tracker is opened. Later it may
-    raise only an OSError, which ends the attempt as a full disk does.
+    What can be refused is refused before the run is taken, by `check_logs` or with a ConfigError
+    when the tracker is made. Later it may raise only an OSError, which ends the attempt as a
+    full disk does.
     """
 
     def write(self, row: Row) -> None:
@@ -46,8 +47,10 @@ class Tracker(Protocol):
 class CsvTracker:
     """metrics.csv, for spreadsheets."""
 
+    FILE = "metrics.csv"
+
     def __init__(self, directory: Path) -> None:
-        self._file = (directory / "metrics.csv").open("w", newline="", encoding="utf-8")
+        self._file = (directory / self.FILE).open("w", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, [field.name for field in fields(Row)])
         self._writer.writeheader()
 
@@ -65,6 +68,7 @@ class CsvTracker:
 class TensorBoardTracker:
     """One event file, which every attempt replaces. A checkpoint takes it along."""
 
+    FILE = TENSORBOARD_KEY.removeprefix("logs/")
     NAMES = tuple(
         field.name
         for field in fields(Row)
@@ -74,12 +78,12 @@ class TensorBoardTracker:
     def __init__(self, directory: Path) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
 
-        folder = directory / "tensorboard"
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob("*tfevents*"):
+        path = directory / self.FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob("*tfevents*"):
             stale.unlink()
         self._records: list[bytes] = []
-        self._file = (folder / Path(TENSORBOARD_KEY).name).open("wb")
+        self._file = path.open("wb")
         self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def write(self, row: Row) -> None:
@@ -146,9 +150,17 @@ class PrometheusTracker:
 
 def file_trackers(loggers: str, directory: Path) -> list[Tracker]:
     """The trackers that LOGGERS names, with new files in `directory`. Raises OSError."""
-    known: Mapping[str, Callable[[Path], Tracker]] = {
-        "tensorboard": TensorBoardTracker,
-        "csv": CsvTracker,
-    }
+    return [opened(directory) for opened in _wanted(loggers)]
+
+
+def tracker_files(loggers: str) -> list[str]:
+    """The files that `file_trackers` makes, as paths below its directory."""
+    return [tracker.FILE for tracker in _wanted(loggers)]
+
+
+def _wanted(loggers: str) -> Iterator[type[TensorBoardTracker] | type[CsvTracker]]:
     wanted = loggers.split(",")
-    return [opened(directory) for name, opened in known.items() if name in wanted]
+    if "tensorboard" in wanted:
+        yield TensorBoardTracker
+    if "csv" in wanted:
+        yield CsvTracker

@@ -20,6 +20,8 @@ from app.stores.swap import update
 
 log = logging.getLogger(__name__)
 
+TARGET_REACHED = "target reached"  # how `ended` begins where an attempt did all it was to do
+
 
 class AttemptRecord(BaseModel):
     """What an attempt says of itself. Times in seconds; steps are finished optimizer steps.
@@ -28,7 +30,8 @@ class AttemptRecord(BaseModel):
     from, as far as they were written down anywhere. `longest_upload_lag` is the time from a
     snapshot to its commit. `saves` counts the snapshots that were asked for, `commits` those that
     are in the store, and `failed_saves` the tries that the store did not take. `ended` is None in
-    the record of an attempt that was killed, or that is still running.
+    the record of an attempt that was killed, or that is still running. `additional_steps` is the
+    ADDITIONAL_STEPS that it was started with, if no EXTENSION_ID named them, and else 0.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -39,6 +42,7 @@ class AttemptRecord(BaseModel):
     started_at: str
     resumed_from: str | None
     start_step: int
+    additional_steps: int = 0
     steps_lost: int = 0
     step: int
     seconds: float = 0.0

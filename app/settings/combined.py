@@ -57,6 +57,11 @@ class Settings:
             return (self.model.init_name,)
         return AUTO_MODELS if self.model.model == "auto" else (self.model.model,)
 
+    @property
+    def run_place(self) -> str:
+        """The run and where it lies, in the same words for each command with these settings."""
+        return f"run {' or '.join(self.run_names)} in {self.checkpoints.checkpoint_uri}"
+
     def is_default(self, name: str) -> bool:
         return self.sources.get(name, "default") == "default"
 

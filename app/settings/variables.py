@@ -59,6 +59,11 @@ class RunSettings(Section):
         "lightning", "pytorch-lightning, or a plain PyTorch loop"
     )
 
+    @property
+    def unnamed_steps(self) -> int:
+        """ADDITIONAL_STEPS, if no EXTENSION_ID says which start asked for them first."""
+        return 0 if self.extension_id else self.additional_steps
+
 
 class ModelSettings(Section):
     model: Literal["auto", "smollm2-135m", "smollm2-360m", "smollm2-1.7b", "tiny"] = _field(

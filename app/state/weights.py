@@ -17,14 +17,19 @@ def load_weights(paths: Sequence[Path], model: nn.Module) -> None:
 
     Raises Damaged for an unreadable file, IncompatibleRun for tensors of another model.
     """
+    _check_shapes(paths, model)
     own = dict(model.state_dict())
-    found = {name: shape for path in paths for name, shape in read_shapes(path).items()}
-    found.pop("lm_head.weight", None)
-    same_tensors(paths[0], {name: tensor.shape for name, tensor in own.items()}, found)
     with torch.no_grad():
         for path in paths:
             for name, tensor in read_tensors(path, own):
                 own[name].copy_(tensor)
+
+
+def _check_shapes(paths: Sequence[Path], model: nn.Module) -> None:
+    found = {name: shape for path in paths for name, shape in read_shapes(path).items()}
+    found.pop("lm_head.weight", None)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    same_tensors(paths[0], expected, found)
 
 
 def same_tensors(
@@ -45,9 +50,17 @@ def same_tensors(
 
 def load_pretrained(directory: Path, model: nn.Module) -> None:
     """Copy the directory's weights into `model`. Raises NotFound, Damaged, IncompatibleRun."""
+    load_weights(_weight_files(directory), model)
+
+
+def check_pretrained(directory: Path, model: nn.Module) -> None:
+    """As `load_pretrained`, but only names and shapes are read, and nothing is copied."""
+    _check_shapes(_weight_files(directory), model)
+
+
+def _weight_files(directory: Path) -> list[Path]:
     if (directory / MODEL_FILE).is_file():
-        load_weights([directory / MODEL_FILE], model)
-        return
+        return [directory / MODEL_FILE]
     try:
         index = json.loads((directory / INDEX_FILE).read_text("utf-8"))
         names = sorted({Path(name).name for name in index["weight_map"].values()})
@@ -55,4 +68,4 @@ def load_pretrained(directory: Path, model: nn.Module) -> None:
         raise NotFound(f"{directory} holds no {MODEL_FILE}") from error
     except (ValueError, KeyError, AttributeError) as error:
         raise Damaged(f"{directory / INDEX_FILE} is not an index of shards") from error
-    load_weights([directory / name for name in names], model)
+    return [directory / name for name in names]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from app.data.token_stream import TokenStream
+from app.observe.trackers import PrometheusTracker
 from app.run.lease import Lease
 from app.stores.contract import Store
 from app.training.job import Job
@@ -10,9 +11,13 @@ from app.training.job import Job
 
 @dataclass(frozen=True)
 class HeldRun:
-    """The job, its store and tokens, and the lease that lets this process write."""
+    """The job, its store and tokens, and the lease that lets this process write.
+
+    `prometheus` serves METRICS_PORT, if that is set.
+    """
 
     job: Job
     store: Store
     lease: Lease
     corpus: TokenStream
+    prometheus: PrometheusTracker | None

@@ -12,9 +12,9 @@ from app.data.sources import PinnedSource
 from app.model.smollm2 import SmolLM2
 from app.observe.metrics import MetricsLog
 from app.observe.report import publish
-from app.observe.rows import Row, local_rows, stored_rows
+from app.observe.rows import Row, rows_left_here, stored_rows
 from app.run.clock import utc_now
-from app.run.journal import AttemptJournal, AttemptRecord, read_attempts
+from app.run.journal import TARGET_REACHED, AttemptJournal, AttemptRecord, read_attempts
 from app.run.record import StoredRecord, create_record, extend
 from app.run.recorded_source import remember_parts
 from app.run.retention import clean_up
@@ -25,7 +25,7 @@ from app.training.attempt import Attempt, Sections
 from app.training.checkpointing import Checkpointing
 from app.training.held_run import HeldRun
 from app.training.optimizer import build_optimizer
-from app.training.preemption import GracePeriod, StopRequest
+from app.training.preemption import GracePeriod, StopRequest, ended_by
 from app.training.refusals import check_against_record
 from app.training.restoring import Resumed, restore_newest
 from app.training.saver import CheckpointSaver
@@ -54,6 +54,9 @@ def open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> A
     optimizer = build_optimizer(model, settings.optimizer, job.compute.device)
     resumed = restore_newest(run, view, model, optimizer)
     step = resumed.progress.step if resumed else 0
+    if step >= stored.record.target and _takes_the_place_of_a_killed_start(run, view):
+        run.lease.release()
+        return None
     outcome = extend(
         run.store,
         stored,
@@ -69,7 +72,42 @@ def open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> A
         return None
     schedule = Schedule(settings.optimizer, outcome.stored.record.horizons)
     announce(run, schedule, resumed)
-    return _attempt(run, view, model, optimizer, schedule, resumed, stop)
+    rows = stored_rows(run.store)
+    journal = _journal(run, view, resumed, rows)
+    grace = GracePeriod(stop, settings.checkpoints.grace_seconds)
+    run.lease.check()  # restoring may have taken so long that the lease was lost
+    journal.begin()
+    try:
+        return _attempt(run, model, optimizer, schedule, resumed, rows, journal, grace, stop)
+    except BaseException as error:
+        # Without this the attempt would read as one that was killed.
+        why = ended_by(error)
+        stop.taken()
+        grace.record_end(lambda: journal.end(why))
+        raise
+
+
+def _takes_the_place_of_a_killed_start(run: HeldRun, view: RunView) -> bool:
+    """Whether the attempt before was killed when it had reached the target, with the same
+    ADDITIONAL_STEPS and no EXTENSION_ID.
+
+    An orchestrator starts the job again after a kill, and that start may not extend the run a
+    second time. So it records the end of the one before, and the start after it is a new one.
+    """
+    asked = run.job.settings.run.unnamed_steps
+    for before in read_attempts(run.store, view.newest_attempts(1)):
+        if asked and before.ended is None and before.additional_steps == asked:
+            run.lease.check()
+            AttemptJournal(run.store, before).end(f"{TARGET_REACHED}, then killed")
+            log.info(
+                "nothing to do: attempt %d reached its target, step %d, and was killed before it "
+                "could say so. This start takes its place: ADDITIONAL_STEPS=%d is for the next one",
+                before.epoch,
+                before.step,
+                asked,
+            )
+            return True
+    return False
 
 
 def _record(run: HeldRun, view: RunView, source: PinnedSource) -> StoredRecord:
@@ -84,24 +122,21 @@ def _record(run: HeldRun, view: RunView, source: PinnedSource) -> StoredRecord:
 
 def _attempt(
     run: HeldRun,
-    view: RunView,
     model: SmolLM2,
     optimizer: torch.optim.Optimizer,
     schedule: Schedule,
     resumed: Resumed | None,
+    rows: Sequence[Row],
+    journal: AttemptJournal,
+    grace: GracePeriod,
     stop: StopRequest,
 ) -> Attempt:
     job, settings = run.job, run.job.settings
     step = resumed.progress.step if resumed else 0
-    logs_dir = DataDir(settings.data.data_dir).logs(job.run_name)
-    rows = stored_rows(run.store)
-    journal = _journal(run, view, resumed, [*rows, *local_rows(logs_dir)])
-    run.lease.check()  # restoring may have taken so long that the lease was lost
-    journal.begin()
-    metrics = MetricsLog(
-        logs_dir, settings.logs, job.run_name, [row for row in rows if row.step <= step]
-    )
-    grace, clock = GracePeriod(stop, settings.checkpoints.grace_seconds), StepClock(step)
+    logs_dir = DataDir(settings.data.data_dir).logs(job.run_name, run.store.uri)
+    earlier = [row for row in rows if row.step <= step]
+    metrics = MetricsLog(logs_dir, settings.logs.loggers, earlier, run.prometheus)
+    clock = StepClock(step)
     checkpointing = _checkpointing(run, model, optimizer, metrics, journal, grace, resumed)
     step_log = StepLog(
         metrics=metrics,
@@ -171,17 +206,19 @@ def _checkpointing(
 
 
 def _journal(
-    run: HeldRun, view: RunView, resumed: Resumed | None, rows: Sequence[Row]
+    run: HeldRun, view: RunView, resumed: Resumed | None, stored: Sequence[Row]
 ) -> AttemptJournal:
     """The journal of this attempt. It says how many steps of the attempt before were lost.
 
-    `rows` are all rows that are known, also those of steps that no checkpoint holds.
+    Beside the `stored` rows, those that were left here tell of steps that no checkpoint holds.
     """
     step = resumed.progress.step if resumed else 0
+    data_dir, name = DataDir(run.job.settings.data.data_dir), run.job.run_name
+    here = rows_left_here(data_dir.logs(name, run.store.uri), data_dir.former_logs(name), stored)
     lost = 0
     for before in read_attempts(run.store, view.newest_attempts(1)):
         # What earlier attempts lost stands in the records of those that came after them.
-        made = [row.step for row in rows if row.attempt == before.epoch]
+        made = [row.step for row in (*stored, *here) if row.attempt == before.epoch]
         if lost := max(0, max([*made, before.step]) - step):
             steps = counted(lost, "step")
             log.info("attempt %d lost %s after step %d", before.epoch, steps, step)
@@ -192,6 +229,7 @@ def _journal(
         started_at=utc_now(),
         resumed_from=str(resumed.name) if resumed else None,
         start_step=step,
+        additional_steps=run.job.settings.run.unnamed_steps,
         steps_lost=lost,
         step=step,
     )

@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from app.errors import Preempted
+from app.console import redacted
+from app.errors import AppError, Preempted
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class GracePeriod:
         """Whether work that takes so many seconds would be over when closing has to begin."""
         return not self._stop.requested or seconds < self._left(thirds=3)
 
-    def record_end(self, work: Callable[[], None]) -> None:
+    def record_end(self, work: Callable[[], object]) -> None:
         self._bound("record of the end", work, thirds=2)
 
     def give_lease_back(self, work: Callable[[], None]) -> None:
@@ -133,7 +134,7 @@ class GracePeriod:
             return math.inf
         return self.seconds - thirds * self._third - self._stop.seconds_since()
 
-    def _bound(self, what: str, work: Callable[[], None], thirds: int) -> None:
+    def _bound(self, what: str, work: Callable[[], object], thirds: int) -> None:
         """Wait for `work` as long as so many thirds are left, and for one third at least.
 
         If `work` is not over by then, it goes on in its thread and ends with the process: a store
@@ -149,3 +150,12 @@ class GracePeriod:
             if late and taken >= self._third and thread.is_alive():
                 log.warning("the %s did not reach the store in time", what)
                 return
+
+
+def ended_by(error: BaseException) -> str:
+    """How an attempt that this error ended says so in its record."""
+    if isinstance(error, Interrupted):
+        return f"exit {Preempted.exit_code}: {NOTHING_TO_SAVE}"
+    if isinstance(error, AppError):
+        return f"exit {error.exit_code}: {redacted(str(error))}"
+    return f"{type(error).__name__}: {redacted(str(error))}"

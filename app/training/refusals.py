@@ -3,10 +3,15 @@
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import torch
+
 from app.console import size
-from app.data.data_dir import DataDir
+from app.data.data_dir import DataDir, own_folder
 from app.data.sources import PinnedSource
 from app.errors import ConfigError, Damaged, Unavailable
+from app.failures import disk_failures
+from app.model.smollm2 import SmolLM2
+from app.observe.metrics import check_logs
 from app.run.checkpoints import check_sizes, read_manifest
 from app.run.layout import LEASE
 from app.run.record import RunRecord, check_identity, same_dataset
@@ -16,6 +21,7 @@ from app.run.verification import traces_of_checkpoints
 from app.run.view import CheckpointState, RunView
 from app.settings.variables import Resume
 from app.state.snapshot import checkpoint_bytes
+from app.state.weights import check_pretrained
 from app.stores.contract import Store
 from app.training.job import Job
 
@@ -51,6 +57,22 @@ def check_space(job: Job, view: RunView, store: Store) -> None:
             f"CHECKPOINT_URI: {store.uri} has {size(free)} free, and a checkpoint of "
             f"{job.model_name} takes {size(needed)}: free some space, or name another place"
         )
+
+
+def check_folders(job: Job, store: Store) -> None:
+    """Raises AccessDenied, ConfigError or Unavailable where an attempt could not write its logs,
+    or could not read a checkpoint into DATA_DIR."""
+    settings = job.settings
+    data_dir = DataDir(settings.data.data_dir)
+    with disk_failures(data_dir.setting), own_folder(data_dir.restore):
+        pass
+    check_logs(data_dir.logs(job.run_name, store.uri), settings.logs.loggers, store.uri)
+
+
+def check_first_weights(job: Job, directory: Path) -> None:
+    """Raises NotFound, Damaged or IncompatibleRun for an INIT_FROM that cannot be begun from."""
+    with disk_failures(f"INIT_FROM={job.settings.model.init_from}"):
+        check_pretrained(directory, SmolLM2.empty(job.config, torch.device("meta")))
 
 
 def check_against_record(

@@ -1,21 +1,22 @@
 """From settings to an attempt that is ready to train, or to the news that nothing is left to do.
 
 The order matters. Everything that can be refused is refused before anything is written to the
-store: first the settings, then the device, the store, the run's identity and the data. Only then
-does this process take the lease. Under it, it reads again what the store says, since another
-process may have written in the meantime.
+store: first the settings, then the device, the store, the run's identity, local folders, the port
+and the data. Only then does this process take the lease. Under it, it reads again what the store
+says, since another process may have written in the meantime.
 """
 
 import gc
 import logging
+from contextlib import ExitStack
 
-from app.console import redacted
 from app.data.sources import PinnedSource
 from app.data.token_progress import TokenProgress
 from app.data.token_stream import OutOfData, TokenStream
-from app.errors import AppError, Preempted
 from app.heartbeat import beat
 from app.model.attention import AttentionShape, fastest_attention
+from app.observe.trackers import PrometheusTracker
+from app.run.journal import TARGET_REACHED
 from app.run.lease import Lease, holder_identity
 from app.run.record import StoredRecord, already_applied
 from app.run.recorded_source import names_recorded_data, source_of_run
@@ -27,8 +28,15 @@ from app.training.attempt import Attempt, Trainer
 from app.training.held_run import HeldRun
 from app.training.job import Job, resolve_job
 from app.training.opening import open_under_lease
-from app.training.preemption import NOTHING_TO_SAVE, GracePeriod, Interrupted, StopRequest
-from app.training.refusals import check_against_record, check_place, check_space, nothing_left_to_do
+from app.training.preemption import GracePeriod, StopRequest, ended_by
+from app.training.refusals import (
+    check_against_record,
+    check_first_weights,
+    check_folders,
+    check_place,
+    check_space,
+    nothing_left_to_do,
+)
 from app.training.training_data import check_data, open_preparation
 
 log = logging.getLogger(__name__)
@@ -40,17 +48,11 @@ def run(settings: Settings, stop: StopRequest) -> None:
     attempt = open_attempt(settings, stop)
     if attempt is None:
         return
-    why = f"exit {Preempted.exit_code}: {NOTHING_TO_SAVE}"
+    why = TARGET_REACHED
     try:
         attempt.finish(failure=_train(trainer, attempt))
-        why = "target reached"
-    except AppError as error:
-        why = f"exit {error.exit_code}: {redacted(str(error))}"
-        raise
-    except Interrupted:
-        raise
     except BaseException as error:
-        why = f"{type(error).__name__}: {redacted(str(error))}"
+        why = ended_by(error)
         raise
     finally:
         stop.taken()  # no further interruption: closing keeps to GRACE_SECONDS by itself
@@ -108,10 +110,19 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     source = source_of_run(settings.data, stored.record if stored else None, progress.alive)
     check_against_record(job, view, source, store)
     check_space(job, view, store)
+    check_folders(job, store)
+    if job.init_directory and not view.committed:
+        check_first_weights(job, job.init_directory)
     # The tokens of the step that this start will probably resume from are fetched first.
     steps = range(view.newest_step, _highest_target(job, stored))
+    opened = ExitStack()
     data = open_preparation(job, source, steps, progress.behind)
+    opened.callback(data.close)
     try:
+        prometheus = None
+        if port := settings.logs.metrics_port:
+            prometheus = PrometheusTracker(port, job.run_name)
+            opened.callback(prometheus.close)
         data.start()
         check_data(job, data, progress.waiting)
         log.info("first tokens ready after %.1f s", progress.arrived())
@@ -122,12 +133,12 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
             seed=settings.run.seed,
             seq_len=job.geometry.seq_len,
         )
-        attempt = _open_with_lease(job, store, view, corpus, source, stop)
+        attempt = _open_with_lease(job, store, view, corpus, prometheus, source, stop)
     except BaseException:
-        data.close()
+        opened.close()
         raise
     if attempt is None:
-        data.close()
+        opened.close()
     return attempt
 
 
@@ -136,6 +147,7 @@ def _open_with_lease(
     store: Store,
     view: RunView,
     corpus: TokenStream,
+    prometheus: PrometheusTracker | None,
     source: PinnedSource,
     stop: StopRequest,
 ) -> Attempt | None:
@@ -149,7 +161,8 @@ def _open_with_lease(
     lease.acquire(settings.checkpoints.lease_wait, log.info, stopping, above=view.highest_epoch)
     try:
         lease.start_renewing()
-        return open_under_lease(HeldRun(job, store, lease, corpus), source, stop)
+        held = HeldRun(job, store, lease, corpus, prometheus)
+        return open_under_lease(held, source, stop)
     except BaseException:
         stop.taken()
         GracePeriod(stop, settings.checkpoints.grace_seconds).give_lease_back(lease.release)

@@ -14,19 +14,20 @@ from app.data.sources import pin_source
 from app.data.token_need import PrepareProgress, TokenNeed
 from app.data.token_progress import TokenProgress, describe
 from app.data.tokenizer import read_tokenizer
-from app.heartbeat import heartbeat_path
+from app.heartbeat import heartbeat_path, show_life_of
 from app.settings.variables import DataSettings
 
 
 @pytest.fixture(autouse=True)
 def _own_heartbeat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    show_life_of("a run")
 
 
 def beats(progress: TokenProgress) -> bool:
-    heartbeat_path().unlink(missing_ok=True)
+    heartbeat_path("a run").unlink(missing_ok=True)
     progress.alive()
-    return heartbeat_path().exists()
+    return heartbeat_path("a run").exists()
 
 
 def test_bytes_are_a_sign_of_life_unless_the_training_goes_on_without_them() -> None:

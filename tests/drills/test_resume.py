@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from app.stores.opening import open_store
 from tests.support.forked_job import ForkedJobRunner, at, signal_in_step
 from tests.support.job import JobRunner, assert_same_checkpoint, losses, newest_checkpoint
+from tests.support.stored_run import stored_attempts
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]
 
@@ -172,3 +174,49 @@ def test_without_an_id_each_start_after_a_finished_run_is_a_new_extension(
     extended = original.with_(ADDITIONAL_STEPS="2")
     assert "target reached: step 4 of 4" in extended.run("train").log
     assert "target reached: step 6 of 6" in extended.run("train").log
+
+
+def test_a_start_that_takes_the_place_of_one_killed_at_its_end_does_not_extend_again(
+    job_environment: dict[str, str], tmp_path: Path
+) -> None:
+    original = job(job_environment, tmp_path, "torch").with_(TOTAL_STEPS="2")
+    assert original.run("train").code == 0
+    extended = original.with_(ADDITIONAL_STEPS="2")
+    killed = extended.preceded_by(kill_before_the_end_is_recorded).run("train")
+    assert killed.code == -signal.SIGKILL and "target reached: step 4 of 4" in killed.log
+    restarted = extended.run("train")
+    assert restarted.code == 0, restarted.log
+    assert "nothing to do: attempt 2 reached its target, step 4, and was killed" in restarted.log
+    store = open_store(f"file://{tmp_path}", "tiny")
+    ends = [attempt.ended for attempt in stored_attempts(store, newest=9)]
+    assert ends == ["target reached", "target reached, then killed"]
+    assert "extended from step 4 to step 6" in extended.run("train").log
+    assert [step for step, _, _ in losses(tmp_path / "tiny")] == list(range(1, 7))
+
+
+@pytest.mark.parametrize(
+    ("killed", "started"),
+    [
+        ({}, {"ADDITIONAL_STEPS": "2"}),
+        ({"ADDITIONAL_STEPS": "2"}, {"ADDITIONAL_STEPS": "3"}),
+        ({"ADDITIONAL_STEPS": "2"}, {"ADDITIONAL_STEPS": "2", "EXTENSION_ID": "b"}),
+        ({"ADDITIONAL_STEPS": "2", "EXTENSION_ID": "a"}, {"ADDITIONAL_STEPS": "2"}),
+    ],
+)
+def test_a_start_that_asks_for_something_else_than_the_one_killed_at_its_end_extends(
+    killed: dict[str, str],
+    started: dict[str, str],
+    job_environment: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    original = job(job_environment, tmp_path, "torch").with_(TOTAL_STEPS="2")
+    if killed:
+        assert original.run("train").code == 0
+    first = original.with_(**killed).preceded_by(kill_before_the_end_is_recorded).run("train")
+    assert first.code == -signal.SIGKILL, first.log
+    log = original.with_(**started).run("train").log
+    assert "extended from step" in log and "target reached" in log, log
+
+
+def kill_before_the_end_is_recorded() -> None:
+    at("app.run.journal.AttemptJournal.end", 1, lambda: os.kill(os.getpid(), signal.SIGKILL))

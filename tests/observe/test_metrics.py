@@ -27,14 +27,14 @@ def upload(log: MetricsLog, store: Store) -> None:
 
 
 def test_replayed_steps_replace_the_lost_ones_in_every_form(folder: Store, tmp_path: Path) -> None:
-    first = MetricsLog(tmp_path / "a", LogSettings(), "run", [])
+    first = MetricsLog(tmp_path / "a", LogSettings().loggers, [])
     for step in range(1, 8):
         first.add(row(step))
     upload(first, folder)
     first.close()
 
     resumed = MetricsLog(
-        tmp_path / "b", LogSettings(), "run", [row for row in stored_rows(folder) if row.step <= 4]
+        tmp_path / "b", LogSettings().loggers, [row for row in stored_rows(folder) if row.step <= 4]
     )
     for step in range(5, 9):
         resumed.add(row(step, loss=100.0 + step))
@@ -50,7 +50,7 @@ def test_replayed_steps_replace_the_lost_ones_in_every_form(folder: Store, tmp_p
 
 def test_the_local_folder_of_a_dead_attempt_is_taken_over(tmp_path: Path) -> None:
     for attempt in (1, 2):
-        log = MetricsLog(tmp_path, LogSettings(), "run", [])
+        log = MetricsLog(tmp_path, LogSettings().loggers, [])
         log.add(row(attempt))
         log.close()
     assert scalars(tmp_path) == [(2, 8.0)]
@@ -58,7 +58,7 @@ def test_the_local_folder_of_a_dead_attempt_is_taken_over(tmp_path: Path) -> Non
 
 
 def test_rows_that_come_after_a_snapshot_are_not_in_it(folder: Store, tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, LogSettings(), "run", [], most_rows=10)
+    log = MetricsLog(tmp_path, LogSettings().loggers, [], most_rows=10)
     for step in range(1, 6):
         log.add(row(step))
     objects = log.objects()
@@ -76,7 +76,7 @@ def test_rows_that_come_after_a_snapshot_are_not_in_it(folder: Store, tmp_path: 
 def test_beyond_a_number_of_rows_the_curve_gets_thinner_and_not_longer(
     evaluated: int, folder: Store, tmp_path: Path
 ) -> None:
-    log = MetricsLog(tmp_path, LogSettings(), "run", [], most_rows=100)
+    log = MetricsLog(tmp_path, LogSettings().loggers, [], most_rows=100)
     for step in range(1, 1001):
         log.add(replace(row(step), validation_loss=None if step % evaluated else 2.0))
         if step in (101, 1000):
@@ -99,13 +99,13 @@ def test_beyond_a_number_of_rows_the_curve_gets_thinner_and_not_longer(
 
 def test_the_rows_of_an_older_image_are_thinned_when_they_are_taken_over(tmp_path: Path) -> None:
     earlier = [row(step) for step in range(1, 1001)]
-    log = MetricsLog(tmp_path, LogSettings(), "run", earlier, most_rows=100)
+    log = MetricsLog(tmp_path, LogSettings().loggers, earlier, most_rows=100)
     log.close()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 63
 
 
 def test_loggers_none_writes_rows_only(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, LogSettings(loggers="none"), "run", [])
+    log = MetricsLog(tmp_path, "none", [])
     log.add(row(1))
     log.close()
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
@@ -115,7 +115,7 @@ def test_a_full_disk_under_the_logs_is_said_and_does_not_get_in_the_way_of_closi
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    log = MetricsLog(tmp_path, LogSettings(loggers="csv"), "run", [])
+    log = MetricsLog(tmp_path, "csv", [])
     with pytest.raises(Unavailable, match="DATA_DIR"):
         log.add(row(1))
     log.close()

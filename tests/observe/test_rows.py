@@ -27,7 +27,7 @@ def test_a_run_without_rows_starts_empty(folder: Store) -> None:
 def test_an_unreadable_line_costs_only_itself(
     folder: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log = MetricsLog(Path(folder.uri.removeprefix("file://")), LogSettings(), "run", [])
+    log = MetricsLog(Path(folder.uri.removeprefix("file://")), LogSettings().loggers, [])
     log.add(row(1))
     content = log.objects()[METRICS_KEY].content()
     log.close()

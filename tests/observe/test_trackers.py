@@ -11,6 +11,7 @@ import pytest
 
 from app.errors import ConfigError
 from app.observe.metrics import MetricsLog
+from app.observe.trackers import PrometheusTracker
 from app.settings.variables import LogSettings
 from tests.support.rows import row, scalars
 
@@ -31,18 +32,18 @@ def served(port: int) -> dict[str, float]:
 
 def test_prometheus_serves_the_newest_row_and_a_taken_port_is_named(tmp_path: Path) -> None:
     port = free_port()
-    log = MetricsLog(tmp_path, LogSettings(loggers="none", metrics_port=port), "run", [])
+    log = MetricsLog(tmp_path, "none", [], PrometheusTracker(port, "run"))
     log.add(row(1))
     log.add(row(2))
     assert served(port)["train_loss"] == 8.0
     with pytest.raises(ConfigError, match=f"METRICS_PORT={port}"):
-        MetricsLog(tmp_path, LogSettings(loggers="none", metrics_port=port), "run", [])
+        PrometheusTracker(port, "run")
     log.close()
 
 
 def test_how_saving_goes_is_in_every_form(tmp_path: Path) -> None:
     port = free_port()
-    log = MetricsLog(tmp_path, LogSettings(metrics_port=port), "run", [])
+    log = MetricsLog(tmp_path, LogSettings().loggers, [], PrometheusTracker(port, "run"))
     log.add(row(1))
     assert "train_checkpoint_age_seconds" not in served(port), "no checkpoint, no age"
     log.add(replace(row(2), checkpoint_age_seconds=61.5, saves_committed=3, failed_saves=4))

@@ -202,6 +202,36 @@ def test_lost_steps_are_counted_once_however_many_starts_end_before_their_first_
     assert [read.steps_lost for read in stored_attempts(store, newest=9)] == [0, 2, 0, 0]
 
 
+def test_steps_of_another_store_are_not_called_lost(train: Train, tmp_path: Path) -> None:
+    shared = {"DATA_DIR": str(tmp_path / "data")}
+    another = {**shared, "CHECKPOINT_URI": f"file://{tmp_path}/another"}
+    assert train(**shared)[0] == 0
+    assert train(**another, TOTAL_STEPS="8")[0] == 0
+    code, log = train(**shared, ADDITIONAL_STEPS="2")
+    assert code == 0 and "lost" not in log, log
+    folders = sorted((tmp_path / "data" / "logs").iterdir())
+    assert all(folder.name.startswith("tiny-") for folder in folders)
+    assert sorted((folder / "store.txt").read_text() for folder in folders) == [
+        f"file://{tmp_path}/{store}/tiny\n" for store in ("another", "store")
+    ]
+
+
+@pytest.mark.parametrize(("whose", "lost"), [("this run", True), ("another run", False)])
+def test_logs_of_an_earlier_version_count_if_they_are_of_this_run(
+    whose: str, lost: bool, train: Train, tmp_path: Path
+) -> None:
+    shared = {"DATA_DIR": str(tmp_path / "data")}
+    assert train(**shared)[0] == 0
+    (logs,) = (tmp_path / "data" / "logs").iterdir()
+    former = logs.rename(logs.with_name("tiny")) / "metrics.jsonl"
+    rows = former.read_text().splitlines(keepends=True)
+    rows.append(rows[-1].replace('"step": 4', '"step": 9'))
+    former.write_text("".join(rows if whose == "this run" else rows[-1:]))
+    code, log = train(**shared, ADDITIONAL_STEPS="2")
+    assert code == 0, log
+    assert ("attempt 1 lost 5 steps after step 4" in log) is lost, log
+
+
 def test_a_late_checkpoint_is_set_aside_with_one_loud_line(train: Train, tmp_path: Path) -> None:
     assert train(KEEP_TOP="9")[0] == 0
     run = tmp_path / "store" / "tiny"
