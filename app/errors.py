@@ -3,6 +3,7 @@
     AppError                   1   a bug, unless a subclass says otherwise
     ├── UsageError            64   the command line cannot be understood
     ├── Unavailable           75   store or data out of reach; the same start may succeed later
+    │   └── NoCredentials     75   nothing gives credentials yet; nobody has refused any
     ├── AccessDenied          77   the credentials or file permissions do not allow it
     ├── ConfigError           78   a setting, or an input that it names, cannot be used
     │   ├── NotFound          78   the named object or input does not exist
@@ -38,6 +39,10 @@ class Unavailable(AppError):
     """A store or data source did not answer, or answered that it cannot serve now."""
 
     exit_code = 75
+
+
+class NoCredentials(Unavailable):
+    """No source gives credentials yet: a metadata server may still boot, a role may be new."""
 
 
 class AccessDenied(AppError):
