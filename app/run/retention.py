@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from app.errors import AccessDenied, Damaged, IncompatibleRun, Unavailable
+from app.errors import AccessDenied, ConfigError, Damaged, IncompatibleRun, Unavailable
 from app.run.checkpoints import (
     Manifest,
     StoredCheckpoint,
@@ -36,8 +36,11 @@ def prune(
     """Delete all but the best `keep_top` by train loss, the newest, and the `protected` ones.
 
     Also deletes uploads of this attempt that were given up. Of each checkpoint the manifest is
-    deleted first, so that a half-deleted folder is not taken for a checkpoint.
+    deleted first, so that a half-deleted folder is not taken for a checkpoint. Where the store
+    deletes nothing, all stay.
     """
+    if not store.deletes:
+        return []
     stored = stored_checkpoints(store)
     manifests = dict(_readable_manifests(store, stored))
     if not manifests:
@@ -57,7 +60,19 @@ def prune(
 
 
 def clean_up(store: Store, epoch: int, lease: WriteRight) -> None:
-    """Put in order what earlier attempts left. `epoch` is that of the caller's lease."""
+    """Put in order what earlier attempts left. `epoch` is that of the caller's lease.
+
+    Where the store deletes nothing, it stays: no start takes it for a checkpoint of the run.
+    """
+    if store.deletes:
+        _clear_up(store, epoch, lease)
+    with _as_far_as_possible():
+        for half in abandoned_writes(store, epoch):
+            lease.check()
+            store.discard(half)
+
+
+def _clear_up(store: Store, epoch: int, lease: WriteRight) -> None:
     with _as_far_as_possible():
         for name in set_late_aside(store, lease):
             log.error("LATE CHECKPOINT %s moved aside: another attempt had gone on before it", name)
@@ -67,10 +82,6 @@ def clean_up(store: Store, epoch: int, lease: WriteRight) -> None:
     with _as_far_as_possible():
         for name in remove_unfinished(store, epoch, lease):
             log.info("removed an upload that was cut short: %s", name)
-    with _as_far_as_possible():
-        for half in abandoned_writes(store, epoch):
-            lease.check()
-            store.discard(half)
 
 
 @contextmanager
@@ -78,7 +89,7 @@ def _as_far_as_possible() -> Iterator[None]:
     """Cleaning up stops no start: the next one tries again."""
     try:
         yield
-    except (AccessDenied, Unavailable) as error:
+    except (AccessDenied, ConfigError, Unavailable) as error:
         log.warning("what earlier attempts left was not all cleaned up: %s", error)
 
 
@@ -86,14 +97,16 @@ def quarantine(store: Store, name: CheckpointName, reason: str, lease: WriteRigh
     """Move a damaged checkpoint aside: first the reason, then manifest and files.
 
     With the reason in its place, a folder whose move was cut short is not taken for an upload
-    that was cut short. Returns the folder in quarantine. Raises Fenced, and the store's errors.
+    that was cut short. Where the store deletes nothing, only the reason is written. Returns the
+    folder in quarantine. Raises Fenced, and the store's errors.
     """
     explanation = {"checkpoint": str(name), "reason": reason, "set_aside_at": utc_now()}
     lease.check()
     # If there is a reason already, this move was begun before: the first reason stays.
     content = json.dumps(explanation, indent=1).encode()
     store.put_if_absent(name.quarantine_key(REASON), content)
-    _move_aside(store, name, lease)
+    if store.deletes:
+        _move_aside(store, name, lease)
     return name.quarantine_key().removesuffix("/")
 
 
