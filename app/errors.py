@@ -19,14 +19,22 @@ The three answers that a store can give to "where is it?" are never confused:
 (nobody answered).
 """
 
+from app.printable import printable
+
 EXIT_OK = 0
 EXIT_INTERRUPTED = 130  # a second Ctrl-C: the shell's own number for it
 
 
 class AppError(Exception):
-    """Root of the tree. `exit_code` is the status that the process ends with."""
+    """Root of the tree. `exit_code` is the status that the process ends with.
+
+    Each argument is one line of the message, whatever signs it quotes.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "\n".join(printable(str(line)) for line in self.args)
 
 
 class UsageError(AppError):

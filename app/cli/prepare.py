@@ -5,6 +5,7 @@ from pathlib import Path
 
 from app.cli.arguments import Commands
 from app.failures import disk_failures
+from app.printable import show
 from app.settings.combined import Settings
 from app.training.preemption import StopRequest
 
@@ -27,7 +28,7 @@ def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -
     if arguments.tokenizer_only:
         with disk_failures(f"--tokenizer_only {arguments.tokenizer_only}"):
             files = build_builtin_tokenizer(Path(arguments.tokenizer_only))
-        print(f"{files.directory}: {files.vocab_size:,} tokens")
+        show(f"{files.directory}: {files.vocab_size:,} tokens")
         return
     steps = range(settings.run.total_steps + settings.run.additional_steps)
     progress = TokenProgress()
@@ -36,4 +37,4 @@ def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -
     preparation = open_preparation(job, source, steps, progress.waiting, everything=arguments.all)
     preparation.run()
     progress.arrived()
-    print(f"{preparation.train.n_tokens:,} training tokens in {settings.data.data_dir}")
+    show(f"{preparation.train.n_tokens:,} training tokens in {settings.data.data_dir}")

@@ -57,6 +57,10 @@ class Settings:
             return (self.model.init_name,)
         return AUTO_MODELS if self.model.model == "auto" else (self.model.model,)
 
+    @property
+    def uses_s3(self) -> bool:
+        return "s3://" in f"{self.checkpoints.checkpoint_uri} {self.data.dataset}"
+
     def is_default(self, name: str) -> bool:
         return self.sources.get(name, "default") == "default"
 
