@@ -27,6 +27,3 @@ def test_an_error_has_the_lines_that_it_was_given_and_no_more() -> None:
     assert str(Damaged(f"LATEST says {FORGED}")).count("\n") == 0
     lines = str(ConfigError("one", f"two{FORGED}")).splitlines()
     assert lines == ["one", f"two{printable(FORGED)}"]
-        "one",
-        f"two{printable(FORGED)}",
-    ]
