@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from app.printable import printable
+
 
 class _Handler(logging.StreamHandler[Any]):
     """Writes above a progress bar instead of through it."""
@@ -25,8 +27,10 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
         level = "" if record.levelno <= logging.INFO else f"{record.levelname}: "
-        text = redacted(super().format(record))
-        return f"{moment} {level}{text}"
+        # The lines of a traceback are indented: none of them looks like a line of the log.
+        trace = self.formatException(record.exc_info).split("\n") if record.exc_info else []
+        lines = [record.getMessage(), *(f"  {line}" for line in trace)]
+        return f"{moment} {level}" + "\n".join(printable(redacted(line)) for line in lines)
 
 
 class JsonFormatter(logging.Formatter):
@@ -82,7 +86,11 @@ def size(n_bytes: float) -> str:
 
 
 def redacted(text: str) -> str:
-    """`text` without user:password and query values of URIs, and without token-like words."""
-    text = re.sub(r"//[^/@\s]*@", "//***@", text)
+    """`text` without user:password and query values of URIs, and without token-like words.
+
+    A password may hold any sign. So what looks like a port counts as one, and what stands before
+    the last @ of the word is left out, unless another URI begins in between.
+    """
+    text = re.sub(r"//(?:[^/@\s]*:(?:(?!://)\S)*|[^/\s]*)@", "//***@", text)
     text = re.sub(r"([?&][A-Za-z0-9_.~%-]+=)[^&\s'\"]+", r"\1***", text)
-    return re.sub(r"\b(hf_|AKIA|ASIA)[A-Za-z0-9]{8,}", r"\1***", text)
+    return re.sub(r"\b(hf_|AKIA|ASIA|IQoJ|FwoG)[A-Za-z0-9+/=_-]{8,}", r"\1***", text)

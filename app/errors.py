@@ -3,6 +3,7 @@
     AppError                   1   a bug, unless a subclass says otherwise
     ├── UsageError            64   the command line cannot be understood
     ├── Unavailable           75   store or data out of reach; the same start may succeed later
+    │   └── NoCredentials     75   nothing gives credentials yet; nobody has refused any
     ├── AccessDenied          77   the credentials or file permissions do not allow it
     ├── ConfigError           78   a setting, or an input that it names, cannot be used
     │   ├── NotFound          78   the named object or input does not exist
@@ -18,14 +19,22 @@ The three answers that a store can give to "where is it?" are never confused:
 (nobody answered).
 """
 
+from app.printable import printable
+
 EXIT_OK = 0
 EXIT_INTERRUPTED = 130  # a second Ctrl-C: the shell's own number for it
 
 
 class AppError(Exception):
-    """Root of the tree. `exit_code` is the status that the process ends with."""
+    """Root of the tree. `exit_code` is the status that the process ends with.
+
+    Each argument is one line of the message, whatever signs it quotes.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "\n".join(printable(str(line)) for line in self.args)
 
 
 class UsageError(AppError):
@@ -38,6 +47,10 @@ class Unavailable(AppError):
     """A store or data source did not answer, or answered that it cannot serve now."""
 
     exit_code = 75
+
+
+class NoCredentials(Unavailable):
+    """No source gives credentials yet: a metadata server may still boot, a role may be new."""
 
 
 class AccessDenied(AppError):

@@ -11,6 +11,7 @@ from app.cli.confirmation import confirmed
 from app.cli.named_run import existing_run, scratch_folder
 from app.console import counted, size
 from app.errors import Damaged, NotFound, Unavailable
+from app.printable import show
 from app.run.layout import QUARANTINE, REASON, CheckpointName
 from app.run.lease import Lease, holder_identity, read_lease, take_from
 from app.run.retention import Reason, prune, superfluous
@@ -54,7 +55,7 @@ def rollback_run(settings: Settings, arguments: argparse.Namespace, stop: StopRe
     store = existing_run(settings)
     change = rollback_to(read_view(store), arguments.to)
     if not change.beyond:
-        print(f"nothing to do: {change.to} is the newest checkpoint")
+        show(f"nothing to do: {change.to} is the newest checkpoint")
         return
     _return_to(change, change.to, settings, arguments, stop, lambda v: rollback_to(v, arguments.to))
 
@@ -72,7 +73,7 @@ def prune_checkpoints(settings: Settings, arguments: argparse.Namespace, stop: S
     store, keep = existing_run(settings), arguments.keep
     doomed = superfluous(store, read_view(store), keep, [])
     if not doomed:
-        print("nothing to do: no checkpoint would be deleted")
+        show("nothing to do: no checkpoint would be deleted")
         return
 
     def plan(view: RunView) -> str:
@@ -81,7 +82,7 @@ def prune_checkpoints(settings: Settings, arguments: argparse.Namespace, stop: S
 
     def act(view: RunView, lease: Lease) -> None:
         for name in prune(store, view, keep, [], lease):
-            print(f"deleted {name}")
+            show(f"deleted {name}")
 
     _under_lease(store, settings, arguments, stop, plan, act)
 
@@ -91,7 +92,7 @@ def take_over(settings: Settings, arguments: argparse.Namespace, _: StopRequest)
     store = existing_run(settings)
     current = read_lease(store)
     if current is None or current[0].released:
-        print(f"nothing to do: nobody holds {store.uri}")
+        show(f"nothing to do: nobody holds {store.uri}")
         return
     record, etag = current
     confirmed(
@@ -100,7 +101,7 @@ def take_over(settings: Settings, arguments: argparse.Namespace, _: StopRequest)
         arguments.yes,
     )
     take_from(store, record, etag)
-    print("the next start does not wait")
+    show("the next start does not wait")
 
 
 def list_quarantine(settings: Settings, _: argparse.Namespace, __: StopRequest) -> None:
@@ -114,9 +115,9 @@ def list_quarantine(settings: Settings, _: argparse.Namespace, __: StopRequest) 
             why = f"{reason.set_aside_at}  {reason.reason}"
         except (Damaged, NotFound) as error:
             why = f"-  {error}"
-        print(f"{folder}  {size(size_in_quarantine(view, folder))}  {why}")
+        show(f"{folder}  {size(size_in_quarantine(view, folder))}  {why}")
     if not view.quarantined:
-        print("nothing is in quarantine")
+        show("nothing is in quarantine")
 
 
 def purge_quarantine(settings: Settings, arguments: argparse.Namespace, stop: StopRequest) -> None:
@@ -136,10 +137,10 @@ def purge_quarantine(settings: Settings, arguments: argparse.Namespace, stop: St
     def act(view: RunView, lease: Lease) -> None:
         for folder in chosen(view):
             purge(store, view, folder, lease)
-            print(f"deleted {QUARANTINE}/{folder}")
+            show(f"deleted {QUARANTINE}/{folder}")
 
     if not chosen(read_view(store)):
-        print("nothing to do: nothing is in quarantine")
+        show("nothing to do: nothing is in quarantine")
         return
     _under_lease(store, settings, arguments, stop, plan, act)
 
@@ -168,7 +169,7 @@ def _return_to(
         plan,
         lambda view, lease: carry_out(plan(view), store, lease),
     )
-    print(f"the next start goes on from step {change.to.step}")
+    show(f"the next start goes on from step {change.to.step}")
 
 
 def _under_lease(

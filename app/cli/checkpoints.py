@@ -14,6 +14,7 @@ from app.cli.named_run import existing_run, scratch_folder
 from app.console import counted, size
 from app.errors import ConfigError, Damaged, IncompatibleRun, NotFound
 from app.failures import disk_failures
+from app.printable import show
 from app.run.attempt_text import attempt_table
 from app.run.checkpoints import read_manifest
 from app.run.fetching import fetch
@@ -62,17 +63,18 @@ def list_checkpoints(settings: Settings, arguments: argparse.Namespace, _: StopR
     if view.record is not None:
         record = view.record.record
         extended = "".join(f", extended to {e.target}" for e in record.extensions)
-        print(f"{store.uri}: target step {record.total_steps}{extended}")
-    print(f"{'checkpoint':<24} {'train loss':>10} {'size':>9}  {'saved at':<26} state")
+        show(f"{store.uri}: target step {record.total_steps}{extended}")
+    show(f"{'checkpoint':<24} {'train loss':>10} {'size':>9}  {'saved at':<26} state")
     for row in rows:
         loss = row.get("train_loss")
         loss_text = f"{loss:.4f}" if isinstance(loss, float) else "-"
-        print(
+        show(
             f"{row['name']:<24} {loss_text:>10} {size(row['bytes']):>9}  "
             f"{row.get('created_at', '-'):<26} {row['state']}"
         )
     if attempts:
-        print("\n" + "\n".join(attempt_table(attempts)))
+        for line in ("", *attempt_table(attempts)):
+            show(line)
 
 
 def _checkpoint_row(store: Store, stored: StoredCheckpoint) -> dict[str, Any]:
@@ -108,13 +110,14 @@ def verify_checkpoints(settings: Settings, arguments: argparse.Namespace, _: Sto
     only = view.find(arguments.checkpoint) if arguments.checkpoint else None
     verification = Verification(store, partial(scratch_folder, settings), STATE_FILES)
     for finding in [verification.one(only)] if only else verification.whole_run():
-        print(f"{finding.name}  {finding.text}")
+        show(f"{finding.name}  {finding.text}")
         found.append(finding)
     damaged = [finding.name for finding in found if finding.damaged]
     if not damaged:
-        print(f"{counted(sum(finding.whole for finding in found), 'checkpoint')} verified")
+        show(f"{counted(sum(finding.whole for finding in found), 'checkpoint')} verified")
     if attempts := read_attempts(store, view.newest_attempts(arguments.attempts)):
-        print("\n" + "\n".join(attempt_table(attempts)))
+        for line in ("", *attempt_table(attempts)):
+            show(line)
     if damaged:
         raise Damaged(f"{store.uri} is damaged: {', '.join(damaged)}")
 

@@ -5,6 +5,7 @@ import argparse
 from app.cli.arguments import Commands
 from app.data.data_dir import DataDir
 from app.heartbeat import check_heartbeat
+from app.printable import show
 from app.settings.combined import Settings
 from app.settings.values import as_typed
 from app.settings.variables import variables
@@ -25,7 +26,7 @@ def config(settings: Settings, arguments: argparse.Namespace, _: StopRequest) ->
     width = max(len(name) for name, _, _ in rows)
     value_width = max(len(value) for _, value, _ in rows)
     for name, value, source in rows:
-        print(f"{name:<{width}}  {value:<{value_width}}  {source}")
+        show(f"{name:<{width}}  {value:<{value_width}}  {source}")
 
 
 def variable_table() -> str:
@@ -45,4 +46,4 @@ def variable_table() -> str:
 
 def health(settings: Settings, _arguments: argparse.Namespace, _stop: StopRequest) -> None:
     DataDir(settings.data.data_dir).take_temporary_files()
-    print(check_heartbeat(settings.run_place))
+    show(check_heartbeat(settings.run_place))

@@ -2,11 +2,13 @@
 
 import argparse
 import logging
+import sys
 import time
 
 from app.cli.arguments import Commands, count_from, number_between
 from app.cli.named_run import existing_run, scratch_folder
 from app.data.data_dir import DataDir
+from app.printable import printable
 from app.settings.combined import Settings
 from app.training.preemption import StopRequest
 
@@ -61,9 +63,11 @@ def generate(settings: Settings, arguments: argparse.Namespace, _: StopRequest) 
             loaded = load_from_store(store, arguments.checkpoint, device, scratch)
     log.info("model %s", loaded.origin)
     started, pieces = time.monotonic(), 0
+    # A model may have learned escape sequences. A file gets what it wrote, a terminal does not.
+    on_terminal = sys.stdout.isatty()
     print(arguments.prompt, end="", flush=True)
     for piece in stream_text(loaded, arguments.prompt, sampling):
-        print(piece, end="", flush=True)
+        print(printable(piece, keep="\n\t") if on_terminal else piece, end="", flush=True)
         pieces += 1
     print()
     tokens = pieces - 1  # the last piece is the rest of the text, not a token

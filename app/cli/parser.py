@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         log.warning("%s", end)
         return end.exit_code
     except AppError as error:
-        for line in str(error).splitlines():
+        for line in error.args:
             log.error("%s (exit %d)", line, error.exit_code)
         return error.exit_code
     except KeyboardInterrupt:

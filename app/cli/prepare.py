@@ -7,6 +7,7 @@ from app.cli.arguments import Commands
 from app.data.data_dir import DataDir
 from app.failures import disk_failures
 from app.heartbeat import show_life_of
+from app.printable import show
 from app.settings.combined import Settings
 from app.training.preemption import StopRequest
 
@@ -29,7 +30,7 @@ def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -
     if arguments.tokenizer_only:
         with disk_failures(f"--tokenizer_only {arguments.tokenizer_only}"):
             files = build_builtin_tokenizer(Path(arguments.tokenizer_only))
-        print(f"{files.directory}: {files.vocab_size:,} tokens")
+        show(f"{files.directory}: {files.vocab_size:,} tokens")
         return
     DataDir(settings.data.data_dir).take_temporary_files()
     show_life_of(settings.run_place)
@@ -40,4 +41,4 @@ def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -
     preparation = open_preparation(job, source, steps, progress.waiting, everything=arguments.all)
     preparation.run()
     progress.arrived()
-    print(f"{preparation.train.n_tokens:,} training tokens in {settings.data.data_dir}")
+    show(f"{preparation.train.n_tokens:,} training tokens in {settings.data.data_dir}")

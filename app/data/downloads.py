@@ -14,12 +14,12 @@ import threading
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing, contextmanager
 from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from botocore.exceptions import ClientError
@@ -31,7 +31,8 @@ from app.data.readers import FILE_ENDINGS
 from app.data.retries import Backoff, Sleep
 from app.errors import AccessDenied, AppError, ConfigError, Damaged, NotFound, Unavailable
 from app.failures import disk_failures
-from app.stores.s3_client import http_status, open_client, s3_failures
+from app.stores.s3_answers import http_status, s3_failures
+from app.stores.s3_client import listing, open_client
 
 _TIMEOUT = 60.0  # seconds in which a web server says nothing
 # An SSLError in the middle of an answer carries errno 1, which would mean EPERM on a disk.
@@ -193,10 +194,11 @@ class S3Files(RemoteFiles):
         self._client, self._endpoint = open_client(self._setting)
         bucket, _, pattern = uri.removeprefix("s3://").partition("/")
         with s3_failures(self._setting, self._endpoint):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=bucket, Prefix=re.split(r"[*?\[]", pattern, maxsplit=1)[0]
-            )
-            objects = {item["Key"]: item for page in pages for item in page.get("Contents", ())}
+            prefix = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+            objects = {
+                item["Key"]: (item["Size"], item["ETag"].strip('"'))
+                for item in listing(self._client, bucket, prefix)
+            }
         if any(mark in pattern for mark in "*?["):
             keys = [key for key in objects if fnmatch.fnmatchcase(key, pattern)]
         elif pattern in objects:
@@ -211,7 +213,7 @@ class S3Files(RemoteFiles):
         for key in sorted(keys):
             uri = f"s3://{bucket}/{key}"
             name = posixpath.relpath(f"/{key}", root)
-            yield ListedFile(uri, name, uri, objects[key]["Size"], _bare_etag(objects[key]))
+            yield ListedFile(uri, name, uri, *objects[key])
 
     @contextmanager
     def _open(self, file: ListedFile, offset: int) -> Iterator[BinaryIO]:
@@ -229,14 +231,10 @@ class S3Files(RemoteFiles):
                 raise
             with closing(answer["Body"]) as body:
                 # Some servers ignore If-Match.
-                if _bare_etag(answer) != file.version:
+                # Some list an ETag without quotes, and answer a GET with them.
+                if str(answer.get("ETag", "")).strip('"') != file.version:
                     raise _replaced(file)
                 yield body
-
-
-def _bare_etag(answer: Mapping[str, Any]) -> str:
-    """The ETag without quotes: some servers list it without, and answer a GET with them."""
-    return str(answer.get("ETag", "")).strip('"')
 
 
 class WebFile(RemoteFiles):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.errors import AccessDenied, Damaged, IncompatibleRun, Unavailable
+from app.errors import AccessDenied, ConfigError, Damaged, IncompatibleRun, Unavailable
 from app.run.checkpoints import Manifest, read_manifest, write_latest
 from app.run.clock import utc_now
 from app.run.layout import CHECKPOINTS, MANIFEST, QUARANTINE, REASON, CheckpointName, file_of
@@ -33,8 +33,11 @@ def prune(
     """Delete the superfluous checkpoints, and uploads of this attempt that were given up.
 
     Of each checkpoint the manifest is deleted first, so that a half-deleted folder is not taken
-    for a checkpoint. Returns the names of the checkpoints that were deleted.
+    for a checkpoint. Returns the names of the checkpoints that were deleted: none where the store
+    deletes nothing.
     """
+    if not store.deletes:
+        return []
     doomed = superfluous(store, view, keep_top, protected)
     newest = view.committed[0] if view.committed else None
     given_up = [
@@ -59,7 +62,19 @@ def superfluous(
 
 
 def clean_up(store: Store, view: RunView, epoch: int, lease: WriteRight) -> None:
-    """Put in order what earlier attempts left. `epoch` is that of the caller's lease."""
+    """Put in order what earlier attempts left. `epoch` is that of the caller's lease.
+
+    Where the store deletes nothing, it stays: no start takes it for a checkpoint of the run.
+    """
+    if store.deletes:
+        _clear_up(store, view, epoch, lease)
+    with _as_far_as_possible():
+        for half in abandoned_writes(store, epoch):
+            lease.check()
+            store.discard(half)
+
+
+def _clear_up(store: Store, view: RunView, epoch: int, lease: WriteRight) -> None:
     with _as_far_as_possible():
         for name in set_late_aside(store, view, lease):
             log.error("LATE CHECKPOINT %s moved aside: another attempt had gone on before it", name)
@@ -70,10 +85,6 @@ def clean_up(store: Store, view: RunView, epoch: int, lease: WriteRight) -> None
     with _as_far_as_possible():
         for name in remove_unfinished(store, view, epoch, lease):
             log.info("removed an upload that was cut short: %s", name)
-    with _as_far_as_possible():
-        for half in abandoned_writes(store, epoch):
-            lease.check()
-            store.discard(half)
 
 
 @contextmanager
@@ -81,7 +92,7 @@ def _as_far_as_possible() -> Iterator[None]:
     """Cleaning up stops no start: the next one tries again."""
     try:
         yield
-    except (AccessDenied, Unavailable) as error:
+    except (AccessDenied, ConfigError, Unavailable) as error:
         log.warning("what earlier attempts left was not all cleaned up: %s", error)
 
 
@@ -98,14 +109,16 @@ def quarantine(store: Store, name: CheckpointName, reason: str, lease: WriteRigh
     """Move a damaged checkpoint aside: first the reason, then manifest and files.
 
     With the reason in its place, a folder whose move was cut short is not taken for an upload
-    that was cut short. Returns the folder in quarantine. Raises Fenced, and the store's errors.
+    that was cut short. Where the store deletes nothing, only the reason is written. Returns the
+    folder in quarantine. Raises Fenced, and the store's errors.
     """
     explanation = {"checkpoint": str(name), "reason": reason, "set_aside_at": utc_now()}
     lease.check()
     # If there is a reason already, this move was begun before: the first reason stays.
     content = json.dumps(explanation, indent=1).encode()
     store.put_if_absent(name.quarantine_key(REASON), content)
-    _move_aside(store, name, lease)
+    if store.deletes:
+        _move_aside(store, name, lease)
     return name.quarantine_key().removesuffix("/")
 
 

@@ -62,6 +62,10 @@ class Settings:
         """The run and where it lies, in the same words for each command with these settings."""
         return f"run {' or '.join(self.run_names)} in {self.checkpoints.checkpoint_uri}"
 
+    @property
+    def uses_s3(self) -> bool:
+        return "s3://" in f"{self.checkpoints.checkpoint_uri} {self.data.dataset}"
+
     def is_default(self, name: str) -> bool:
         return self.sources.get(name, "default") == "default"
 

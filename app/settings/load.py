@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from app.console import redacted
 from app.errors import AccessDenied, ConfigError
+from app.settings.aws import aws_problems
 from app.settings.combined import Settings, Source, impossible_combinations
 from app.settings.spelling import misspelled
 from app.settings.values import CREDENTIALS
@@ -48,8 +49,10 @@ def load_settings(flags: Mapping[str, str] | None = None) -> Settings:
     if not problems:
         settings = Settings(**sections, sources=sources)  # type: ignore[arg-type]
         problems = list(impossible_combinations(settings))
+        if settings.uses_s3:
+            problems += aws_problems(os.environ)
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(*problems)
     return settings
 
 

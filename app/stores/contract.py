@@ -92,10 +92,19 @@ class Store(Protocol):
         """
         ...
 
+    @property
+    def deletes(self) -> bool:
+        """Whether objects can be deleted here. `check` finds out.
+
+        Where they cannot, `delete` and `move` raise what the store answers.
+        """
+        ...
+
     def check(self) -> None:
         """Try to reach the store, list, write, read back and delete, before training begins.
 
-        Raises as described above, and leaves nothing behind.
+        Waits a while for credentials that are not there yet. Raises as described above, and leaves
+        nothing behind unless the store deletes nothing.
         """
         ...
 

@@ -70,6 +70,10 @@ class LocalStore:
     def conditional_writes(self) -> bool:
         return self._has_flock
 
+    @property
+    def deletes(self) -> bool:
+        return True  # `check` refuses a folder where it cannot remove its own file
+
     def check(self) -> None:
         created: list[Path] = []
         try:

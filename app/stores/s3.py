@@ -1,7 +1,9 @@
 """A store under a prefix of a bucket: on S3, or on any server that speaks its protocol.
 
-The SDK adds a checksum to each upload. Some servers do not know it, and refuse the upload or
-store wrong bytes: `check` finds that out, and from then on the store sends no checksums.
+Much of the protocol is optional, and is done without where a server does not know it. The SDK adds
+a checksum to each upload: `check` finds out whether the server refuses it or stores wrong bytes.
+Objects are deleted one by one, since many servers refuse the request for several. Uploads in parts
+and copies that the server makes are replaced at their first refusal.
 """
 
 import logging
@@ -17,7 +19,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
 from app.console import redacted
-from app.errors import AppError, ConfigError, Damaged, NotFound, Unavailable
+from app.errors import AccessDenied, AppError, ConfigError, Damaged, NotFound, Unavailable
 from app.stores.buffer_reader import BufferReader
 from app.stores.contract import (
     MAX_GET_BYTES,
@@ -31,15 +33,16 @@ from app.stores.contract import (
     is_key,
 )
 from app.stores.limits import DEFAULT_LIMITS, StoreLimits
-from app.stores.s3_client import (
+from app.stores.s3_answers import (
+    NO_SENSE,
     error_code,
-    explained_head,
     http_status,
-    open_client,
+    knows,
+    not_known,
     retried,
     s3_failures,
-    transfer,
 )
+from app.stores.s3_client import explained_head, listing, open_client, transfer
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +57,8 @@ _TRANSFER = TransferConfig(
 # The server copies by itself. It copies large objects in parts, so that one request stays below
 # the read timeout and below S3's limit of 5 GB.
 _COPY = TransferConfig(multipart_threshold=256 * _MIB, multipart_chunksize=256 * _MIB)
-_DELETE_BATCH = 1000  # S3's limit for one DeleteObjects
-_UNKNOWN_HEADER = (400, 501)  # the HTTP status of a server that does not know a header
+_IN_ONE_PIECE = TransferConfig(multipart_threshold=2**40, preferred_transfer_client="classic")
+_IN_PARTS = ("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload")
 
 
 class S3Store:
@@ -73,8 +76,8 @@ class S3Store:
         limits: StoreLimits = DEFAULT_LIMITS,
     ) -> None:
         self._bucket, self._prefix, self._page_size = bucket, f"{prefix}/", page_size
-        self._conditional, self._quotes_etags = True, True
-        self._limits = limits
+        self._conditional, self._quotes_etags, self._deletes = True, True, True
+        self._limits, self._upload_config = limits, _TRANSFER
         self._client, self._endpoint = open_client(f"CHECKPOINT_URI: {self.uri}", limits=limits)
 
     @property
@@ -85,12 +88,16 @@ class S3Store:
     def conditional_writes(self) -> bool:
         return self._conditional
 
+    @property
+    def deletes(self) -> bool:
+        return self._deletes
+
     def check(self) -> None:
         key = f"{RESERVED}probe-{secrets.token_hex(8)}"
         with self._failures(self.uri):
             self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
         try:
-            if not _knows(lambda: self._keeps_content(key)):
+            if not knows(lambda: self._keeps_content(key), "SignatureDoesNotMatch"):
                 self._client, _ = open_client(
                     self._place(""), upload_checksums=False, limits=self._limits
                 )
@@ -102,12 +109,12 @@ class S3Store:
                     "%s does not know the checksums of uploads: they are left out", self._endpoint
                 )
             self._conditional = True
-            self._conditional = _knows(lambda: self._keeps_conditions(key))
+            self._conditional = knows(lambda: self._keeps_conditions(key))
         except BaseException:
             with suppress(AppError):
                 self._delete([key])
             raise
-        self._delete([key])
+        self._deletes = self._may_delete(key)
 
     def get(self, key: str, max_bytes: int = MAX_GET_BYTES) -> tuple[bytes, str]:
         return self._get(check_key(key), max_bytes)
@@ -148,17 +155,14 @@ class S3Store:
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         folder = folder_of(prefix)
-        pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self._bucket,
-            Prefix=self._prefix + folder,
-            PaginationConfig={"PageSize": self._page_size},
-        )
+        found: dict[str, ObjectInfo] = {}
         with self._failures(self._place(folder)):
-            for page in pages:
-                for entry in page.get("Contents", ()):
-                    key = entry["Key"].removeprefix(self._prefix)
-                    if is_key(key):
-                        yield ObjectInfo(key, entry["Size"], entry["ETag"])
+            prefix = self._prefix + folder
+            for entry in listing(self._client, self._bucket, prefix, self._page_size):
+                key = entry["Key"].removeprefix(self._prefix)
+                if is_key(key):
+                    found[key] = ObjectInfo(key, entry["Size"], entry.get("ETag", ""))
+        yield from (found[key] for key in sorted(found))  # some servers list in another order
 
     def delete(self, keys: Sequence[str]) -> None:
         self._delete([check_key(key) for key in keys])
@@ -167,7 +171,13 @@ class S3Store:
         source = self._object(check_key(source_key))
         target = self._prefix + check_key(target_key)
         with self._head_failures(source_key):
-            transfer(lambda: self._client.copy(source, self._bucket, target, Config=_COPY))
+            try:
+                transfer(lambda: self._client.copy(source, self._bucket, target, Config=_COPY))
+            except ClientError as error:
+                outage = http_status(error) >= 500 and not not_known(error)
+                if error.operation_name == "HeadObject" or outage:
+                    raise
+                self._copy_through(source, target)
         self._delete([source_key])
 
     def half_written(self) -> Sequence[HalfWritten]:
@@ -177,9 +187,12 @@ class S3Store:
         with self._housekeeping():
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
                 for upload in page.get("Uploads", ()):
-                    key = upload["Key"].removeprefix(self._prefix)
-                    stale = upload["Initiated"] < before
-                    found.append(HalfWritten(key, 0, stale, upload["UploadId"]))
+                    # Some servers leave the prefix out of account, and list what is others'.
+                    if upload["Key"].startswith(self._prefix):
+                        key = upload["Key"].removeprefix(self._prefix)
+                        began = upload.get("Initiated")
+                        stale = began is not None and began < before
+                        found.append(HalfWritten(key, 0, stale, upload["UploadId"]))
         return found
 
     def discard(self, half: HalfWritten) -> None:
@@ -231,11 +244,26 @@ class S3Store:
 
     def _put(self, key: str, data: Data) -> None:
         with self._failures(self._place(key)):
-            transfer(
-                lambda: self._client.upload_fileobj(
-                    BufferReader(data), self._bucket, self._prefix + key, Config=_TRANSFER
-                )
+            try:
+                self._upload(BufferReader(data), self._prefix + key)
+            except ClientError as error:
+                if error.operation_name not in _IN_PARTS or not not_known(error):
+                    raise
+                log.info("%s takes no upload in parts: objects go in one piece", self._endpoint)
+                self._upload_config = _IN_ONE_PIECE
+                self._upload(BufferReader(data), self._prefix + key)
+
+    def _upload(self, content: Any, full_key: str) -> None:
+        transfer(
+            lambda: self._client.upload_fileobj(
+                content, self._bucket, full_key, Config=self._upload_config
             )
+        )
+
+    def _copy_through(self, source: dict[str, str], full_key: str) -> None:
+        """Copy by way of this machine, in pieces, for a server that makes no copies itself."""
+        with closing(self._client.get_object(**source)["Body"]) as body:
+            self._upload(body, full_key)
 
     def _put_on_condition(self, key: str, content: bytes, condition: dict[str, str]) -> str | None:
         with self._failures(self._place(key)):
@@ -319,34 +347,25 @@ class S3Store:
         return False
 
     def _delete(self, keys: Sequence[str]) -> None:
-        for start in range(0, len(keys), _DELETE_BATCH):
-            batch = [{"Key": self._prefix + key} for key in keys[start : start + _DELETE_BATCH]]
-            with self._failures(self.uri):
-                answer = self._client.delete_objects(
-                    Bucket=self._bucket, Delete={"Objects": batch, "Quiet": True}
-                )
-                # The answer is 200 even if some keys could not be deleted.
-                for problem in answer.get("Errors", ()):
-                    if problem.get("Code") != "NoSuchKey":
-                        refusal = ClientError({"Error": problem}, "DeleteObjects")
-                        with self._failures(f"s3://{self._bucket}/{problem.get('Key', '')}"):
-                            raise refusal
+        for key in keys:
+            with suppress(NotFound), self._failures(self._place(key)):
+                self._client.delete_object(**self._object(key))
+
+    def _may_delete(self, key: str) -> bool:
+        """Delete `key`, which this store wrote just now. False if deletion is what is refused."""
+        try:
+            self._delete([key])
+        except (AccessDenied, ConfigError) as error:
+            answer = error.__cause__
+            if not isinstance(answer, ClientError) or http_status(answer) == 404:
+                raise
+            return False
+        return True
 
     @contextmanager
     def _housekeeping(self) -> Iterator[None]:
         """For requests that some servers and policies refuse, and that training can do without."""
         try:
             yield
-        except (BotoCoreError, ClientError) as error:
+        except (BotoCoreError, ClientError, *NO_SENSE) as error:
             log.info("%s: an unfinished upload may stay: %s", self.uri, redacted(str(error)))
-
-
-def _knows(probe: Callable[[], bool]) -> bool:
-    """The result of `probe`; False if the server answers that it does not know a header."""
-    try:
-        return probe()
-    except AppError as error:
-        answer = error.__cause__
-        if isinstance(answer, ClientError) and http_status(answer) in _UNKNOWN_HEADER:
-            return False
-        raise

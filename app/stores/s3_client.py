@@ -1,83 +1,30 @@
-"""S3 through boto3: the client, and what its exceptions mean as errors of ours.
+"""S3 through boto3: a client that has credentials, and that believes only whole answers.
 
 Credentials, region and endpoint are boto3's own: AWS_ACCESS_KEY_ID, AWS_PROFILE,
 AWS_DEFAULT_REGION, AWS_ENDPOINT_URL_S3 and so on.
-S3's codes: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from ipaddress import ip_address
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-from boto3.exceptions import Boto3Error, RetriesExceededError
 from boto3.session import Session
 from botocore import exceptions as aws
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-from s3transfer.exceptions import RetriesExceededError as TransferRetriesExceededError
-from urllib3.exceptions import HTTPError
+from botocore.exceptions import ClientError
 
 from app.console import redacted
-from app.errors import (
-    AccessDenied,
-    AppError,
-    ConfigError,
-    Damaged,
-    NoBucket,
-    NotFound,
-    Unavailable,
-)
+from app.errors import NoCredentials
 from app.stores.limits import DEFAULT_LIMITS, StoreLimits
+from app.stores.s3_answers import NO_SENSE, PATH_FORBIDDEN, s3_failures, unusable
 
 _TRIES = 3
 
-_NO_CREDENTIALS = (
-    aws.NoCredentialsError,
-    aws.PartialCredentialsError,
-    aws.CredentialRetrievalError,
-    aws.NoAuthTokenError,
-    aws.TokenRetrievalError,
-    aws.SSOError,
-    aws.LoginError,
-)
-_NO_ANSWER = (
-    aws.HTTPClientError,
-    aws.ConnectionError,
-    aws.IncompleteReadError,
-    aws.MetadataRetrievalError,
-)
-_DENIED = {
-    "AccessDenied",
-    "AccountProblem",
-    "AllAccessDisabled",
-    "AuthFailure",
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "InvalidAccessKeyId",
-    "InvalidToken",
-    "NotSignedUp",
-    "RequestTimeTooSkewed",
-    "SignatureDoesNotMatch",
-    "TokenRefreshRequired",
-    "UnauthorizedAccess",
-}
-_NOT_NOW = {
-    "BadDigest",
-    "IncompleteBody",
-    "InternalError",
-    "NoSuchUpload",
-    "OperationAborted",
-    "RequestLimitExceeded",
-    "RequestTimeout",
-    "ServiceUnavailable",
-    "SlowDown",
-    "Throttling",
-    "ThrottlingException",
-    "TooManyRequests",
-    "XAmzContentSHA256Mismatch",
-}
 _ANSWERED_WITH_ETAG = {"GetObject", "HeadObject", "PutObject", "UploadPart"}
 # What an answer to an operation always holds: API reference, "Response Syntax" of each.
 _ALWAYS_HOLDS = {
@@ -88,8 +35,6 @@ _ALWAYS_HOLDS = {
     "CopyObject": b"ETag",
     "UploadPartCopy": b"ETag",
 }
-_NO_SPACE = {"InsufficientCapacity", "QuotaExceeded", "XMinioStorageFull"}
-
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -98,9 +43,11 @@ log = logging.getLogger(__name__)
 def open_client(
     place: str, *, upload_checksums: bool = True, limits: StoreLimits = DEFAULT_LIMITS
 ) -> tuple[Any, str]:
-    """An S3 client that several threads may use, and its endpoint (URL). Contacts nobody yet.
+    """An S3 client that several threads may use, and its endpoint (URL).
 
-    Raises ConfigError for AWS settings that boto3 cannot use; `place` begins its message.
+    Contacts nobody but the source of the credentials, for which it waits a while. Raises
+    NoCredentials, AccessDenied where they are refused outright, and ConfigError for AWS settings
+    that boto3 cannot use; `place` begins the message.
     """
     config = Config(
         connect_timeout=10,  # seconds; three tries on a dead endpoint take half a minute
@@ -110,30 +57,112 @@ def open_client(
         user_agent_extra="smollm2-spot-trainer",
         request_checksum_calculation=None if upload_checksums else "when_required",
     )
-    try:
-        # boto3's default session is shared, and not safe to use from several threads.
-        client: Any = Session().client("s3", config=config)
-    except (BotoCoreError, ValueError) as error:
-        raise _unusable(place, redacted(str(error))) from error
-    client.meta.events.register("before-send.s3", _without_expect)
-    client.meta.events.register("before-parse.s3", _whole)
-    client.meta.events.register("needs-retry.s3", _say_silence)
+    session = _with_credentials(place, limits)
+    with s3_failures(place, ""):
+        try:
+            client: Any = session.client("s3", config=config)
+        except ValueError as error:
+            raise unusable(place, redacted(str(error))) from error
+        credentials = session.get_credentials()
+    events, addressing = client.meta.events, _Addressing()
+    events.register("before-send.s3", _without_expect)
+    events.register("before-parse.s3", _whole)
+    events.register("before-sign.s3", lambda **_: _look_at(credentials))
+    events.register("before-sign.s3", addressing.apply)
+    events.register("needs-retry.s3", _say_silence)
+    events.register("needs-retry.s3", addressing.learn)
     return client, redacted(str(client.meta.endpoint_url))
 
 
-@contextmanager
-def s3_failures(place: str, endpoint: str) -> Iterator[None]:
-    """For boto3 calls on `place`, like "DATASET=s3://…", at `endpoint` (URL).
+def _with_credentials(place: str, limits: StoreLimits) -> Session:
+    """A session that has credentials, which can come later than the process.
 
-    Raises AccessDenied, NotFound, Unavailable, ConfigError or Damaged.
+    A metadata server boots as long as the machine does, and a new role takes a while to spread.
+    boto3's default session is shared, and not safe to use from several threads.
+    """
+    deadline, said = time.monotonic() + limits.credentials_wait, False
+    while True:
+        try:
+            with s3_failures(place, "the source of credentials"):
+                session = Session()
+                credentials = session.get_credentials()
+                if credentials is None:
+                    raise aws.NoCredentialsError
+                _look_at(credentials)
+                return session
+        except NoCredentials as error:
+            if time.monotonic() >= deadline:
+                raise
+            if not said:
+                log.warning("%s (looked for again for %g s)", error, limits.credentials_wait)
+            said = True
+        time.sleep(limits.credentials_pause)
+
+
+def listing(client: Any, bucket: str, prefix: str, page_size: int = 1000) -> Iterator[Any]:
+    """What a listing tells of each object below `prefix`, in the server's order, from all pages.
+
+    To be used inside `s3_failures`. Raises KeyError where the server tells that there is more, and
+    not how to ask for it: the SDK's own pages would just end there.
+    """
+    following: dict[str, str] = {}
+    while True:
+        page = client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=page_size, **following)
+        entries = page.get("Contents", ())
+        # Some servers leave the prefix out of account.
+        yield from (entry for entry in entries if entry["Key"].startswith(prefix))
+        cut = len(entries) >= page_size or "NextContinuationToken" in page
+        if not page.get("IsTruncated", cut):
+            return
+        token = page["NextContinuationToken"]
+        if following.get("ContinuationToken") == token:
+            raise ValueError("the pages of a listing do not end")
+        following = {"ContinuationToken": token}
+
+
+def _look_at(credentials: Any) -> None:
+    """Fetch credentials that come from elsewhere, now: some sources raise bare OSErrors.
+
+    The error then says what it is about, before it mixes with those of the request's own files.
     """
     try:
-        yield
-    except (BotoCoreError, ClientError, Boto3Error, TransferRetriesExceededError) as error:
-        raise _from_sdk_error(error, place, endpoint) from error
-    except (HTTPError, ConnectionError) as error:
-        # An answer that breaks off in its body, which the SDK does not always translate.
-        raise Unavailable(f"{place}: the answer broke off ({error})") from error
+        credentials.get_frozen_credentials()
+    except (OSError, *NO_SENSE) as error:
+        raise aws.CredentialRetrievalError(
+            provider=credentials.method, error_msg=str(error)
+        ) from error
+
+
+class _Addressing:
+    """Puts the bucket into the host's name for a server that forbids it in the path."""
+
+    def __init__(self) -> None:
+        self._virtual = False
+
+    def learn(self, response: Any, attempts: int, endpoint: Any, **_: Any) -> int | None:
+        """Send the first request that is refused for this reason again, at once."""
+        code = response[1].get("Error", {}).get("Code") if response else None
+        if code not in PATH_FORBIDDEN or attempts > 1 or _is_address(endpoint.host):
+            return None
+        if not self._virtual:
+            log.info("%s wants the bucket in the host's name", redacted(endpoint.host))
+        self._virtual = True
+        return 0
+
+    def apply(self, request: Any, **_: Any) -> None:
+        if self._virtual:
+            parts = urlsplit(request.url)
+            bucket, _, key = parts.path.removeprefix("/").partition("/")
+            request.url = parts._replace(netloc=f"{bucket}.{parts.netloc}", path=f"/{key}").geturl()
+
+
+def _is_address(url: str) -> bool:
+    """Whether the host of `url` is an IP address, in front of which no bucket can stand."""
+    try:
+        ip_address(urlsplit(url).hostname or "")
+    except ValueError:
+        return False
+    return True
 
 
 def transfer(work: Callable[[], T]) -> T:
@@ -157,27 +186,8 @@ def explained_head(client: Any, **place: str) -> Iterator[None]:
         yield
     except ClientError as error:
         if error.operation_name == "HeadObject":
-            client.get_object(**place, Range="bytes=0-0")["Body"].close()
+            client.get_object(**place)["Body"].close()
         raise
-
-
-def _from_sdk_error(error: Exception, place: str, endpoint: str) -> AppError:
-    """The error to raise from `error`; `place` and `endpoint` are those of `s3_failures`."""
-    if isinstance(error, ClientError):
-        return _from_answer(error, place, endpoint)
-    if isinstance(error, (RetriesExceededError, TransferRetriesExceededError)):
-        reason = getattr(error, "last_exception", error)
-        return Unavailable(redacted(f"{place}: the transfer broke off: {reason}"))
-    text = redacted(str(error))
-    if isinstance(error, _NO_CREDENTIALS):
-        return AccessDenied(
-            f"{place}: {text}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        )
-    if isinstance(error, _NO_ANSWER):
-        return Unavailable(f"{place}: {text}. Is {endpoint} up, and AWS_ENDPOINT_URL_S3 right?")
-    if isinstance(error, (aws.FlexibleChecksumError, aws.ChecksumError)):
-        return Damaged(f"{place} does not match its checksum: {text}")
-    return _unusable(place, text)
 
 
 def _without_expect(request: Any, **_: Any) -> None:
@@ -223,55 +233,3 @@ def _say_silence(
             attempts,
             _TRIES,
         )
-
-
-def error_code(error: ClientError) -> str:
-    """S3's own word, such as NoSuchKey; the HTTP status as text if the answer has no such word."""
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def http_status(error: ClientError) -> int:
-    return int(_metadata(error).get("HTTPStatusCode", 0))
-
-
-def retried(error: ClientError) -> bool:
-    """Whether the SDK had sent the request before, without learning what became of it."""
-    return int(_metadata(error).get("RetryAttempts", 0)) > 0
-
-
-def _unusable(place: str, text: str) -> ConfigError:
-    return ConfigError(
-        f"{place}: {text}. Check AWS_ENDPOINT_URL_S3 (http://… or https://…), "
-        "AWS_DEFAULT_REGION and AWS_PROFILE"
-    )
-
-
-def _metadata(error: ClientError) -> Mapping[str, Any]:
-    metadata: Mapping[str, Any] = error.response.get("ResponseMetadata", {})
-    return metadata
-
-
-def _from_answer(error: ClientError, place: str, endpoint: str) -> AppError:
-    code, status = error_code(error), http_status(error)
-    message = error.response.get("Error", {}).get("Message", "")
-    said = redacted(f"{error.operation_name} was answered {status} {code}: {message}".rstrip(": "))
-    if code in _NO_SPACE or status == 507:
-        return Unavailable(f"{place}: no space left in the store at {endpoint} ({said})")
-    if code in _NOT_NOW or status >= 500 or status == 429:
-        return Unavailable(f"{place}: {endpoint} does not serve now ({said})")
-    if code in _DENIED or status in (401, 403):
-        hint = "set this machine's clock" if code == "RequestTimeTooSkewed" else "check the AWS key"
-        return AccessDenied(f"{place}: access denied ({said}): {hint} and what it may do there")
-    if code == "NoSuchBucket":
-        return NoBucket(f"{place}: {endpoint} has no such bucket: create it, or correct its name")
-    if code in ("NoSuchKey", "NoSuchVersion"):
-        return NotFound(f"{place} does not exist")
-    if status == 404:
-        # S3 names what it does not find. Without a name, something in front of it answered.
-        return Unavailable(
-            f"{place}: {said}, which S3 does not say. Is AWS_ENDPOINT_URL_S3={endpoint} right?"
-        )
-    return ConfigError(
-        f"{place}: the request was refused ({said}). Check the URI, AWS_ENDPOINT_URL_S3 and "
-        "AWS_DEFAULT_REGION"
-    )

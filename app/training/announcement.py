@@ -48,6 +48,12 @@ def announce(run: HeldRun, schedule: Schedule, resumed: Resumed | None) -> None:
             "this run would not notice each other",
             run.store.uri,
         )
+    if not run.store.deletes:
+        log.warning(
+            "PRUNING IS OFF: %s does not let this job delete, so every checkpoint stays, and a "
+            "small object .store-probe-… of each start",
+            run.store.uri,
+        )
     target = schedule.horizons[-1]
     if resumed:
         log.info(

@@ -53,7 +53,8 @@ def restore_newest(
             progress = restore(found.directory, model, optimizer)
     for name, reason in found.damaged:
         target = quarantine(run.store, name, reason, run.lease)
-        log.error("DAMAGED CHECKPOINT %s moved to %s: %s", name, target, reason)
+        moved = "moved to" if run.store.deletes else "has to stay, and is entered in"
+        log.error("DAMAGED CHECKPOINT %s %s %s: %s", name, moved, target, reason)
     before = progress.optimizer | {"document_mask": progress.document_mask}
     now = settings.optimizer.model_dump() | {"document_mask": settings.data.document_mask}
     for key in sorted(set(before) & set(now)):

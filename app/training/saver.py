@@ -1,8 +1,8 @@
 """Saving behind the training loop: one checkpoint in flight, one waiting.
 
 The training loop hands over a snapshot and goes on. A newer snapshot replaces the one that
-waits. If the store does not answer, or refuses access, the saver tries again with growing pauses,
-and gives up when no checkpoint could be committed for GIVE_UP_SECONDS.
+waits. Whatever the store answers, the saver tries again with growing pauses, since the same store
+took a start a while ago. It gives up when no checkpoint could be committed for GIVE_UP_SECONDS.
 """
 
 import logging
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from app.console import duration, size
-from app.errors import AccessDenied, Damaged, Unavailable
+from app.errors import AccessDenied, ConfigError, Damaged, Unavailable
 from app.observe.rows import Beginning
 from app.run.committing import commit
 from app.run.journal import AttemptJournal
@@ -27,6 +27,8 @@ from app.stores.contract import Store
 log = logging.getLogger(__name__)
 
 _LONGEST_PAUSE = 30.0  # seconds between two tries
+# A key service has its hiccup, a clock is set, a bucket is restored. Fenced is not among them.
+_MAY_PASS = (Unavailable, AccessDenied, ConfigError)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class CheckpointSaver:
         self.store, self._lease, self._settings = store, lease, settings
         self._extra_files, self._journal, self._protected = extra_files, journal, protected
         self._first_pause, self._now = first_pause, now
+        self._prune_failed = False  # as of the newest save
         self._waiting: SaveRequest | None = None
         self._busy = False
         self._closing = False
@@ -136,7 +139,7 @@ class CheckpointSaver:
             try:
                 self._save(request)
                 return
-            except (Unavailable, AccessDenied) as error:
+            except _MAY_PASS as error:
                 self.failed_saves += 1
                 self._journal.save_failed()
                 stale = self._now() - began
@@ -199,8 +202,13 @@ class CheckpointSaver:
                 self.store.put(key, buffers)
             view, keep_top = read_view(self.store), self._settings.keep_top
             pruned = prune(self.store, view, keep_top, self._protected, self._lease)
-        except (Unavailable, AccessDenied, Damaged) as error:
-            log.warning("old checkpoints could not be removed: %s", error)
+        except (*_MAY_PASS, Damaged) as error:
+            if not self._prune_failed:
+                log.warning(
+                    "old checkpoints could not be removed, tried again after each save: %s", error
+                )
+            self._prune_failed = True
             return
+        self._prune_failed = False
         if pruned:
             log.info("pruned %s", ", ".join(f"step {name.step}" for name in pruned))

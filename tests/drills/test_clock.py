@@ -162,13 +162,13 @@ SKEWED = (
 )
 
 
-def test_a_store_that_finds_the_clock_wrong_is_no_access_and_says_which_clock(
+def test_a_store_that_finds_the_clock_wrong_is_asked_again_later_and_says_which_clock(
     job: ForkedJobRunner, s3_answers: Interposed
 ) -> None:
     s3_answers.answering = lambda environ: SKEWED
     refused = job.run("train")
     s3_answers.reset()
-    assert refused.code == 77, refused.log
+    assert refused.code == 75, refused.log
     assert refused.log.count(" ERROR: ") == 1 and "set this machine's clock" in refused.log
     assert list(store_of(job).list("")) == []
 

@@ -81,12 +81,6 @@ class TestEveryStore:
         store.delete([])
         assert keys(store) == ["b"]
 
-    def test_deletes_more_keys_than_one_request_takes(self, store: Store) -> None:
-        store.put("k-0", [b"x"])
-        store.put("k-1001", [b"x"])
-        store.delete([f"k-{number}" for number in range(1002)])
-        assert keys(store) == []
-
     def test_moves_and_replaces_the_target(self, store: Store) -> None:
         store.put("from/a", [b"new"])
         store.put("to/b", [b"old"])

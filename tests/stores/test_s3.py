@@ -3,6 +3,7 @@
 import base64
 import errno
 import io
+import re
 import socket
 import threading
 from collections.abc import Callable
@@ -81,14 +82,6 @@ class TestS3Store:
             f"{url} does not answer (ListObjectsV2, try {n} of 3)" for n in (1, 2, 3)
         ]
 
-    def test_missing_credentials_are_access_denied(
-        self, bucket: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-        with pytest.raises(AccessDenied, match="AWS_ACCESS_KEY_ID"):
-            open_store(f"s3://{bucket}", "run").check()
-
     @pytest.mark.usefixtures("bucket")
     @pytest.mark.parametrize("url", ["not-a-url", "http://", "http://bad host/"])
     def test_an_endpoint_that_is_no_url_is_a_configuration_error(
@@ -154,20 +147,185 @@ class TestS3Store:
             with pytest.raises(Unavailable, match="does not serve now"):
                 use()
 
-    def test_a_key_that_cannot_be_deleted_is_an_error_although_the_answer_is_200(
+    def test_a_key_that_cannot_be_deleted_is_an_error(
         self, s3: S3Store, s3_answers: Interposed
     ) -> None:
-        errors = "<Error><Key>some/prefix/run/a</Key><Code>AccessDenied</Code></Error>"
-        s3_answers.answering = lambda environ: (200, f"<DeleteResult>{errors}</DeleteResult>")
+        s3_answers.answering = only("DELETE", (403, xml("AccessDenied")))
         with pytest.raises(AccessDenied, match="some/prefix/run/a"):
             s3.delete(["a"])
 
-    def test_a_policy_without_delete_is_found_at_the_start(
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            (403, xml("AccessDenied")),
+            (405, xml("MethodNotAllowed")),
+            (400, xml("InvalidRequest", "Object is WORM protected")),
+            (501, xml("NotImplemented")),
+        ],
+    )
+    def test_a_bucket_that_forbids_deletion_is_found_out(
+        self, s3: S3Store, s3_answers: Interposed, answer: Answer
+    ) -> None:
+        found = [s3.deletes]
+        for answering in (only("DELETE", answer), lambda environ: None):
+            s3_answers.answering = answering
+            s3.check()
+            found.append(s3.deletes)
+        assert found == [True, False, True] and s3.conditional_writes
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            (400, xml("NotImplemented")),
+            (400, xml("MissingContentMD5")),
+            (405, xml("MethodNotAllowed")),
+            (501, ""),
+        ],
+    )
+    def test_a_server_that_deletes_only_one_by_one_is_enough(
+        self, s3: S3Store, s3_answers: Interposed, answer: Answer
+    ) -> None:
+        s3_answers.answering = only("POST", answer, query="delete")
+        s3.check()
+        s3.put("a", [b"x"])
+        s3.put("b", [b"x"])
+        s3.delete(["a", "missing", "b"])
+        assert keys(s3) == []
+
+    @pytest.mark.parametrize(
+        "answer", [(400, xml("NotImplemented")), (405, xml("MethodNotAllowed")), (501, "")]
+    )
+    def test_a_server_without_uploads_in_parts_gets_one_piece(
+        self, s3: S3Store, s3_answers: Interposed, answer: Answer
+    ) -> None:
+        s3_answers.answering = only("POST", answer, query="uploads")
+        for key in "ab":
+            s3.put(key, [bytes(9 * MIB)])
+        refused = [request for request in s3_answers.requests if request.startswith("POST")]
+        assert len(refused) == 1
+        assert [info.size for info in s3.list("")] == [9 * MIB, 9 * MIB]
+
+    @pytest.mark.parametrize(
+        "answer", [(501, xml("NotImplemented")), (403, xml("AccessDenied", "no GetObjectTagging"))]
+    )
+    @pytest.mark.parametrize("size", [0, 5, 9 * MIB])
+    @pytest.mark.usefixtures("no_backoff")
+    def test_a_server_that_makes_no_copies_gets_them_from_here(
+        self, s3: S3Store, s3_answers: Interposed, answer: Answer, size: int
+    ) -> None:
+        content = bytes([7]) * size
+        s3.put("a", [content])
+
+        def answering(environ: dict[str, Any]) -> Answer | None:
+            return answer if "HTTP_X_AMZ_COPY_SOURCE" in environ else None
+
+        s3_answers.answering = answering
+        s3.move("a", "b")
+        assert keys(s3) == ["b"]
+        assert s3.get("b", 10 * MIB)[0] == content
+
+    @pytest.mark.parametrize("answer", [(403, xml("SignatureDoesNotMatch")), (411, "")])
+    def test_checksums_that_a_server_takes_for_something_else_are_left_out(
+        self, s3: S3Store, s3_answers: Interposed, answer: Answer
+    ) -> None:
+        def answering(environ: dict[str, Any]) -> Answer | None:
+            has_checksum = "HTTP_X_AMZ_CHECKSUM_CRC32" in environ
+            return answer if environ["REQUEST_METHOD"] == "PUT" and has_checksum else None
+
+        s3_answers.answering = answering
+        s3.check()
+        s3.put("a", [b"x"])
+        assert keys(s3) == ["a"]
+
+    def test_a_listing_in_another_order_and_of_other_prefixes_is_put_in_order(
         self, s3: S3Store, s3_answers: Interposed
     ) -> None:
-        s3_answers.answering = only("POST", (403, xml("AccessDenied")))
-        with pytest.raises(AccessDenied):
-            s3.check()
+        names = ["some/prefix/run/b/2", "some/prefix/other/x", "a", "some/prefix/run/a"]
+        s3_answers.answering = lambda environ: (200, listing(*map(entry, names)))
+        assert keys(s3) == ["a", "b/2"]
+
+    @pytest.mark.parametrize("field", ["ETag", "LastModified", "StorageClass"])
+    def test_what_a_listing_need_not_tell_may_be_missing(
+        self, s3: S3Store, s3_answers: Interposed, field: str
+    ) -> None:
+        short = re.sub(f"<{field}>.*</{field}>", "", entry("some/prefix/run/a"))
+        s3_answers.answering = lambda environ: (200, listing(short))
+        assert [(info.key, info.size) for info in s3.list("")] == [("a", 3)]
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            "<Contents><Key>some/prefix/run/a</Key></Contents>",
+            "<Contents><Size>3</Size></Contents>",
+            "<Contents><Key>some/prefix/run/a</Key><Size>big</Size></Contents>",
+            "<IsTruncated>true</IsTruncated>",
+            "<NextContinuationToken>1</NextContinuationToken>",
+            "<Contents>",
+        ],
+    )
+    @pytest.mark.usefixtures("no_backoff")
+    def test_a_listing_that_tells_too_little_is_no_listing(
+        self, s3: S3Store, s3_answers: Interposed, answer: str
+    ) -> None:
+        s3_answers.answering = lambda environ: (200, listing(answer))
+        with pytest.raises(Unavailable):
+            keys(s3)
+
+    @pytest.mark.usefixtures("no_backoff")
+    @pytest.mark.parametrize(
+        ("method", "query", "answer"),
+        [
+            (
+                "POST",
+                "uploads",
+                "<InitiateMultipartUploadResult><!--UploadId--></InitiateMultipartUploadResult>",
+            ),
+            ("POST", "uploadId", "<CompleteMultipartUploadResult>"),
+            ("HEAD", "", ""),
+            ("PUT", "", "<CopyObjectResult><ETag/>"),
+        ],
+    )
+    def test_an_answer_without_what_is_needed_of_it_is_an_outage(
+        self,
+        s3: S3Store,
+        s3_answers: Interposed,
+        tmp_path: Path,
+        method: str,
+        query: str,
+        answer: str,
+    ) -> None:
+        s3.put("a", [bytes(9 * MIB)])
+        s3_answers.answering = only(method, (200, answer), query=query)
+        s3_answers.headers = {"ETag": ""}
+        with pytest.raises(Unavailable):
+            if method == "POST":
+                s3.put("b", [bytes(9 * MIB)])
+            elif method == "HEAD":
+                s3.fetch("a", tmp_path)
+                s3.move("a", "b")
+            else:
+                s3.move("a", "b")
+
+    def test_an_upload_without_a_date_is_not_stale_and_others_uploads_are_not_ours(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        uploads = "".join(
+            f"<Upload><Key>{key}</Key><UploadId>1</UploadId></Upload>"
+            for key in ("some/prefix/run/a", "another/run/a")
+        )
+        s3_answers.answering = lambda environ: (
+            200,
+            f"<ListMultipartUploadsResult>{uploads}</ListMultipartUploadsResult>",
+        )
+        assert [(half.key, half.stale) for half in s3.half_written()] == [("a", False)]
+
+    def test_uploads_that_are_told_of_in_part_hinder_nothing(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        for upload in ("<Upload><Key>some/prefix/run/a</Key></Upload>", "<Upload>", "<Upload/>"):
+            text = f"<ListMultipartUploadsResult>{upload}</ListMultipartUploadsResult>"
+            s3_answers.answering = constant((200, text))
+            assert s3.half_written() == []
 
     @pytest.mark.parametrize("answer", ["refuses", "stores them"])
     def test_a_server_that_does_not_know_the_checksums_of_uploads_gets_none(
@@ -457,6 +615,17 @@ class TestS3Store:
         assert not list(tmp_path.iterdir())
 
 
+def entry(key: str) -> str:
+    return (
+        f"<Contents><Key>{key}</Key><LastModified>2026-01-01T00:00:00Z</LastModified>"
+        "<ETag>1</ETag><Size>3</Size><StorageClass>STANDARD</StorageClass></Contents>"
+    )
+
+
+def listing(*entries: str) -> str:
+    return f"<ListBucketResult>{''.join(entries)}</ListBucketResult>"
+
+
 def only(method: str, answer: Answer, path: str = "", query: str = "") -> Answering:
     def answering(environ: dict[str, Any]) -> Answer | None:
         meant = (
@@ -467,6 +636,10 @@ def only(method: str, answer: Answer, path: str = "", query: str = "") -> Answer
         return answer if meant else None
 
     return answering
+
+
+def constant(answer: Answer) -> Answering:
+    return lambda environ: answer
 
 
 def first(count: int, answer: Answer) -> Answering:

@@ -2,13 +2,23 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from app.errors import AccessDenied, AppError, Fenced, Unavailable
+from app.errors import (
+    AccessDenied,
+    AppError,
+    ConfigError,
+    Damaged,
+    Fenced,
+    NoBucket,
+    NoCredentials,
+    NotFound,
+    Unavailable,
+)
 from app.observe.rows import Beginning
 from app.run.journal import AttemptJournal, AttemptRecord
 from app.run.view import read_view
@@ -55,6 +65,8 @@ class FlakyStore:
         self.gate = threading.Event()
         self.gate.set()
         self.entered, self.failed = threading.Event(), threading.Event()
+        self.deletes = True
+        self.refusal: AppError | None = None  # of each deletion
 
     def put(self, key: str, data: Data) -> None:
         self.entered.set()
@@ -63,6 +75,11 @@ class FlakyStore:
             self.failed.set()
             raise self.failures.pop(0)
         self._store.put(key, data)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self._store.delete(keys)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._store, name)
@@ -86,6 +103,7 @@ class Bench:
         folder: Store,
         failures: list[AppError],
         give_up: float = 60,
+        keep_top: int = 5,
         first_pause: float = 0.01,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -95,7 +113,7 @@ class Bench:
         self.saver = CheckpointSaver(
             self.store,  # type: ignore[arg-type]
             self.lease,  # type: ignore[arg-type]
-            CheckpointSettings(give_up_seconds=give_up),
+            CheckpointSettings(give_up_seconds=give_up, keep_top=keep_top),
             extra_files={"config.json": b"{}"},
             journal=self.journal,
             first_pause=first_pause,
@@ -213,6 +231,68 @@ def test_access_that_stays_denied_ends_the_job_with_77(folder: Store, benches: l
     bench.saver.submit(request(20))
     with pytest.raises(AccessDenied, match="GIVE_UP_SECONDS"):
         bench.saver.wait(30)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ConfigError("400 KMS.DisabledException"),
+        NoBucket("restored just now"),
+        NoCredentials("the role is gone"),
+        Damaged("half an answer"),
+        NotFound("a proxy"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_a_store_answers_that_worked_before_is_tried_again(
+    folder: Store, benches: list[Bench], answer: AppError
+) -> None:
+    bench = Bench(folder, [answer, answer])
+    benches.append(bench)
+    bench.saver.submit(request(20))
+    assert bench.saver.wait(30)
+    assert bench.steps() == [20]
+
+
+def test_an_answer_that_stays_ends_the_job_with_its_own_code(
+    folder: Store, benches: list[Bench]
+) -> None:
+    bench = Bench(folder, [ConfigError("400")] * 1000, give_up=0.05)
+    benches.append(bench)
+    bench.saver.submit(request(20))
+    with pytest.raises(ConfigError, match="GIVE_UP_SECONDS"):
+        bench.saver.wait(30)
+
+
+def test_pruning_that_is_refused_is_said_once_and_taken_up_when_it_is_allowed(
+    folder: Store, benches: list[Bench], caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(folder, [], keep_top=0)
+    benches.append(bench)
+    for step, refusal in [
+        (20, None),
+        (40, AccessDenied("403")),
+        (60, ConfigError("405")),
+        (80, None),
+    ]:
+        bench.store.refusal = refusal
+        bench.saver.submit(request(step))
+        assert bench.saver.wait(30)
+    assert caplog.text.count("old checkpoints could not be removed") == 1
+    assert bench.steps() == [80]
+
+
+def test_a_store_that_deletes_nothing_keeps_every_checkpoint_without_a_word(
+    folder: Store, benches: list[Bench], caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(folder, [], keep_top=0)
+    benches.append(bench)
+    bench.store.deletes, bench.store.refusal = False, AccessDenied("403")
+    for step in (20, 40):
+        bench.saver.submit(request(step))
+        assert bench.saver.wait(30)
+    assert bench.steps() == [40, 20]
+    assert "WARNING" not in caplog.text
 
 
 def test_time_without_a_save_is_not_time_in_which_saving_fails(

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -12,11 +13,13 @@ import pytest
 from app.data.data_dir import OWN_FOLDER, own_folder
 from app.run.layout import LEASE, CheckpointName
 from app.run.lease import Lease, LeaseRecord
+from app.run.view import read_view
 from app.stores.limits import StoreLimits
 from app.stores.opening import open_store
 from app.training.attempt import Attempt
 from app.training.preemption import Interrupted
 from tests.support.fake_time import FakeTime
+from tests.support.interposed import Answer, Interposed
 from tests.support.job import newest_checkpoint
 from tests.support.store_contents import leave_half_written
 from tests.support.stored_run import stored_attempts
@@ -411,6 +414,31 @@ def test_a_store_without_conditional_writes_trains_and_says_so(
     assert "SINGLE-WRITER PROTECTION IS OFF" in log
     code, log = train(CHECKPOINT_URI=uri, ADDITIONAL_STEPS="2")
     assert code == 0, log
+    assert "resumed from step 4" in log and "target reached: step 6 of 6" in log
+
+
+def test_a_bucket_that_forbids_deletion_trains_resumes_and_says_that_pruning_is_off(
+    train: Train, bucket: str, s3_answers: Interposed
+) -> None:
+    def no_deletion(environ: dict[str, Any]) -> Answer | None:
+        deletes = environ["REQUEST_METHOD"] == "DELETE"
+        return (403, "<Error><Code>AccessDenied</Code></Error>") if deletes else None
+
+    s3_answers.answering = no_deletion
+    uri = f"s3://{bucket}/x"
+    log = ""
+    for more in ("0", "2"):
+        code, log = train(CHECKPOINT_URI=uri, KEEP_TOP="0", ADDITIONAL_STEPS=more)
+        assert code == 0, log
+        assert log.count("PRUNING IS OFF") == 1 and log.count("WARNING") == 1, log
+    assert "resumed from step 4" in log
+    store = open_store(uri, "tiny")
+    assert [stored.name.step for stored in read_view(store).checkpoints] == [6, 4, 2]
+    newest = read_view(store).checkpoints[0].name
+    store.put(newest.key("model.safetensors"), [b"damaged"])
+    code, log = train(CHECKPOINT_URI=uri, KEEP_TOP="0")
+    assert code == 0, log
+    assert "DAMAGED CHECKPOINT" in log and "has to stay" in log
     assert "resumed from step 4" in log and "target reached: step 6 of 6" in log
 
 
