@@ -107,11 +107,13 @@ def verify_checkpoints(settings: Settings, arguments: argparse.Namespace, _: Sto
     Raises Damaged, once all findings are printed, if any of them is damaged.
     """
     from app.run.verification import Verification
-    from app.state.snapshot import STATE_FILES
+    from app.state.snapshot import STATE_FILES, Expected
 
     store, found = existing_run(settings), []
+    stored = load_record(store)
+    expected = Expected(stored.record if stored else None)
     only = find_checkpoint(store, arguments.checkpoint) if arguments.checkpoint else None
-    verification = Verification(store, partial(scratch_folder, settings), STATE_FILES)
+    verification = Verification(store, partial(scratch_folder, settings), STATE_FILES, expected)
     for finding in [verification.one(only)] if only else verification.whole_run():
         print(f"{finding.name}  {finding.text}")
         found.append(finding)

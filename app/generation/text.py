@@ -17,7 +17,9 @@ from app.model.device import resolve_device
 from app.model.huggingface import model_directory, read_config
 from app.model.smollm2 import SmolLM2
 from app.run.checkpoints import find_checkpoint
-from app.run.fetching import fetch, newest_valid
+from app.run.fetching import check_expected, fetch, newest_valid
+from app.run.record import load_record
+from app.state.snapshot import STATE_FILES, Expected
 from app.state.weights import load_pretrained
 from app.stores.contract import Store
 
@@ -41,8 +43,10 @@ def load_from_store(
 
     Raises NotFound if the run has none, Damaged if it does not verify.
     """
+    stored = load_record(store)
+    expected = Expected(stored.record if stored else None)
     if checkpoint is None:
-        found = newest_valid(store, scratch)
+        found = newest_valid(store, scratch, STATE_FILES, expected=expected)
         if found is None:
             raise NotFound(f"{store.uri} holds no checkpoint yet")
         for damaged, reason in found.damaged:
@@ -50,7 +54,8 @@ def load_from_store(
         name, directory = found.name, found.directory
     else:
         name = find_checkpoint(store, checkpoint)
-        directory = fetch(store, name, scratch)
+        directory = fetch(store, name, scratch, required=STATE_FILES, expected=expected)
+        check_expected(name, directory, expected)
     return load_from_directory(directory, device, f"{store.uri}/{name.key()}")
 
 

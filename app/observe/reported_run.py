@@ -8,8 +8,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.observe.rows import Row, stored_rows
 from app.run.journal import AttemptRecord, read_attempts
-from app.run.record import RunRecord, load_record
+from app.run.record import load_record
 from app.settings.presets import ModelConfig
+from app.state.identity import RunRecord
 from app.stores.contract import Store
 
 _NEWEST_ATTEMPTS = 200

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from app.errors import AppError, Damaged, NotFound
 from app.failures import first_line
-from app.run.layout import ATTEMPTS, AttemptName
+from app.run.layout import ATTEMPTS, AttemptName, file_of
 from app.stores.contract import Data, Store
 from app.stores.documents import decode_document, encode_document
 from app.stores.swap import update
@@ -61,14 +61,18 @@ class AttemptRecord(BaseModel):
 def read_attempts(store: Store, newest: int) -> list[AttemptRecord]:
     """The last `newest` attempts, oldest first. Logs and leaves out one that cannot be read."""
     records = []
-    keys = [info.key for info in store.list(f"{ATTEMPTS}/")]
-    for key in keys[max(0, len(keys) - newest) :]:
+    files = [AttemptName.parse(file_of(info.key)) for info in store.list(f"{ATTEMPTS}/")]
+    names = sorted(name for name in files if name)
+    for name in names[max(0, len(names) - newest) :]:
         try:
-            records.append(decode_document(store.get(key)[0], AttemptRecord, key))
+            record = decode_document(store.get(name.key)[0], AttemptRecord, name.key)
+            if (record.epoch, record.start_step) != name:
+                raise Damaged(f"{name.key} is the record of another attempt")
+            records.append(record)
         except NotFound:
             continue
-        except Damaged:
-            log.warning("%s/%s cannot be read", store.uri, key)
+        except Damaged as error:
+            log.warning("%s/%s cannot be read: %s", store.uri, name.key, error)
     return records
 
 

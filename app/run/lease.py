@@ -21,9 +21,9 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.errors import AppError, Fenced, NotFound, Preempted, Unavailable
+from app.errors import AppError, Damaged, Fenced, NotFound, Preempted, Unavailable
 from app.run.clock import Clock
-from app.run.layout import LEASE
+from app.run.layout import HIGHEST_EPOCH, LEASE
 from app.stores.contract import ExclusiveLock, Store
 from app.stores.documents import decode_document, encode_document
 from app.stores.swap import SWAP_PAUSES, current_etag, swap, swap_refused
@@ -41,15 +41,15 @@ class LeaseRecord(BaseModel):
     `lock_scope` is the scope of the exclusive lock that the holder has; "" if it has none.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
-    holder: str = Field(min_length=1)
-    epoch: int = Field(ge=1)
-    renewal: int = Field(ge=0)
+    holder: str = Field(min_length=1, max_length=500)
+    epoch: int = Field(ge=1, le=HIGHEST_EPOCH)
+    renewal: int = Field(ge=0, lt=2**53)
     ttl: float = Field(gt=0, le=3_600)
-    expires_at: float
+    expires_at: float = Field(ge=-1e12, le=1e12)
     released: bool = False
-    lock_scope: str = ""
+    lock_scope: str = Field("", max_length=500)
 
 
 class WriteRight(Protocol):
@@ -243,9 +243,15 @@ class Lease:
 
     def _take(self, previous: LeaseRecord | None, etag: str | None, above: int) -> bool:
         """Write a record of this process over that of `etag`. False if another was faster."""
+        highest = max(above, previous.epoch if previous else 0)
+        if highest >= HIGHEST_EPOCH:
+            raise Damaged(
+                f"{self._store.uri} has reached epoch {highest}, and no name can hold a higher "
+                f"one: set {LEASE}, or the name that says so, right by hand"
+            )
         record = LeaseRecord(
             holder=self.holder,
-            epoch=max(above, previous.epoch if previous else 0) + 1,
+            epoch=highest + 1,
             renewal=0,
             ttl=self._ttl,
             expires_at=self._clock.unix() + self._ttl,

@@ -13,8 +13,9 @@ from app.console import redacted
 from app.data.sources import PinnedSource, follows_the_hub, pin_source
 from app.errors import AccessDenied, ConfigError, Damaged, NotFound, Unavailable
 from app.run.layout import SOURCE
-from app.run.record import RunRecord, load_record
+from app.run.record import load_record
 from app.settings.variables import DataSettings
+from app.state.identity import RunRecord
 from app.stores.contract import Store
 from app.stores.documents import decode_document, encode_document
 from app.stores.opening import open_store

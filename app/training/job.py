@@ -9,10 +9,10 @@ from app.data.sample_order import BatchGeometry
 from app.data.tokenizer import TokenizerFiles, load_tokenizer
 from app.errors import ConfigError
 from app.model.huggingface import model_directory, read_config
-from app.run.record import Identity, one_path
 from app.settings.combined import Settings
 from app.settings.presets import ModelConfig
 from app.settings.variables import ModelSettings
+from app.state.identity import Identity, one_path
 from app.training.compute import Compute, resolve_compute, resolve_model
 
 log = logging.getLogger(__name__)

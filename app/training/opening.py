@@ -18,6 +18,7 @@ from app.run.journal import AttemptJournal, AttemptRecord, read_attempts
 from app.run.record import StoredRecord, create_record, extend, load_record
 from app.run.recorded_source import remember_parts
 from app.run.retention import clean_up
+from app.state.identity import RunRecord
 from app.state.snapshot import huggingface_files
 from app.training.announcement import announce
 from app.training.attempt import Attempt, Sections
@@ -50,7 +51,7 @@ def open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> A
         gradient_checkpointing=settings.compute.gradient_checkpointing,
     )
     optimizer = build_optimizer(model, settings.optimizer, job.compute.device)
-    resumed = restore_newest(run, model, optimizer)
+    resumed = restore_newest(run, stored.record, model, optimizer)
     step = resumed.progress.step if resumed else 0
     outcome = extend(
         run.store,
@@ -67,7 +68,7 @@ def open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> A
         return None
     schedule = Schedule(settings.optimizer, outcome.stored.record.horizons)
     announce(run, schedule, resumed)
-    return _attempt(run, model, optimizer, schedule, resumed, stop)
+    return _attempt(run, outcome.stored.record, model, optimizer, schedule, resumed, stop)
 
 
 def _record(run: HeldRun, source: PinnedSource) -> StoredRecord:
@@ -83,6 +84,7 @@ def _record(run: HeldRun, source: PinnedSource) -> StoredRecord:
 
 def _attempt(
     run: HeldRun,
+    record: RunRecord,
     model: SmolLM2,
     optimizer: torch.optim.Optimizer,
     schedule: Schedule,
@@ -100,7 +102,7 @@ def _attempt(
         logs_dir, settings.logs, job.run_name, [row for row in rows if row.step <= step]
     )
     grace, clock = GracePeriod(stop, settings.checkpoints.grace_seconds), StepClock(step)
-    checkpointing = _checkpointing(run, model, optimizer, metrics, journal, grace, resumed)
+    checkpointing = _checkpointing(run, record, model, optimizer, metrics, journal, grace, resumed)
     step_log = StepLog(
         metrics=metrics,
         clock=clock,
@@ -134,6 +136,7 @@ def _attempt(
 
 def _checkpointing(
     run: HeldRun,
+    record: RunRecord,
     model: SmolLM2,
     optimizer: torch.optim.Optimizer,
     metrics: MetricsLog,
@@ -153,6 +156,8 @@ def _checkpointing(
         protected=[resumed.name] if resumed else [],
     )
     return Checkpointing(
+        record=record,
+        compute=job.compute,
         model=model,
         optimizer=optimizer,
         trainer=settings.run.trainer,

@@ -6,13 +6,15 @@ from urllib.parse import unquote, urlsplit
 from app.console import size
 from app.data.data_dir import DataDir
 from app.data.sources import PinnedSource
-from app.errors import ConfigError, Damaged, Unavailable
+from app.errors import ConfigError, Damaged, NotFound, Unavailable
 from app.run.checkpoints import check_sizes, highest_epoch, read_manifest, stored_checkpoints
 from app.run.layout import LEASE
-from app.run.record import RunRecord, StoredRecord, check_identity, load_record, same_dataset
+from app.run.record import StoredRecord, check_identity, load_record, same_dataset
 from app.run.recorded_source import difference
 from app.run.retention import abandoned_writes, unfinished
 from app.run.verification import proof_of_checkpoints
+from app.state.identity import RunRecord
+from app.state.progress import MAX_STATE_BYTES, STATE_FILE, decode_progress
 from app.state.snapshot import checkpoint_bytes
 from app.stores.contract import Store
 from app.training.job import Job
@@ -95,7 +97,7 @@ def check_against_record(
 def nothing_left_to_do(job: Job, record: RunRecord, store: Store) -> bool:
     """Whether this start has nothing to do. Reads only.
 
-    Of the newest checkpoint, manifest and sizes are looked at; every byte is what
+    Of the newest checkpoint, manifest, sizes and state.json are looked at; every byte is what
     `checkpoints verify` is for.
     """
     run = job.settings.run
@@ -107,6 +109,8 @@ def nothing_left_to_do(job: Job, record: RunRecord, store: Store) -> bool:
         return False
     try:
         check_sizes(store, newest.name, read_manifest(store, newest.name))
-    except Damaged:
+        content, _ = store.get(newest.name.key(STATE_FILE), MAX_STATE_BYTES)
+        decode_progress(content).check(newest.name.step, record)
+    except (Damaged, NotFound):
         return False  # the start will set the checkpoint aside and make its steps again
     return True

@@ -12,9 +12,11 @@ from app.model.smollm2 import SmolLM2
 from app.run.fetching import newest_valid
 from app.run.layout import CheckpointName
 from app.run.retention import quarantine
+from app.state.identity import RunRecord
 from app.state.progress import Progress
-from app.state.snapshot import STATE_FILES, restore
+from app.state.snapshot import STATE_FILES, Expected, library_versions, restore
 from app.state.weights import load_pretrained
+from app.training.compute import Compute
 from app.training.held_run import HeldRun
 
 log = logging.getLogger(__name__)
@@ -29,17 +31,17 @@ class Resumed:
 
 
 def restore_newest(
-    run: HeldRun, model: SmolLM2, optimizer: torch.optim.Optimizer
+    run: HeldRun, record: RunRecord, model: SmolLM2, optimizer: torch.optim.Optimizer
 ) -> Resumed | None:
     """Load the newest valid checkpoint, or else the first weights: None then.
 
-    Damaged checkpoints that are found on the way are moved to quarantine. Raises IncompatibleRun
-    for a checkpoint of another model or optimizer.
+    Damaged checkpoints that are found on the way, and those of another run than that of `record`,
+    are moved to quarantine. Raises IncompatibleRun for a checkpoint of another model or optimizer.
     """
     job, settings = run.job, run.job.settings
     data_dir = DataDir(settings.data.data_dir)
     with disk_failures(data_dir.setting), own_folder(data_dir.restore) as scratch:
-        found = newest_valid(run.store, scratch, required=STATE_FILES, alive=beat)
+        found = newest_valid(run.store, scratch, STATE_FILES, beat, Expected(record))
         if found is None:
             if job.init_directory:
                 with disk_failures(f"INIT_FROM={settings.model.init_from}"):
@@ -58,4 +60,18 @@ def restore_newest(
     for key in sorted(set(before) & set(now)):
         if before[key] != now[key]:
             log.warning("%s changed during the run: %s, was %s", key.upper(), now[key], before[key])
+    _say_other_surroundings(progress, run.job.compute)
     return Resumed(found.name, progress)
+
+
+def _say_other_surroundings(before: Progress, compute: Compute) -> None:
+    """One line about what is another one than when the checkpoint was made, and may change bits."""
+    made_with = {**before.versions, "PRECISION": before.precision, "device": before.device}
+    now = {**library_versions(), "PRECISION": compute.precision, "device": compute.device_name}
+    changes = [
+        f"{name} {now[name]} (was {was})"
+        for name, was in made_with.items()
+        if was is not None and name in now and now[name] != was
+    ]
+    if changes:
+        log.warning("changed since the checkpoint was made: %s", ", ".join(changes))

@@ -107,7 +107,8 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     source = source_of_run(settings.data, stored.record if stored else None, progress.alive)
     check_against_record(job, stored, source, store)
     check_space(job, store)
-    steps = range(_newest_step(store), _highest_target(job, stored))
+    target = _highest_target(job, stored)
+    steps = range(min(_newest_step(store), target), target)
     data = open_preparation(job, source, steps, progress.behind)
     try:
         data.start()

@@ -19,8 +19,9 @@ from app.observe.reported_run import ReportedRun, read_run
 from app.observe.rows import Row, encode_row
 from app.run.journal import AttemptJournal, AttemptRecord
 from app.run.layout import METRICS_KEY, REPORT_KEY
-from app.run.record import RunRecord, create_record
+from app.run.record import create_record
 from app.settings.presets import PRESETS
+from app.state.identity import RunRecord
 from app.stores.contract import Store
 from app.stores.opening import open_store
 from tests.support.job import ROOT

@@ -4,7 +4,7 @@ from app.run.checkpoints import stored_checkpoints
 from app.run.committing import commit
 from app.run.journal import AttemptRecord
 from app.run.layout import AttemptName, CheckpointName
-from app.run.record import Identity
+from app.state.identity import Identity
 from app.stores.contract import Data, Store
 
 IDENTITY = Identity(
