@@ -7,15 +7,23 @@ name of the file is a fence: see `app.run.fence`.
 
 import logging
 import threading
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import AppError, Damaged, NotFound
 from app.failures import first_line
-from app.run.layout import ATTEMPTS, AttemptName, file_of
+from app.run.layout import ATTEMPTS, HIGHEST_EPOCH, AttemptName, file_of
+from app.state.identity import HIGHEST_STEP
 from app.stores.contract import Data, Store
 from app.stores.documents import decode_document, encode_document
 from app.stores.swap import update
+
+_LONGEST_END = 20_000  # characters
+
+_Text = Annotated[str, Field(max_length=500)]
+_Count = Annotated[int, Field(ge=0, le=HIGHEST_STEP)]
+_Seconds = Annotated[float, Field(ge=0, le=1e12)]
 
 log = logging.getLogger(__name__)
 
@@ -30,24 +38,24 @@ class AttemptRecord(BaseModel):
     the record of an attempt that was killed, or that is still running.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
-    epoch: int
-    holder: str
-    trainer: str
-    started_at: str
-    resumed_from: str | None
-    start_step: int
-    steps_lost: int = 0
-    step: int
-    seconds: float = 0.0
-    seconds_to_first_step: float | None = None
-    saves: int = 0
-    commits: int = 0
-    failed_saves: int = 0
-    stall_seconds: float = 0.0
-    longest_upload_lag: float = 0.0
-    ended: str | None = None
+    epoch: int = Field(ge=0, le=HIGHEST_EPOCH)
+    holder: _Text
+    trainer: _Text
+    started_at: _Text
+    resumed_from: _Text | None
+    start_step: _Count
+    steps_lost: _Count = 0
+    step: _Count
+    seconds: _Seconds = 0.0
+    seconds_to_first_step: _Seconds | None = None
+    saves: _Count = 0
+    commits: _Count = 0
+    failed_saves: _Count = 0
+    stall_seconds: _Seconds = 0.0
+    longest_upload_lag: _Seconds = 0.0
+    ended: str | None = Field(None, max_length=_LONGEST_END)
 
     @property
     def key(self) -> str:
@@ -130,7 +138,7 @@ class AttemptJournal:
         removed the run, or begun it anew with the same epoch. So the record is written only over
         one of the same holder.
         """
-        self.note(ended=why)
+        self.note(ended=why[:_LONGEST_END])
         record = self.record
 
         def last_words(stored: bytes) -> bytes | None:

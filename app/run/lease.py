@@ -26,10 +26,9 @@ from app.run.clock import Clock
 from app.run.layout import HIGHEST_EPOCH, LEASE
 from app.stores.contract import ExclusiveLock, Store
 from app.stores.documents import decode_document, encode_document
-from app.stores.swap import SWAP_PAUSES, current_etag, swap, swap_refused
+from app.stores.swap import SWAP_PAUSES, swap, swap_refused
 
 _MOST_REFUSALS = 30  # more say that the store refuses, not that others are faster
-_LARGEST_SHARED = 1 << 30  # bytes
 _JOIN_SECONDS = 5.0  # what `release` waits, within the grace period, for a running renewal
 
 log = logging.getLogger(__name__)
@@ -161,7 +160,7 @@ class Lease:
         """
         for pause in SWAP_PAUSES:
             if key not in self._etags:
-                self._etags[key] = current_etag(self._store, key, _LARGEST_SHARED)
+                self._etags[key] = self._store.etag(key)
             self.check()
             etag = swap(self._store, key, content, self._etags[key])
             if etag is not None:
@@ -303,21 +302,21 @@ class Lease:
             self._kernel_lock = None
 
     def _read(self) -> tuple[LeaseRecord, str] | None:
+        place = f"{self._store.uri}/{LEASE}"
+
+        def damaged(what: str) -> str:
+            return (
+                f"{place} is damaged ({what}). Make sure that no process trains this run, then "
+                "delete that file and start again"
+            )
+
         try:
             content, etag = self._store.get(LEASE)
         except NotFound:
             return None
-        place = f"{self._store.uri}/{LEASE}"
-        record = decode_document(
-            content,
-            LeaseRecord,
-            place,
-            damaged=lambda what: (
-                f"{place} is damaged ({what}). Make sure that no process trains this run, then "
-                "delete that file and start again"
-            ),
-        )
-        return record, etag
+        except Damaged as error:
+            raise Damaged(damaged(str(error))) from error
+        return decode_document(content, LeaseRecord, place, damaged=damaged), etag
 
 
 def holder_identity() -> str:

@@ -7,7 +7,7 @@ source.json lists what the data were made of, and only serves to explain a diffe
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.console import redacted
 from app.data.sources import PinnedSource, follows_the_hub, pin_source
@@ -34,8 +34,8 @@ class _SourceRecord(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     format_version: int = _FORMAT
-    count: int
-    parts: dict[str, str] | None
+    count: int = Field(ge=0, lt=2**53)
+    parts: dict[str, str] | None = Field(max_length=_MOST_PARTS)
 
 
 def source_of_run(

@@ -54,8 +54,9 @@ class Identity(BaseModel):
     def config(self) -> ModelConfig | None:
         """The shape as a model's; None where it is none."""
         try:
-            return TypeAdapter(ModelConfig).validate_python(self.shape)
-        except ValidationError:
+            config = TypeAdapter(ModelConfig).validate_python(self.shape)
+            return config if config.parameter_count > 0 else None
+        except (ValidationError, ZeroDivisionError):
             return None
 
 

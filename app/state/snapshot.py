@@ -126,7 +126,8 @@ class Expected:
     def most_bytes(self, file: str) -> int:
         """How long a file of a checkpoint can be."""
         config = self.record.identity.config if self.record else None
-        weights = 4 * (config.parameter_count if config else MOST_PARAMETERS)
+        count = min(config.parameter_count, MOST_PARAMETERS) if config else MOST_PARAMETERS
+        weights = 4 * count
         tensors = {MODEL_FILE: weights, OPTIMIZER_FILE: 2 * weights}
         return tensors.get(file, 0) + _MOST_BYTES_BESIDE_TENSORS
 

@@ -68,8 +68,9 @@ def check_against_record(
         traces = (info.key for info in store.list("") if info.key != LEASE)
         # Another process may have made the record since this one looked for it.
         if (trace := next(traces, None)) and load_record(store) is None:
+            repair = "make it again with `python -m app run repair`, " if committed else ""
             raise Damaged(
-                f"{store.uri} holds {trace}, but no run.json: restore it from a backup, or "
+                f"{store.uri} holds {trace}, but no run.json: {repair}restore it from a backup, or "
                 "choose another RUN_NAME to start again"
             )
         return

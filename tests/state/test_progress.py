@@ -14,10 +14,24 @@ from tests.support.stored_run import IDENTITY
 from tests.support.training_state import progress, trained, write
 
 RECORD = RunRecord(run_name="run", created_at="2026", identity=IDENTITY, total_steps=10)
-WRONG = [None, True, -1, 0.5, 10**6, 10**400, 1e308, "", "nonsense", "9" * 10**6, [], [[]], {}]
+WRONG: list[Any] = [
+    None,
+    True,
+    -1,
+    0.5,
+    10**6,
+    10**400,
+    1e308,
+    "",
+    "nonsense",
+    "9" * 10**6,
+    [],
+    [[]],
+    {},
+]
 WRONG += [{"": None}, {"step": 2}, float("nan"), float("inf")]
 # The values that are a right one of some field.
-RIGHT = {
+RIGHT: dict[str, list[Any]] = {
     "format_version": ["1"],
     "run": [None],
     "train_loss": [None, 0.5, 10**6],
@@ -61,7 +75,7 @@ def _replaced(state: dict[str, Any], path: tuple[str | int, ...], value: Any) ->
     for key in path[:-1]:
         inner = inner[key]
     inner[path[-1]] = value
-    return copy  # type: ignore[no-any-return]
+    return copy
 
 
 def test_a_state_is_read_as_it_was_written() -> None:

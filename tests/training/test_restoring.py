@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ def _checkpoint(run: Path, step: int) -> Path:
 def test_checkpoints_with_wrong_states_are_set_aside_one_after_the_other(
     train: Train, tmp_path: Path
 ) -> None:
-    wrong = [
+    wrong: list[dict[str, Any]] = [
         {"step": 0},
         {"step": -2},
         {"step": 1_000_000},
