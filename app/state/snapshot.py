@@ -160,6 +160,12 @@ def huggingface_files(
     return files
 
 
+def tokenizer_files(files: Iterable[str]) -> list[str]:
+    """Those of a checkpoint's files that are its tokenizer's."""
+    others = {STATE_FILE, "config.json", "generation_config.json"}
+    return [f for f in files if f.endswith(TOKENIZER_FILE_TYPES) and f not in others]
+
+
 def _optimizer_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> Iterable[tuple[str, Tensor]]:

@@ -1,7 +1,8 @@
 """Reading weights into a model, from a checkpoint or from a Hugging Face directory."""
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 from app.errors import Damaged, IncompatibleRun, NotFound
 from app.model.huggingface import INDEX_FILE, MODEL_FILE
 from app.state.tensor_files import read_shapes, read_tensors
+
+_BLOCK = 1 << 20  # bytes
 
 
 def load_weights(paths: Sequence[Path], model: nn.Module) -> None:
@@ -45,9 +48,29 @@ def same_tensors(
 
 def load_pretrained(directory: Path, model: nn.Module) -> None:
     """Copy the directory's weights into `model`. Raises NotFound, Damaged, IncompatibleRun."""
+    load_weights(_weight_files(directory), model)
+
+
+def weights_digest(directory: Path, alive: Callable[[], None] = lambda: None) -> str:
+    """SHA-256 (hex) of the directory's weights. `alive` is called for each block that is read.
+
+    Raises NotFound, Damaged and OSError.
+    """
+    digest = hashlib.sha256()
+    for path in _weight_files(directory):
+        try:
+            with path.open("rb", buffering=0) as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+                    alive()
+        except FileNotFoundError as error:
+            raise Damaged(f"{path} is missing") from error
+    return digest.hexdigest()
+
+
+def _weight_files(directory: Path) -> list[Path]:
     if (directory / MODEL_FILE).is_file():
-        load_weights([directory / MODEL_FILE], model)
-        return
+        return [directory / MODEL_FILE]
     try:
         index = json.loads((directory / INDEX_FILE).read_text("utf-8"))
         names = sorted({Path(name).name for name in index["weight_map"].values()})
@@ -55,4 +78,4 @@ def load_pretrained(directory: Path, model: nn.Module) -> None:
         raise NotFound(f"{directory} holds no {MODEL_FILE}") from error
     except (ValueError, KeyError, AttributeError) as error:
         raise Damaged(f"{directory / INDEX_FILE} is not an index of shards") from error
-    load_weights([directory / name for name in names], model)
+    return [directory / name for name in names]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from app.data.data_dir import DataDir, own_folder
+from app.errors import NotFound
 from app.failures import disk_failures
 from app.heartbeat import beat
 from app.model.smollm2 import SmolLM2
@@ -43,9 +44,11 @@ def restore_newest(
     with disk_failures(data_dir.setting), own_folder(data_dir.restore) as scratch:
         found = newest_valid(run.store, scratch, STATE_FILES, beat, Expected(record))
         if found is None:
-            if job.init_directory:
+            if job.init:
+                if job.init.directory is None:
+                    raise NotFound(f"{run.store.uri} has lost its checkpoints since this start")
                 with disk_failures(f"INIT_FROM={settings.model.init_from}"):
-                    load_pretrained(job.init_directory, model)
+                    load_pretrained(job.init.directory, model)
             else:
                 model.initialize(settings.run.seed, settings.model.init)
             torch.manual_seed(settings.run.seed)

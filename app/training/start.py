@@ -8,6 +8,7 @@ process may have written in the meantime.
 
 import gc
 import logging
+from functools import partial
 
 from app.console import redacted
 from app.data.sources import PinnedSource
@@ -24,6 +25,7 @@ from app.settings.combined import Settings
 from app.stores.contract import Store
 from app.stores.opening import open_store
 from app.training.attempt import Attempt, Trainer
+from app.training.first_weights import begun_run
 from app.training.held_run import HeldRun
 from app.training.job import Job, resolve_job
 from app.training.opening import open_under_lease
@@ -83,7 +85,7 @@ def _train(trainer: Trainer, attempt: Attempt) -> BaseException | None:
 def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     """An attempt with its state restored, or None if the run is finished."""
     beat()
-    job = resolve_job(settings)
+    job = resolve_job(settings, partial(begun_run, settings.checkpoints.checkpoint_uri))
     store = open_store(settings.checkpoints.checkpoint_uri, job.run_name)
     check_place(job, store)
     store.check()
