@@ -128,4 +128,5 @@ class TextPieces:
 def _end_token(directory: Path) -> int | None:
     config = json.loads((directory / "config.json").read_text("utf-8"))
     end = config.get("eos_token_id")
-    return end[0] if isinstance(end, list) else end
+    first = end[0] if isinstance(end, list) and end else end
+    return first if isinstance(first, int) else None
