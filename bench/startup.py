@@ -39,7 +39,8 @@ MAKE_RUN = """
 import sys
 from app.run.committing import commit
 from app.run.layout import CheckpointName
-from app.run.record import Identity, create_record
+from app.run.record import create_record
+from app.state.identity import Identity
 from app.stores.opening import open_store
 
 class OwnLease:

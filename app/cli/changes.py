@@ -155,10 +155,13 @@ def _return_to(
 ) -> None:
     """Carry out a change whose checkpoint lies at `place`, once every byte of it was verified."""
     from app.run.verification import Verification
-    from app.state.snapshot import STATE_FILES
+    from app.state.snapshot import STATE_FILES, Expected
 
     store = existing_run(settings)
-    finding = Verification(store, partial(scratch_folder, settings), STATE_FILES).one(place)
+    record = read_view(store).record
+    expected = Expected(record.record if record else None)
+    scratch = partial(scratch_folder, settings)
+    finding = Verification(store, scratch, STATE_FILES, expected).one(place)
     if not finding.whole:
         raise Damaged(f"{change.to} is not whole, nothing was changed: {finding.text}")
     _under_lease(

@@ -103,12 +103,13 @@ def verify_checkpoints(settings: Settings, arguments: argparse.Namespace, _: Sto
     Raises Damaged, once all findings are printed, if any of them is damaged.
     """
     from app.run.verification import Verification
-    from app.state.snapshot import STATE_FILES
+    from app.state.snapshot import STATE_FILES, Expected
 
     store, found = existing_run(settings), []
     view = read_view(store)
     only = view.find(arguments.checkpoint) if arguments.checkpoint else None
-    verification = Verification(store, partial(scratch_folder, settings), STATE_FILES)
+    expected = Expected(view.record.record if view.record else None)
+    verification = Verification(store, partial(scratch_folder, settings), STATE_FILES, expected)
     for finding in [verification.one(only)] if only else verification.whole_run():
         show(f"{finding.name}  {finding.text}")
         found.append(finding)

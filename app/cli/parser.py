@@ -5,7 +5,7 @@ import difflib
 import logging
 from collections.abc import Sequence
 
-from app.cli import changes, checkpoints, config, data, generate, prepare, report, train
+from app.cli import changes, checkpoints, config, data, generate, prepare, report, run, train
 from app.cli.arguments import Commands, Handler, Parser, settings_flags
 from app.console import setup_logging
 from app.errors import EXIT_INTERRUPTED, EXIT_OK, AppError, Preempted, UsageError
@@ -26,6 +26,7 @@ _ADD_COMMANDS = (
     generate.add_commands,
     checkpoints.add_commands,
     changes.add_commands,
+    run.add_commands,
     report.add_commands,
     data.add_commands,
     config.add_commands,

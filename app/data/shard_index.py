@@ -44,7 +44,7 @@ _Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 class Shard:
     """A sealed file; `sha256` is hexadecimal."""
 
-    tokens: _Count
+    tokens: Annotated[int, Field(ge=0, le=2**32)]  # so many that no sum of them overflows
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
     @property

@@ -98,6 +98,14 @@ def build_builtin_tokenizer(directory: Path, library: Path | None = None) -> Tok
     return read_tokenizer(directory, "TOKENIZER=builtin")
 
 
+def keep_tokenizer(files: Iterable[Path], directory: Path) -> None:
+    """Copy the files of a tokenizer to `directory`, unless that is there. Raises OSError."""
+    if not directory.is_dir():
+        with _appearing_at(directory) as scratch:
+            for path in files:
+                shutil.copyfile(path, scratch / path.name)
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE as GPT-2's (Radford et al. 2019): all 256 bytes, no normalizer, lossless.
 

@@ -16,8 +16,9 @@ from app.generation.inference import InferenceModel
 from app.model.device import resolve_device
 from app.model.huggingface import model_directory, read_config
 from app.model.smollm2 import SmolLM2
-from app.run.fetching import fetch, newest_valid
+from app.run.fetching import check_expected, fetch, newest_valid
 from app.run.view import read_view
+from app.state.snapshot import STATE_FILES, Expected
 from app.state.weights import load_pretrained
 from app.stores.contract import Store
 
@@ -42,8 +43,9 @@ def load_from_store(
     Raises NotFound if the run has none, Damaged if it does not verify.
     """
     view = read_view(store)
+    expected = Expected(view.record.record if view.record else None)
     if checkpoint is None:
-        found = newest_valid(store, view, scratch)
+        found = newest_valid(store, view, scratch, STATE_FILES, expected=expected)
         if found is None:
             raise NotFound(f"{store.uri} holds no checkpoint yet")
         for damaged, reason in found.damaged:
@@ -51,7 +53,8 @@ def load_from_store(
         name, directory = found.name, found.directory
     else:
         name = view.find(checkpoint)
-        directory = fetch(store, name, scratch)
+        directory = fetch(store, name, scratch, required=STATE_FILES, expected=expected)
+        check_expected(name, directory, expected)
     return load_from_directory(directory, device, f"{store.uri}/{name.key()}")
 
 
@@ -124,4 +127,5 @@ class TextPieces:
 def _end_token(directory: Path) -> int | None:
     config = json.loads((directory / "config.json").read_text("utf-8"))
     end = config.get("eos_token_id")
-    return end[0] if isinstance(end, list) else end
+    first = end[0] if isinstance(end, list) and end else end
+    return first if isinstance(first, int) else None

@@ -26,7 +26,7 @@ _SIZES = (
     "max_position_embeddings",
 )
 _LARGEST_SIZE = 2**20
-_MOST_PARAMETERS = 8_000_000_000
+MOST_PARAMETERS = 8_000_000_000
 _FILES = ["config.json", MODEL_FILE, "model-*.safetensors", INDEX_FILE, "tokenizer*", "special_*"]
 
 
@@ -86,10 +86,10 @@ def _shape(config: dict[str, Any], path: Path) -> ModelConfig:
     sizes = {name: getattr(result, name) for name in (*_SIZES, "num_key_value_heads")}
     if wrong := [name for name, size in sizes.items() if not 0 < size <= _LARGEST_SIZE]:
         raise ConfigError(f"{path}: {wrong[0]}={sizes[wrong[0]]} cannot be used")
-    if result.parameter_count > _MOST_PARAMETERS:
+    if result.parameter_count > MOST_PARAMETERS:
         raise ConfigError(
             f"{path} describes {result.parameter_count:,} parameters, more than this job trains "
-            f"({_MOST_PARAMETERS:,})"
+            f"({MOST_PARAMETERS:,})"
         )
     if (
         result.hidden_size % result.num_attention_heads

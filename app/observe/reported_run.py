@@ -4,20 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from pydantic import TypeAdapter, ValidationError
-
 from app.observe.rows import Row, stored_rows
 from app.run.journal import AttemptRecord, read_attempts
-from app.run.record import RunRecord
 from app.run.view import read_view
-from app.settings.presets import ModelConfig
+from app.state.identity import RunRecord
 from app.stores.contract import Store
 
 _NEWEST_ATTEMPTS = 200
 _LONGEST_ATTEMPT = 1e9  # seconds
 _LARGEST = 2**53  # a larger number is damage, and would squeeze the curves into a corner
-
-_SHAPE = TypeAdapter(ModelConfig)
 
 
 @dataclass(frozen=True)
@@ -37,13 +32,9 @@ class ReportedRun:
     @property
     def parameter_count(self) -> int | None:
         """From the shape in the record; None where that is no shape of a model."""
-        if self.record is None:
-            return None
-        try:
-            count = _SHAPE.validate_python(self.record.identity.shape).parameter_count
-        except (ValidationError, ZeroDivisionError):
-            return None
-        return count if _plausible(count) else None
+        config = self.record.identity.config if self.record else None
+        count = config.parameter_count if config else None
+        return count if count and _plausible(count) else None
 
     @property
     def spans(self) -> list[tuple[float, float, AttemptRecord]]:

@@ -7,20 +7,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Annotated, overload
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from app.console import duration
 from app.errors import NotFound
 from app.failures import disk_failures
 from app.run.layout import METRICS_KEY
+from app.state.identity import HIGHEST_STEP
 from app.stores.contract import Store
 
 log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 _MAX_METRICS_BYTES = 1 << 30
+
+
+_Count = Annotated[int, Field(ge=0, lt=2**62)]
 
 
 @dataclass(frozen=True)
@@ -33,19 +37,19 @@ class Row:
     that did not know them yet.
     """
 
-    step: int
-    tokens: int
+    step: Annotated[int, Field(ge=0, le=HIGHEST_STEP)]
+    tokens: _Count
     loss: float
     learning_rate: float
     grad_norm: float
     tokens_per_second: float | None
     mfu: float | None
     validation_loss: float | None
-    attempt: int
-    time: float
+    attempt: _Count
+    time: Annotated[float, Field(ge=-1e12, le=1e12)]
     checkpoint_age_seconds: float | None = None
-    saves_committed: int | None = None
-    failed_saves: int | None = None
+    saves_committed: _Count | None = None
+    failed_saves: _Count | None = None
     validation_perplexity: float | None = None
     mfu_full: float | None = None
 

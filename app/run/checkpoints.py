@@ -9,12 +9,22 @@ import re
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import Damaged, NotFound
-from app.run.layout import LATEST, MANIFEST, CheckpointName, file_of
+from app.run.layout import (
+    HIGHEST_EPOCH,
+    LATEST,
+    MANIFEST,
+    CheckpointName,
+    file_of,
+)
 from app.run.lease import WriteRight
+from app.state.identity import HIGHEST_STEP
 from app.stores.contract import Store
 from app.stores.documents import decode_document
 
 MANIFEST_FORMAT = 1
+
+_LARGEST_FILE = 1 << 37  # bytes: more than the moments of the largest model that can be trained
+_LONGEST_LATEST = 1_000  # bytes
 
 # A stricter form than that of a key: a manifest must not lead to files elsewhere.
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -23,23 +33,23 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 class FileEntry(BaseModel):
     """What a manifest records of one file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    size: int = Field(ge=0)
+    size: int = Field(ge=0, le=_LARGEST_FILE)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 class Manifest(BaseModel):
     """manifest.json: its presence makes a folder a checkpoint."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
     format_version: int = MANIFEST_FORMAT
-    step: int = Field(ge=0)
-    epoch: int = Field(ge=0)
+    step: int = Field(ge=0, le=HIGHEST_STEP)
+    epoch: int = Field(ge=0, le=HIGHEST_EPOCH)
     train_loss: float | None
-    created_at: str
-    files: dict[str, FileEntry] = Field(min_length=1)
+    created_at: str = Field(max_length=100)
+    files: dict[str, FileEntry] = Field(min_length=1, max_length=1_000)
 
     @property
     def total_bytes(self) -> int:
@@ -78,9 +88,11 @@ def check_sizes(store: Store, name: CheckpointName, manifest: Manifest) -> None:
 def read_latest(store: Store) -> str | None:
     """What LATEST says; None before the first commit, and where no checkpoint is left to name."""
     try:
-        content, _ = store.get(LATEST)
+        content, _ = store.get(LATEST, _LONGEST_LATEST)
     except NotFound:
         return None
+    except Damaged:
+        return "(what is too long for a name)"
     return content.decode("utf-8", "replace").strip() or None
 
 

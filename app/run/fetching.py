@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+from app.console import size
 from app.errors import Damaged, NotFound
 from app.failures import from_os_error
 from app.run.checkpoints import (
@@ -26,6 +28,17 @@ log = logging.getLogger(__name__)
 _BLOCK = 1 << 20  # bytes
 
 
+class Expectation(Protocol):
+    """What a checkpoint has to be, beside whole, to belong to the run."""
+
+    def check(self, step: int, directory: Path) -> None:
+        """Raises Damaged unless the files there are the state after `step`, and OSError."""
+
+    def most_bytes(self, file: str) -> int:
+        """How long a file of a checkpoint can be."""
+        ...
+
+
 def fetch(
     store: Store,
     name: CheckpointName,
@@ -33,20 +46,21 @@ def fetch(
     only: Sequence[str] = (),
     required: Sequence[str] = (),
     alive: Callable[[], None] = lambda: None,
+    expected: Expectation | None = None,
 ) -> Path:
     """Verified files of a checkpoint in a local folder, which is returned.
 
     A store on a volume returns its own folder; others download into `directory`. `only` limits
-    the files; `required` files must be in the manifest. `alive` is called for each block that is
-    fetched or verified. A bit can flip on the way, so a damaged file is read once more. Raises
-    Damaged, which names the file and what is wrong with it, NotFound, IncompatibleRun for a
-    newer format, and the store's errors.
+    the files; `required` files must be in the manifest. A file that is longer than `expected`
+    allows is not read. `alive` is called for each block that is fetched or verified. A bit can
+    flip on the way, so a damaged file is read once more. Raises Damaged, which names the file and
+    what is wrong with it, NotFound, IncompatibleRun for a newer format, and the store's errors.
     """
     try:
-        return _fetch_once(store, name, directory, only, required, alive)
+        return _fetch_once(store, name, directory, only, required, alive, expected)
     except Damaged as error:
         log.warning("%s: read once more", error)
-        return _fetch_once(store, name, directory, only, required, alive)
+        return _fetch_once(store, name, directory, only, required, alive, expected)
 
 
 def _fetch_once(
@@ -56,10 +70,14 @@ def _fetch_once(
     only: Sequence[str],
     required: Sequence[str],
     alive: Callable[[], None],
+    expected: Expectation | None,
 ) -> Path:
     manifest = read_manifest(store, name)
     if lacking := sorted({*only, *required} - set(manifest.files)):
         raise Damaged(f"{name.key(MANIFEST)} does not list {lacking[0]}")
+    for file, entry in manifest.files.items():
+        if expected and entry.size > expected.most_bytes(file):
+            raise Damaged(f"{name.key(MANIFEST)} lists {file} with {size(entry.size)}")
     check_sizes(store, name, manifest)
     wanted = [file for file in manifest.files if not only or file in only]
 
@@ -104,10 +122,12 @@ def newest_valid(
     directory: Path,
     required: Sequence[str] = (),
     alive: Callable[[], None] = lambda: None,
+    expected: Expectation | None = None,
 ) -> ValidCheckpoint | None:
     """Search from the newest checkpoint on, downloading into `directory` where needed.
 
-    A checkpoint that lacks a `required` file counts as damaged. `alive` is as in `fetch`. Returns
+    A checkpoint that lacks a `required` file, or that is not the `expected` one, counts as
+    damaged. `alive` is as in `fetch`. Returns
     None if the store holds no committed checkpoint at all. Raises Damaged if there are
     checkpoints and none of them is whole, IncompatibleRun, and the store's errors.
     """
@@ -120,7 +140,8 @@ def newest_valid(
         target = directory / str(stored.name)
         target.mkdir(parents=True, exist_ok=True)
         try:
-            path = fetch(store, stored.name, target, required=required, alive=alive)
+            path = fetch(store, stored.name, target, (), required, alive, expected)
+            check_expected(stored.name, path, expected)
             return ValidCheckpoint(stored.name, path, damaged)
         except Damaged as error:
             damaged.append((stored.name, str(error)))
@@ -131,6 +152,16 @@ def newest_valid(
             "one from a backup, or choose another RUN_NAME to start again"
         )
     return None
+
+
+def check_expected(name: CheckpointName, directory: Path, expected: Expectation | None) -> None:
+    """Raises Damaged unless the fetched checkpoint in `directory` is the `expected` one."""
+    if expected is None:
+        return
+    try:
+        expected.check(name.step, directory)
+    except OSError as error:
+        raise from_os_error(error, str(directory)) from error
 
 
 def _verify(path: Path, entry: FileEntry, key: str, alive: Callable[[], None]) -> None:

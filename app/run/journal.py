@@ -8,15 +8,23 @@ name of the file is a fence: see `app.run.fence`.
 import logging
 import threading
 from collections.abc import Sequence
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import AppError, Damaged, NotFound
 from app.failures import first_line
-from app.run.layout import AttemptName, CheckpointName
+from app.run.layout import HIGHEST_EPOCH, AttemptName, CheckpointName
+from app.state.identity import HIGHEST_STEP
 from app.stores.contract import Data, Store
 from app.stores.documents import decode_document, encode_document
 from app.stores.swap import update
+
+_LONGEST_END = 20_000  # characters
+
+_Text = Annotated[str, Field(max_length=500)]
+_Count = Annotated[int, Field(ge=0, le=HIGHEST_STEP)]
+_Seconds = Annotated[float, Field(ge=0, le=1e12)]
 
 log = logging.getLogger(__name__)
 
@@ -34,25 +42,25 @@ class AttemptRecord(BaseModel):
     ADDITIONAL_STEPS that it was started with, if no EXTENSION_ID named them, and else 0.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
-    epoch: int
-    holder: str
-    trainer: str
-    started_at: str
-    resumed_from: str | None
-    start_step: int
-    additional_steps: int = 0
-    steps_lost: int = 0
-    step: int
-    seconds: float = 0.0
-    seconds_to_first_step: float | None = None
-    saves: int = 0
-    commits: int = 0
-    failed_saves: int = 0
-    stall_seconds: float = 0.0
-    longest_upload_lag: float = 0.0
-    ended: str | None = None
+    epoch: int = Field(ge=0, le=HIGHEST_EPOCH)
+    holder: _Text
+    trainer: _Text
+    started_at: _Text
+    resumed_from: _Text | None
+    start_step: _Count
+    additional_steps: _Count = 0
+    steps_lost: _Count = 0
+    step: _Count
+    seconds: _Seconds = 0.0
+    seconds_to_first_step: _Seconds | None = None
+    saves: _Count = 0
+    commits: _Count = 0
+    failed_saves: _Count = 0
+    stall_seconds: _Seconds = 0.0
+    longest_upload_lag: _Seconds = 0.0
+    ended: str | None = Field(None, max_length=_LONGEST_END)
 
     @property
     def key(self) -> str:
@@ -67,13 +75,16 @@ class AttemptRecord(BaseModel):
 def read_attempts(store: Store, names: Sequence[AttemptName]) -> list[AttemptRecord]:
     """Their records, in the same order. Logs and leaves out one that cannot be read."""
     records = []
-    for key in [name.key for name in names]:
+    for name in names:
         try:
-            records.append(decode_document(store.get(key)[0], AttemptRecord, key))
+            record = decode_document(store.get(name.key)[0], AttemptRecord, name.key)
+            if (record.epoch, record.start_step) != (name.epoch, name.start_step):
+                raise Damaged(f"{name.key} is the record of another attempt")
+            records.append(record)
         except NotFound:
             continue
-        except Damaged:
-            log.warning("%s/%s cannot be read", store.uri, key)
+        except Damaged as error:
+            log.warning("%s/%s cannot be read: %s", store.uri, name.key, error)
     return records
 
 
@@ -131,7 +142,7 @@ class AttemptJournal:
         removed the run, or begun it anew with the same epoch. So the record is written only over
         one of the same holder.
         """
-        self.note(ended=why)
+        self.note(ended=why[:_LONGEST_END])
         record = self.record
 
         def last_words(stored: bytes) -> bytes | None:

@@ -32,8 +32,12 @@ METRICS_KEY = "logs/metrics.jsonl"
 TENSORBOARD_KEY = "logs/tensorboard/events.out.tfevents.0"
 REPORT_KEY = "report/index.html"
 
-_CHECKPOINT = re.compile(r"step-(\d{10})-e(\d{6})")
-_ATTEMPT = re.compile(r"e(\d{6})-from-(\d{10})(?:-e(\d{6}))?\.json")
+HIGHEST_EPOCH = 10**12 - 1  # what the digits of a name can say
+
+# Names have ten digits of a step and six of an epoch, and more only where these are not enough.
+# So they are sorted by their numbers, never as text.
+_CHECKPOINT = re.compile(r"step-([0-9]{10,12})-e([0-9]{6,12})")
+_ATTEMPT = re.compile(r"e([0-9]{6,12})-from-([0-9]{10,12})(?:-e([0-9]{6,12}))?\.json")
 
 
 @dataclass(frozen=True, order=True)
@@ -46,7 +50,8 @@ class CheckpointName:
     @classmethod
     def parse(cls, text: str) -> "CheckpointName | None":
         match = _CHECKPOINT.fullmatch(text)
-        return cls(int(match[1]), int(match[2])) if match else None
+        name = cls(int(match[1]), int(match[2])) if match else None
+        return name if str(name) == text else None  # another spelling leads to no file
 
     def __str__(self) -> str:
         return f"step-{self.step:010d}-e{self.epoch:06d}"
@@ -84,7 +89,8 @@ class AttemptName(NamedTuple):
     @classmethod
     def parse(cls, file: str) -> "AttemptName | None":
         match = _ATTEMPT.fullmatch(file)
-        return cls(*(int(part) for part in match.groups() if part)) if match else None
+        name = cls(*(int(part) for part in match.groups() if part)) if match else None
+        return name if name and file_of(name.key) == file else None
 
     @property
     def key(self) -> str:

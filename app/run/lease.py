@@ -21,15 +21,14 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.errors import AppError, Fenced, NotFound, Preempted, Unavailable
+from app.errors import AppError, Damaged, Fenced, NotFound, Preempted, Unavailable
 from app.run.clock import Clock
-from app.run.layout import LEASE
+from app.run.layout import HIGHEST_EPOCH, LEASE
 from app.stores.contract import ExclusiveLock, Store
 from app.stores.documents import decode_document, encode_document
-from app.stores.swap import SWAP_PAUSES, current_etag, swap, swap_refused
+from app.stores.swap import SWAP_PAUSES, swap, swap_refused
 
 _MOST_REFUSALS = 30  # more say that the store refuses, not that others are faster
-_LARGEST_SHARED = 1 << 30  # bytes
 _JOIN_SECONDS = 5.0  # what `release` waits, within the grace period, for a running renewal
 
 log = logging.getLogger(__name__)
@@ -41,15 +40,15 @@ class LeaseRecord(BaseModel):
     `lock_scope` is the scope of the exclusive lock that the holder has; "" if it has none.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
-    holder: str = Field(min_length=1)
-    epoch: int = Field(ge=1)
-    renewal: int = Field(ge=0)
+    holder: str = Field(min_length=1, max_length=500)
+    epoch: int = Field(ge=1, le=HIGHEST_EPOCH)
+    renewal: int = Field(ge=0, lt=2**53)
     ttl: float = Field(gt=0, le=3_600)
-    expires_at: float
+    expires_at: float = Field(ge=-1e12, le=1e12)
     released: bool = False
-    lock_scope: str = ""
+    lock_scope: str = Field("", max_length=500)
 
 
 class WriteRight(Protocol):
@@ -161,7 +160,7 @@ class Lease:
         """
         for pause in SWAP_PAUSES:
             if key not in self._etags:
-                self._etags[key] = current_etag(self._store, key, _LARGEST_SHARED)
+                self._etags[key] = self._store.etag(key)
             self.check()
             etag = swap(self._store, key, content, self._etags[key])
             if etag is not None:
@@ -243,9 +242,15 @@ class Lease:
 
     def _take(self, previous: LeaseRecord | None, etag: str | None, above: int) -> bool:
         """Write a record of this process over that of `etag`. False if another was faster."""
+        highest = max(above, previous.epoch if previous else 0)
+        if highest >= HIGHEST_EPOCH:
+            raise Damaged(
+                f"{self._store.uri} has reached epoch {highest}, and no name can hold a higher "
+                f"one: set {LEASE}, or the name that says so, right by hand"
+            )
         record = LeaseRecord(
             holder=self.holder,
-            epoch=max(above, previous.epoch if previous else 0) + 1,
+            epoch=highest + 1,
             renewal=0,
             ttl=self._ttl,
             expires_at=self._clock.unix() + self._ttl,
@@ -299,21 +304,21 @@ class Lease:
 
 def read_lease(store: Store) -> tuple[LeaseRecord, str] | None:
     """lease.json and its etag; None if there is none. Raises Damaged, and the store's errors."""
+    place = f"{store.uri}/{LEASE}"
+
+    def damaged(what: str) -> str:
+        return (
+            f"{place} is damaged ({what}). Make sure that no process trains this run, then "
+            "delete that file and start again"
+        )
+
     try:
         content, etag = store.get(LEASE)
     except NotFound:
         return None
-    place = f"{store.uri}/{LEASE}"
-    record = decode_document(
-        content,
-        LeaseRecord,
-        place,
-        damaged=lambda what: (
-            f"{place} is damaged ({what}). Make sure that no process trains this run, then "
-            "delete that file and start again"
-        ),
-    )
-    return record, etag
+    except Damaged as error:
+        raise Damaged(damaged(str(error))) from error
+    return decode_document(content, LeaseRecord, place, damaged=damaged), etag
 
 
 def take_from(store: Store, record: LeaseRecord, etag: str) -> None:

@@ -4,77 +4,15 @@ The first attempt writes the record. After that, only extensions change it. Each
 conditional write, so that of two processes only one can make it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import normpath
-from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict
 
 from app.errors import Fenced, IncompatibleRun, NotFound
 from app.run.clock import utc_now
 from app.run.layout import RECORD
+from app.state.identity import RECORD_FORMAT, Extension, Identity, RunRecord, differences
 from app.stores.contract import Store
 from app.stores.documents import decode_document, encode_document
 from app.stores.swap import swap
-
-RECORD_FORMAT = 1
-
-_SETTINGS = ("model", "seq_len", "global_batch_size", "seed", "init_from", "init", "optimizer")
-
-
-class Identity(BaseModel):
-    """What must not change during a run, under the names that users type."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str
-    shape: dict[str, Any]
-    dataset: str
-    dataset_revision: str | None = None
-    dataset_fingerprint: str
-    tokenizer: str
-    tokenizer_fingerprint: str
-    seq_len: int
-    global_batch_size: int
-    seed: int
-    init_from: str | None
-    # The defaults are what runs had that were recorded before there was a choice.
-    init: str = "normal"
-    optimizer: str = "adamw"
-
-
-class Extension(BaseModel):
-    """One entry of the ledger: `base` was the target before, `target` is the one after."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: str | None
-    base: int
-    target: int
-    created_at: str
-
-
-class RunRecord(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    format_version: int = RECORD_FORMAT
-    run_name: str
-    created_at: str
-    identity: Identity
-    total_steps: int
-    extensions: tuple[Extension, ...] = ()
-
-    @property
-    def target(self) -> int:
-        """The step at which the run is finished."""
-        return self.extensions[-1].target if self.extensions else self.total_steps
-
-    @property
-    def horizons(self) -> Sequence[int]:
-        """Targets of the original run and of each extension, for the schedule."""
-        return (self.total_steps, *(extension.target for extension in self.extensions))
 
 
 @dataclass(frozen=True)
@@ -132,43 +70,12 @@ def check_identity(
 
     `dataset_difference` says what changed in the data, where that is known.
     """
-    recorded, ours = record.identity, identity
-    differences = [
-        f"{name.upper()} was {getattr(recorded, name)!r}, is {getattr(ours, name)!r}"
-        for name in _SETTINGS
-        if _differs(name, getattr(recorded, name), getattr(ours, name))
-    ]
-    if recorded.model == ours.model and recorded.shape != ours.shape:
-        differences.append("the shape of the model is another one")
-    for name in ("dataset", "tokenizer"):
-        if getattr(recorded, f"{name}_fingerprint") != getattr(ours, f"{name}_fingerprint"):
-            before, now = getattr(recorded, name), getattr(ours, name)
-            change = (
-                f"was {before!r}, is {now!r}" if before != now else f"{now!r} changed its content"
-            )
-            if name == "dataset" and dataset_difference:
-                change += f" ({dataset_difference})"
-            differences.append(f"{name.upper()} {change}")
-    if differences:
+    found = list(differences(record.identity, identity, {"dataset": dataset_difference}))
+    if found:
         raise IncompatibleRun(
-            f"{where} holds a run that was made with other settings: {'; '.join(differences)}. "
+            f"{where} holds a run that was made with other settings: {'; '.join(found)}. "
             "Set them back, or choose another RUN_NAME"
         )
-
-
-def one_path(folder: str) -> str:
-    """The absolute path of a folder, whichever way it was typed.
-
-    A link is not followed: on the next node it may lead to another place with the same weights.
-    """
-    return normpath(Path(folder).absolute())
-
-
-def _differs(name: str, before: Any, now: Any) -> bool:
-    # Records of earlier versions hold a folder as it was typed.
-    if name == "init_from" and before and now:
-        return one_path(before) != one_path(now)
-    return bool(before != now)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,15 @@ source.json lists what the data were made of, and only serves to explain a diffe
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.console import redacted
 from app.data.sources import PinnedSource, follows_the_hub, pin_source
 from app.errors import AccessDenied, ConfigError, Damaged, NotFound, Unavailable
 from app.run.layout import SOURCE
-from app.run.record import RunRecord, load_record
+from app.run.record import load_record
 from app.settings.variables import DataSettings
+from app.state.identity import RunRecord
 from app.stores.contract import Store
 from app.stores.documents import decode_document, encode_document
 from app.stores.opening import open_store
@@ -33,8 +34,8 @@ class _SourceRecord(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     format_version: int = _FORMAT
-    count: int
-    parts: dict[str, str] | None
+    count: int = Field(ge=0, lt=2**53)
+    parts: dict[str, str] | None = Field(max_length=_MOST_PARTS)
 
 
 def source_of_run(

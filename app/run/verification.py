@@ -12,7 +12,7 @@ from pathlib import Path
 from app.console import counted
 from app.errors import Damaged, NotFound
 from app.run.checkpoints import read_latest
-from app.run.fetching import fetch
+from app.run.fetching import Expectation, check_expected, fetch
 from app.run.journal import read_attempts
 from app.run.layout import (
     ATTEMPTS,
@@ -46,12 +46,14 @@ class Finding:
 class Verification:
     """`scratch` makes a folder for one download.
 
-    A checkpoint that lacks one of the `required` files counts as damaged.
+    A checkpoint that lacks one of the `required` files, or is not the `expected` one, counts as
+    damaged.
     """
 
     store: Store
     scratch: Callable[[], AbstractContextManager[Path]]
     required: Sequence[str]
+    expected: Expectation | None = None
 
     def whole_run(self) -> Iterator[Finding]:
         """A finding on each checkpoint, newest first, and then on what is missing altogether."""
@@ -83,7 +85,10 @@ class Verification:
         """The finding on a committed checkpoint, after reading all its bytes."""
         try:
             with self.scratch() as folder:
-                fetch(self.store, name, folder, required=self.required)
+                path = fetch(
+                    self.store, name, folder, required=self.required, expected=self.expected
+                )
+                check_expected(name, path, self.expected)
         except (Damaged, NotFound) as error:
             left = [info.key for info in self.store.list(name.key())]
             if name.key(MANIFEST) not in left:  # pruning deletes the manifest first

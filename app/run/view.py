@@ -5,7 +5,7 @@ refused, what is cleaned up, what a listing shows. Only who changes the store lo
 again before each change.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -117,14 +117,19 @@ class RunView:
         raise NotFound(f"{self.uri} holds no checkpoint {text!r}; there are steps {known}")
 
 
-def read_view(store: Store) -> RunView:
-    """Read the run with one listing. Raises Damaged for an unreadable run.json, IncompatibleRun
-    for one of a newer format, and the store's errors."""
+def read_view(
+    store: Store, record_of: Callable[[Store], StoredRecord | None] = load_record
+) -> RunView:
+    """Read the run with one listing. `record_of` reads run.json.
+
+    Raises Damaged for an unreadable run.json, IncompatibleRun for one of a newer format, and the
+    store's errors.
+    """
     # Another process may be writing. What LATEST names was there before LATEST, and the record was
     # there before anything but the lease: so LATEST is read first, and the record last.
     latest = read_latest(store)
     sizes = {info.key: info.size for info in store.list("")}
-    record = load_record(store)
+    record = record_of(store)
     attempts = sorted(_attempts(sizes), key=lambda attempt: (attempt.epoch, attempt.start_step))
     quarantined = frozenset(key.split("/")[1] for key in sizes if key.startswith(f"{QUARANTINE}/"))
     folders: dict[CheckpointName, dict[str, int]] = {}

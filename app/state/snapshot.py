@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from app.data.tokenizer import TOKENIZER_FILE_TYPES
 from app.errors import IncompatibleRun
-from app.model.huggingface import MODEL_FILE, config_files
+from app.model.huggingface import MODEL_FILE, MOST_PARAMETERS, config_files
 from app.settings.presets import ModelConfig
+from app.state.identity import RunRecord
 from app.state.progress import STATE_FILE, Progress, read_progress
 from app.state.tensor_files import read_shapes, read_tensors, tensor_file
 from app.state.weights import load_weights, same_tensors
@@ -32,6 +33,9 @@ STATE_FILES = (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE)
 
 # A snapshot stays on the card if this many times its size is free there.
 ROOM_FOR_SNAPSHOT = 1.5
+
+# Of the header of a tensor file, or of all of another file: a tokenizer's may have 30 MB.
+_MOST_BYTES_BESIDE_TENSORS = 64 * 2**20
 
 
 @dataclass
@@ -106,6 +110,28 @@ def restore(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
     return progress
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What a checkpoint has to be to belong to the run of `record`. None: whatever run it is of."""
+
+    record: RunRecord | None
+
+    def check(self, step: int, directory: Path) -> None:
+        """Raises Damaged unless the files are the state after `step`, IncompatibleRun for a newer
+        format, and OSError."""
+        read_progress(directory / STATE_FILE).check(step, self.record)
+        for file in (MODEL_FILE, OPTIMIZER_FILE):
+            read_shapes(directory / file)
+
+    def most_bytes(self, file: str) -> int:
+        """How long a file of a checkpoint can be."""
+        config = self.record.identity.config if self.record else None
+        count = min(config.parameter_count, MOST_PARAMETERS) if config else MOST_PARAMETERS
+        weights = 4 * count
+        tensors = {MODEL_FILE: weights, OPTIMIZER_FILE: 2 * weights}
+        return tensors.get(file, 0) + _MOST_BYTES_BESIDE_TENSORS
+
+
 def checkpoint_bytes(config: ModelConfig, optimizer: str) -> int:
     """About the size of a checkpoint: float32 weights and moments, and a few megabytes.
 
@@ -132,6 +158,12 @@ def huggingface_files(
         if path.is_file() and path.suffix in TOKENIZER_FILE_TYPES:
             files[path.name] = path.read_bytes()
     return files
+
+
+def tokenizer_files(files: Iterable[str]) -> list[str]:
+    """Those of a checkpoint's files that are its tokenizer's."""
+    others = {STATE_FILE, "config.json", "generation_config.json"}
+    return [f for f in files if f.endswith(TOKENIZER_FILE_TYPES) and f not in others]
 
 
 def _optimizer_tensors(

@@ -1,7 +1,8 @@
 """Reading weights into a model, from a checkpoint or from a Hugging Face directory."""
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 from app.errors import Damaged, IncompatibleRun, NotFound
 from app.model.huggingface import INDEX_FILE, MODEL_FILE
 from app.state.tensor_files import read_shapes, read_tensors
+
+_BLOCK = 1 << 20  # bytes
 
 
 def load_weights(paths: Sequence[Path], model: nn.Module) -> None:
@@ -56,6 +59,23 @@ def load_pretrained(directory: Path, model: nn.Module) -> None:
 def check_pretrained(directory: Path, model: nn.Module) -> None:
     """As `load_pretrained`, but only names and shapes are read, and nothing is copied."""
     _check_shapes(_weight_files(directory), model)
+
+
+def weights_digest(directory: Path, alive: Callable[[], None] = lambda: None) -> str:
+    """SHA-256 (hex) of the directory's weights. `alive` is called for each block that is read.
+
+    Raises NotFound, Damaged and OSError.
+    """
+    digest = hashlib.sha256()
+    for path in _weight_files(directory):
+        try:
+            with path.open("rb", buffering=0) as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+                    alive()
+        except FileNotFoundError as error:
+            raise Damaged(f"{path} is missing") from error
+    return digest.hexdigest()
 
 
 def _weight_files(directory: Path) -> list[Path]:

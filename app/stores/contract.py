@@ -26,7 +26,7 @@ _PART = re.compile(r"[A-Za-z0-9._-]+")
 class ObjectInfo:
     """One row of a listing: key below the store's root, size in bytes.
 
-    `etag` changes when the content does; only one from `get` or a conditional write
+    `etag` changes when the content does; only one from `get`, `etag` or a conditional write
     can be handed to `put_if_match`.
     """
 
@@ -110,6 +110,10 @@ class Store(Protocol):
 
     def get(self, key: str, max_bytes: int = MAX_GET_BYTES) -> tuple[bytes, str]:
         """(content, etag). Raises Damaged for an object of more than `max_bytes`."""
+        ...
+
+    def etag(self, key: str) -> str | None:
+        """The etag of the object, which may be of any size; None if there is no object."""
         ...
 
     def put(self, key: str, data: Data) -> None:

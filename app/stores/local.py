@@ -93,6 +93,11 @@ class LocalStore:
             raise Damaged(f"{path} has more than {max_bytes} bytes: it is not what it should be")
         return content, _digest(content)
 
+    def etag(self, key: str) -> str | None:
+        path = self._path(key)
+        with _failures(path):
+            return _digest_of_file(path)
+
     def put(self, key: str, data: Data) -> None:
         path = self._path(key)
         with _failures(path):
@@ -109,11 +114,7 @@ class LocalStore:
     def put_if_match(self, key: str, content: bytes, etag: str) -> str | None:
         path = self._path(key)
         with _failures(path), self._write_lock():
-            try:
-                current = _digest(path.read_bytes())
-            except FileNotFoundError:
-                return None
-            if current != etag:
+            if _digest_of_file(path) != etag:
                 return None
             self._write(path, [content])
         return _digest(content)
@@ -302,3 +303,12 @@ def _absence(path: Path) -> Iterator[None]:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def _digest_of_file(path: Path) -> str | None:
+    """What `_digest` gives for the content, which is not read into memory; None without a file."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None

@@ -119,6 +119,9 @@ class S3Store:
     def get(self, key: str, max_bytes: int = MAX_GET_BYTES) -> tuple[bytes, str]:
         return self._get(check_key(key), max_bytes)
 
+    def etag(self, key: str) -> str | None:
+        return self._current_etag(check_key(key))
+
     def put(self, key: str, data: Data) -> None:
         self._put(check_key(key), data)
 

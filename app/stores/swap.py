@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable
 
-from app.errors import NotFound, Unavailable
-from app.stores.contract import MAX_GET_BYTES, Store
+from app.errors import Unavailable
+from app.stores.contract import Store
 
 SWAP_PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 0.0)
 """Seconds to wait after each swap in which somebody else was faster; then it is given up."""
@@ -19,17 +19,6 @@ def swap(store: Store, key: str, content: bytes, etag: str | None) -> str | None
     if etag is None:
         return store.put_if_absent(key, content)
     return store.put_if_match(key, content, etag)
-
-
-def current_etag(store: Store, key: str, max_bytes: int = MAX_GET_BYTES) -> str | None:
-    """The etag of the object as it is now; None if there is no object.
-
-    Raises Damaged for an object of more than `max_bytes`, and the store's errors.
-    """
-    try:
-        return store.get(key, max_bytes)[1]
-    except NotFound:
-        return None
 
 
 def update(

@@ -61,5 +61,5 @@ def announce(run: HeldRun, schedule: Schedule, resumed: Resumed | None) -> None:
         )
     else:
         reason = "no checkpoint of this run is in the store"
-        origin = f", weights from {job.settings.model.init_from}" if job.init_directory else ""
+        origin = f", weights from {job.settings.model.init_from}" if job.init else ""
         log.info("fresh start, target step %d: %s%s", target, reason, origin)

@@ -14,9 +14,11 @@ from app.heartbeat import beat
 from app.observe.rows import Beginning, perplexity
 from app.run.journal import AttemptJournal
 from app.settings.variables import OptimizerSettings
-from app.state.progress import Progress
+from app.state.identity import RunRecord
+from app.state.progress import Progress, Trainer
 from app.state.random_state import RandomState
 from app.state.snapshot import capture, library_versions
+from app.training.compute import Compute
 from app.training.preemption import GracePeriod
 from app.training.saver import CheckpointSaver, SaveRequest
 
@@ -29,14 +31,17 @@ _POLL_SECONDS = 0.1
 class Checkpointing:
     """The checkpoints of a running attempt. It starts from `start_step`, whose state is saved.
 
-    `trainer`, `optimizer_settings`, `document_mask`: what a checkpoint says that it was made with.
+    `record`, `compute`, `trainer`, `optimizer_settings`, `document_mask`: what a checkpoint says
+    that it is of, and was made with.
     `logs` gives what goes into the store before a checkpoint. `resumed_from_save_at` is when the
     checkpoint that the attempt resumed from was made (Unix seconds).
     """
 
+    record: RunRecord
+    compute: Compute
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    trainer: str
+    trainer: Trainer
     optimizer_settings: OptimizerSettings
     document_mask: bool
     tokens_per_step: int
@@ -80,6 +85,7 @@ class Checkpointing:
         """
         started = time.monotonic()
         progress = Progress(
+            run=self.record,
             step=step,
             tokens=step * self.tokens_per_step,
             train_loss=train_loss,
@@ -91,6 +97,8 @@ class Checkpointing:
             optimizer=self.optimizer_settings.model_dump(),
             document_mask=self.document_mask,
             versions=library_versions(),
+            precision=self.compute.precision,
+            device=self.compute.device_name,
             random=RandomState.capture(),
         )
         snapshot = capture(self.model, self.optimizer, progress)

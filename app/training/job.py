@@ -1,19 +1,18 @@
 """A job: the settings with everything decided that depends on device, model and tokenizer."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from app.console import redacted
 from app.data.sample_order import BatchGeometry
 from app.data.tokenizer import TokenizerFiles, load_tokenizer
 from app.errors import ConfigError
-from app.model.huggingface import model_directory, read_config
-from app.run.record import Identity, one_path
 from app.settings.combined import Settings
 from app.settings.presets import ModelConfig
-from app.settings.variables import ModelSettings
+from app.state.identity import Identity
 from app.training.compute import Compute, resolve_compute, resolve_model
+from app.training.first_weights import BegunRun, FirstWeights, first_weights
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +27,7 @@ class Job:
     config: ModelConfig
     run_name: str
     geometry: BatchGeometry
-    init_directory: Path | None
+    init: FirstWeights | None
     tokenizer: TokenizerFiles
 
     def identity(self, revision: str | None, fingerprint: str) -> Identity:
@@ -45,52 +44,56 @@ class Job:
             seq_len=self.geometry.seq_len,
             global_batch_size=self.geometry.global_batch_size,
             seed=self.settings.run.seed,
-            init_from=_one_name(model.init_from),
+            init_from=self.init.init_from if self.init else None,
+            init_weights=self.init.digest if self.init else None,
             init=model.init,
             optimizer=self.settings.optimizer.optimizer,
         )
 
 
-def resolve_job(settings: Settings) -> Job:
-    """Decide device, model, sequence length and tokenizer."""
+def resolve_job(
+    settings: Settings, begun_as: Callable[[str], BegunRun | None] | None = None
+) -> Job:
+    """Decide device, model, sequence length and tokenizer.
+
+    `begun_as` finds the run of a name, if it was begun: INIT_FROM is needed only before there is
+    a checkpoint. Without `begun_as` nobody asks what INIT_FROM holds.
+    """
     compute = resolve_compute(settings.compute)
-    name, config, directory = _resolve_model(settings.model, compute)
-    seq_len = settings.model.seq_len or config.max_position_embeddings
+    model = settings.model
+    preset, shape = resolve_model(model.model, compute.device)
+    run_name = settings.run.run_name or model.init_name or preset
+    begun = begun_as(run_name) if begun_as else None
+    init = first_weights(settings, begun, identified=begun_as is not None)
+    name, config = (init.model, init.config) if init else (preset, shape)
+    if init is None and model.model == "auto":
+        log.info("MODEL=auto: %s, since this is %s", name, compute.device_name)
+    seq_len = model.seq_len or config.max_position_embeddings
     if seq_len > config.max_position_embeddings:
         raise ConfigError(
             f"SEQ_LEN={seq_len} is above the context of {name}: at most "
             f"{config.max_position_embeddings} tokens"
         )
     batch = settings.batch
-    spec = settings.data.tokenizer
-    if directory is not None and settings.is_default("TOKENIZER"):
-        spec = str(directory)  # the weights were trained with the ids of this tokenizer
-    tokenizer = load_tokenizer(spec, settings.data.data_dir, config.vocab_size)
     return Job(
         settings=settings,
         compute=compute,
         model_name=name,
         config=config,
-        run_name=settings.run.run_name or name,
+        run_name=run_name,
         geometry=BatchGeometry(batch.batch_size, batch.global_batch_size, seq_len),
-        init_directory=directory,
-        tokenizer=tokenizer,
+        init=init,
+        tokenizer=_tokenizer(settings, config, init, begun),
     )
 
 
-def _resolve_model(
-    settings: ModelSettings, compute: Compute
-) -> tuple[str, ModelConfig, Path | None]:
-    name, config = resolve_model(settings.model, compute.device)
-    if settings.model == "auto":
-        log.info("MODEL=auto: %s, since this is %s", name, compute.device_name)
-    if settings.init_from is None:
-        return name, config, None
-    directory = model_directory(settings.init_from, "INIT_FROM")
-    assert settings.init_name is not None
-    return settings.init_name, read_config(directory), directory
-
-
-def _one_name(spec: str | None) -> str | None:
-    """A folder's resolved path, however it was typed; a hub id stays as it is."""
-    return one_path(spec) if spec and Path(spec).is_dir() else spec
+def _tokenizer(
+    settings: Settings, config: ModelConfig, init: FirstWeights | None, begun: BegunRun | None
+) -> TokenizerFiles:
+    spec, data_dir = settings.data.tokenizer, settings.data.data_dir
+    if init is not None and settings.is_default("TOKENIZER"):
+        # The weights were trained with the ids of their own tokenizer.
+        if init.directory is None and begun is not None:
+            return begun.tokenizer(data_dir)
+        spec = str(init.directory)
+    return load_tokenizer(spec, data_dir, config.vocab_size)

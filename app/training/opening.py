@@ -19,6 +19,7 @@ from app.run.record import StoredRecord, create_record, extend
 from app.run.recorded_source import remember_parts
 from app.run.retention import clean_up
 from app.run.view import RunView, read_view
+from app.state.identity import RunRecord
 from app.state.snapshot import huggingface_files
 from app.training.announcement import announce
 from app.training.attempt import Attempt, Sections
@@ -52,7 +53,7 @@ def open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> A
         gradient_checkpointing=settings.compute.gradient_checkpointing,
     )
     optimizer = build_optimizer(model, settings.optimizer, job.compute.device)
-    resumed = restore_newest(run, view, model, optimizer)
+    resumed = restore_newest(run, view, stored.record, model, optimizer)
     step = resumed.progress.step if resumed else 0
     if step >= stored.record.target and _takes_the_place_of_a_killed_start(run, view):
         run.lease.release()
@@ -78,7 +79,10 @@ def open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> A
     run.lease.check()  # restoring may have taken so long that the lease was lost
     journal.begin()
     try:
-        return _attempt(run, model, optimizer, schedule, resumed, rows, journal, grace, stop)
+        record = outcome.stored.record
+        return _attempt(
+            run, record, model, optimizer, schedule, resumed, rows, journal, grace, stop
+        )
     except BaseException as error:
         # Without this the attempt would read as one that was killed.
         why = ended_by(error)
@@ -122,6 +126,7 @@ def _record(run: HeldRun, view: RunView, source: PinnedSource) -> StoredRecord:
 
 def _attempt(
     run: HeldRun,
+    record: RunRecord,
     model: SmolLM2,
     optimizer: torch.optim.Optimizer,
     schedule: Schedule,
@@ -137,7 +142,7 @@ def _attempt(
     earlier = [row for row in rows if row.step <= step]
     metrics = MetricsLog(logs_dir, settings.logs.loggers, earlier, run.prometheus)
     clock = StepClock(step)
-    checkpointing = _checkpointing(run, model, optimizer, metrics, journal, grace, resumed)
+    checkpointing = _checkpointing(run, record, model, optimizer, metrics, journal, grace, resumed)
     step_log = StepLog(
         metrics=metrics,
         clock=clock,
@@ -171,6 +176,7 @@ def _attempt(
 
 def _checkpointing(
     run: HeldRun,
+    record: RunRecord,
     model: SmolLM2,
     optimizer: torch.optim.Optimizer,
     metrics: MetricsLog,
@@ -190,6 +196,8 @@ def _checkpointing(
         protected=[resumed.name] if resumed else [],
     )
     return Checkpointing(
+        record=record,
+        compute=job.compute,
         model=model,
         optimizer=optimizer,
         trainer=settings.run.trainer,

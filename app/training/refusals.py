@@ -8,18 +8,20 @@ import torch
 from app.console import size
 from app.data.data_dir import DataDir, own_folder
 from app.data.sources import PinnedSource
-from app.errors import ConfigError, Damaged, Unavailable
+from app.errors import ConfigError, Damaged, NotFound, Unavailable
 from app.failures import disk_failures
 from app.model.smollm2 import SmolLM2
 from app.observe.metrics import check_logs
 from app.run.checkpoints import check_sizes, read_manifest
 from app.run.layout import LEASE
-from app.run.record import RunRecord, check_identity, same_dataset
+from app.run.record import check_identity, same_dataset
 from app.run.recorded_source import difference
 from app.run.retention import abandoned_writes
 from app.run.verification import traces_of_checkpoints
 from app.run.view import CheckpointState, RunView
 from app.settings.variables import Resume
+from app.state.identity import RunRecord
+from app.state.progress import MAX_STATE_BYTES, STATE_FILE, decode_progress
 from app.state.snapshot import checkpoint_bytes
 from app.state.weights import check_pretrained
 from app.stores.contract import Store
@@ -88,9 +90,10 @@ def check_against_record(
     _check_resume(settings.run.resume, view)
     if stored is None:
         if traces := _traces(view):
+            repair = "make it again with `python -m app run repair`, " if view.committed else ""
             raise Damaged(
-                f"{store.uri} holds {traces[0]}, but no run.json: restore it from a backup, or "
-                "choose another RUN_NAME to start again"
+                f"{store.uri} holds {traces[0]}, but no run.json: {repair}restore it from a backup, "
+                "or choose another RUN_NAME to start again"
             )
         return
     if not view.committed:
@@ -152,7 +155,7 @@ def _check_fresh_start(view: RunView, store: Store) -> None:
 def nothing_left_to_do(job: Job, record: RunRecord, view: RunView, store: Store) -> bool:
     """Whether this start has nothing to do. Reads only.
 
-    Of the newest checkpoint, manifest and sizes are looked at; every byte is what
+    Of the newest checkpoint, manifest, sizes and state.json are looked at; every byte is what
     `checkpoints verify` is for.
     """
     run = job.settings.run
@@ -164,6 +167,8 @@ def nothing_left_to_do(job: Job, record: RunRecord, view: RunView, store: Store)
     newest = view.committed[0]
     try:
         check_sizes(store, newest, read_manifest(store, newest))
-    except Damaged:
+        content, _ = store.get(newest.key(STATE_FILE), MAX_STATE_BYTES)
+        decode_progress(content).check(newest.step, record)
+    except (Damaged, NotFound):
         return False  # the start will set the checkpoint aside and make its steps again
     return True

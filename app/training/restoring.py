@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from app.data.data_dir import DataDir, own_folder
+from app.errors import NotFound
 from app.failures import disk_failures
 from app.heartbeat import beat
 from app.model.smollm2 import SmolLM2
@@ -13,9 +14,11 @@ from app.run.fetching import newest_valid
 from app.run.layout import CheckpointName
 from app.run.retention import quarantine
 from app.run.view import RunView
+from app.state.identity import RunRecord
 from app.state.progress import Progress
-from app.state.snapshot import STATE_FILES, restore
+from app.state.snapshot import STATE_FILES, Expected, library_versions, restore
 from app.state.weights import load_pretrained
+from app.training.compute import Compute
 from app.training.held_run import HeldRun
 
 log = logging.getLogger(__name__)
@@ -30,21 +33,27 @@ class Resumed:
 
 
 def restore_newest(
-    run: HeldRun, view: RunView, model: SmolLM2, optimizer: torch.optim.Optimizer
+    run: HeldRun,
+    view: RunView,
+    record: RunRecord,
+    model: SmolLM2,
+    optimizer: torch.optim.Optimizer,
 ) -> Resumed | None:
     """Load the newest valid checkpoint, or else the first weights: None then.
 
-    Damaged checkpoints that are found on the way are moved to quarantine. Raises IncompatibleRun
-    for a checkpoint of another model or optimizer.
+    Damaged checkpoints that are found on the way, and those of another run than that of `record`,
+    are moved to quarantine. Raises IncompatibleRun for a checkpoint of another model or optimizer.
     """
     job, settings = run.job, run.job.settings
     data_dir = DataDir(settings.data.data_dir)
     with disk_failures(data_dir.setting), own_folder(data_dir.restore) as scratch:
-        found = newest_valid(run.store, view, scratch, required=STATE_FILES, alive=beat)
+        found = newest_valid(run.store, view, scratch, STATE_FILES, beat, Expected(record))
         if found is None:
-            if job.init_directory:
+            if job.init:
+                if job.init.directory is None:
+                    raise NotFound(f"{run.store.uri} has lost its checkpoints since this start")
                 with disk_failures(f"INIT_FROM={settings.model.init_from}"):
-                    load_pretrained(job.init_directory, model)
+                    load_pretrained(job.init.directory, model)
             else:
                 model.initialize(settings.run.seed, settings.model.init)
             torch.manual_seed(settings.run.seed)
@@ -60,4 +69,18 @@ def restore_newest(
     for key in sorted(set(before) & set(now)):
         if before[key] != now[key]:
             log.warning("%s changed during the run: %s, was %s", key.upper(), now[key], before[key])
+    _say_other_surroundings(progress, run.job.compute)
     return Resumed(found.name, progress)
+
+
+def _say_other_surroundings(before: Progress, compute: Compute) -> None:
+    """One line about what is another one than when the checkpoint was made, and may change bits."""
+    made_with = {**before.versions, "PRECISION": before.precision, "device": before.device}
+    now = {**library_versions(), "PRECISION": compute.precision, "device": compute.device_name}
+    changes = [
+        f"{name} {now[name]} (was {was})"
+        for name, was in made_with.items()
+        if was is not None and name in now and now[name] != was
+    ]
+    if changes:
+        log.warning("changed since the checkpoint was made: %s", ", ".join(changes))

@@ -9,6 +9,7 @@ says, since another process may have written in the meantime.
 import gc
 import logging
 from contextlib import ExitStack
+from functools import partial
 
 from app.data.sources import PinnedSource
 from app.data.token_progress import TokenProgress
@@ -25,6 +26,7 @@ from app.settings.combined import Settings
 from app.stores.contract import Store
 from app.stores.opening import open_store
 from app.training.attempt import Attempt, Trainer
+from app.training.first_weights import begun_run
 from app.training.held_run import HeldRun
 from app.training.job import Job, resolve_job
 from app.training.opening import open_under_lease
@@ -85,7 +87,7 @@ def _train(trainer: Trainer, attempt: Attempt) -> BaseException | None:
 def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     """An attempt with its state restored, or None if the run is finished."""
     beat()
-    job = resolve_job(settings)
+    job = resolve_job(settings, partial(begun_run, settings.checkpoints.checkpoint_uri))
     store = open_store(settings.checkpoints.checkpoint_uri, job.run_name)
     check_place(job, store)
     store.check()
@@ -111,10 +113,11 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     check_against_record(job, view, source, store)
     check_space(job, view, store)
     check_folders(job, store)
-    if job.init_directory and not view.committed:
-        check_first_weights(job, job.init_directory)
+    if job.init and job.init.directory and not view.committed:
+        check_first_weights(job, job.init.directory)
     # The tokens of the step that this start will probably resume from are fetched first.
-    steps = range(view.newest_step, _highest_target(job, stored))
+    target = _highest_target(job, stored)
+    steps = range(min(view.newest_step, target), target)
     opened = ExitStack()
     data = open_preparation(job, source, steps, progress.behind)
     opened.callback(data.close)

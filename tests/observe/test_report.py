@@ -19,8 +19,9 @@ from app.observe.reported_run import ReportedRun, read_run
 from app.observe.rows import Row, encode_row
 from app.run.journal import AttemptJournal, AttemptRecord
 from app.run.layout import METRICS_KEY, REPORT_KEY
-from app.run.record import RunRecord, create_record
+from app.run.record import create_record
 from app.settings.presets import PRESETS
+from app.state.identity import RunRecord
 from app.stores.contract import Store
 from app.stores.opening import open_store
 from tests.support.job import ROOT
@@ -224,8 +225,9 @@ def test_what_a_store_cannot_mean_is_left_out(folder: Store) -> None:
     AttemptJournal(folder, forever).begin()
     run = read_run(folder)
     assert (run.rows, [attempt.epoch for attempt in run.attempts]) == ([good], [1])
+    beyond = record().model_copy(update={"total_steps": 10**300})
     late = attempt_record(3).model_copy(update={"seconds": 1e15})
-    Page(page(ReportedRun("run", record(total_steps=10**300), [good], [late])))
+    Page(page(ReportedRun("run", beyond, [good], [late])))
 
 
 class HeldForever:

@@ -169,3 +169,37 @@ def test_fetching_and_verifying_a_checkpoint_give_signs_of_life(
     verified = len(FILES)
     fetched = 0 if store.uri.startswith("file:") else len(FILES)
     assert len(seen) == verified + fetched
+
+
+class _Small:
+    """Expects files of at most 100 bytes, and that the step is 20."""
+
+    def check(self, step: int, directory: Path) -> None:
+        if step != 20:
+            raise Damaged("it is of another run")
+
+    def most_bytes(self, file: str) -> int:
+        return 100
+
+
+def test_a_file_that_is_longer_than_it_can_be_is_not_read(folder: Store, tmp_path: Path) -> None:
+    good, bad = commit_step(folder, 20), commit_step(folder, 40)
+    huge, manifest = tmp_path / "run" / bad.key("model.safetensors"), read_manifest(folder, bad)
+    os.truncate(huge, 1 << 36)  # with a hole, which takes no room, and minutes to be read
+    entry = manifest.files["model.safetensors"].model_copy(update={"size": 1 << 36})
+    changed = manifest.model_copy(update={"files": {**manifest.files, "model.safetensors": entry}})
+    folder.put(bad.key(MANIFEST), [changed.model_dump_json().encode()])
+    found = newest_valid(folder, read_view(folder), tmp_path / "scratch", expected=_Small())
+    assert found is not None and found.name == good
+    assert [reason for _, reason in found.damaged] == [
+        f"{bad.key(MANIFEST)} lists model.safetensors with 68.7 GB"
+    ]
+
+
+def test_a_checkpoint_that_is_not_the_expected_one_gives_way_to_the_one_before(
+    folder: Store, tmp_path: Path
+) -> None:
+    good, other = commit_step(folder, 20), commit_step(folder, 40)
+    found = newest_valid(folder, read_view(folder), tmp_path / "scratch", expected=_Small())
+    assert found is not None and found.name == good
+    assert list(found.damaged) == [(other, "it is of another run")]

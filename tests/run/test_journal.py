@@ -1,5 +1,7 @@
 """The record of an attempt, from its begin to its end."""
 
+import json
+
 import pytest
 
 from app.errors import Unavailable
@@ -26,6 +28,33 @@ def test_a_journal_is_read_back_with_its_end(folder: Store) -> None:
         "attempt 3: 12 steps in 1:00; 2 saves held training up for 0.75 s (1.25 %), the slowest "
         "was in the store after 3.0 s"
     )
+
+
+def test_the_newest_attempts_are_those_of_the_highest_epochs(folder: Store) -> None:
+    for epoch in (999_999, 1_000_000, 1_000_001):
+        AttemptJournal(folder, attempt_record(epoch)).begin()
+    assert [read.epoch for read in stored_attempts(folder, newest=2)] == [1_000_000, 1_000_001]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"step": 10**30}, {"step": -1}, {"seconds": float("inf")}, {"epoch": 2}, {"saves": "many"}],
+)
+def test_a_record_with_numbers_that_cannot_be_is_left_out(
+    wrong: dict[str, object], folder: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = attempt_record()
+    folder.put(record.key, [json.dumps(record.model_dump() | wrong).encode()])
+    assert stored_attempts(folder, newest=9) == []
+    assert f"{record.key} cannot be read" in caplog.text
+
+
+def test_an_end_of_any_length_is_read_back(folder: Store) -> None:
+    journal = AttemptJournal(folder, attempt_record())
+    journal.begin()
+    assert journal.end("exit 75: " + "x" * 10**6)
+    (read,) = stored_attempts(folder, newest=9)
+    assert read.ended is not None and read.ended.startswith("exit 75: x")
 
 
 def test_a_killed_attempt_leaves_the_words_of_its_last_checkpoint(folder: Store) -> None:

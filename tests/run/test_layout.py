@@ -18,7 +18,29 @@ def test_an_attempt_is_known_by_the_name_of_its_file() -> None:
     assert AttemptName.parse(file_of(name.key)) == name
 
 
-@pytest.mark.parametrize("text", ["", "notes.txt", "step-20-e1", "e000003-from-0000000040.json.x"])
+def test_names_take_more_digits_where_six_or_ten_are_not_enough_and_sort_by_number() -> None:
+    names = [CheckpointName(20, 1_000_000), CheckpointName(20, 999_999), CheckpointName(10**10, 1)]
+    assert [CheckpointName.parse(str(name)) for name in names] == names
+    assert sorted(names) == [names[1], names[0], names[2]]
+    attempt = AttemptName(1_000_000, 10**10)
+    assert AttemptName.parse(file_of(attempt.key)) == attempt
+    assert str(CheckpointName(20, 1_000_000)) == "step-0000000020-e1000000"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "notes.txt",
+        "step-20-e1",
+        "e000003-from-0000000040.json.x",
+        "step-00000000020-e000001",
+        "step-0000000020-e0000001",
+        "e0000003-from-0000000040.json",
+        "step-\u0660000000020-e000001",
+        "step-9999999999999-e000001",
+    ],
+)
 def test_a_name_that_is_none_is_not_guessed_at(text: str) -> None:
     assert CheckpointName.parse(text) is None
     assert AttemptName.parse(text) is None

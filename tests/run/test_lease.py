@@ -12,12 +12,14 @@ import pytest
 
 from app.errors import AppError, Damaged, Fenced, Preempted, Unavailable
 from app.run.clock import Clock
-from app.run.layout import LEASE
+from app.run.layout import HIGHEST_EPOCH, LEASE
 from app.run.lease import Lease, LeaseRecord, holder_identity
+from app.run.view import read_view
 from app.stores.contract import ExclusiveLock, Store
 from app.stores.opening import open_store
 from app.stores.swap import SWAP_PAUSES
 from tests.support.fake_time import FakeTime
+from tests.support.stored_run import commit_step
 
 TTL = 30.0
 ROOT = Path(__file__).parents[2]
@@ -32,9 +34,9 @@ def new_lease(store: Store, holder: str, time: FakeTime, ttl: float = TTL) -> Le
     return Lease(store, ttl, holder, time.clock)
 
 
-def acquired(store: Store, holder: str, time: FakeTime, wait: float = 120) -> Lease:
+def acquired(store: Store, holder: str, time: FakeTime, wait: float = 120, above: int = 0) -> Lease:
     lease = new_lease(store, holder, time)
-    lease.acquire(wait, lambda line: None, lambda: False)
+    lease.acquire(wait, lambda line: None, lambda: False, above)
     return lease
 
 
@@ -296,7 +298,29 @@ def test_waiting_ends_when_the_process_is_asked_to_stop(remote: Store, time: Fak
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b'{"holder": "a"}', b"\xff\xfe", b'{"holder": "", "epoch": 1}'],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"holder": "a"}',
+        b"\xff\xfe",
+        b'{"holder": "", "epoch": 1}',
+        b" " * (17 << 20),
+        *[
+            json.dumps(
+                {"holder": "a", "epoch": 1, "renewal": 1, "ttl": 5, "expires_at": 1} | wrong
+            ).encode()
+            for wrong in (
+                {"epoch": 10**12},
+                {"epoch": True},
+                {"ttl": float("nan")},
+                {"expires_at": 10**400},
+                {"renewal": 10**30},
+                {"holder": "a" * 10**5},
+            )
+        ],
+    ],
+    ids=lambda content: repr(content[:80]),
 )
 def test_a_damaged_record_is_reported_with_what_to_do(
     tmp_path: Path, time: FakeTime, content: bytes
@@ -305,7 +329,27 @@ def test_a_damaged_record_is_reported_with_what_to_do(
     store.put(LEASE, [content])
     with pytest.raises(Damaged, match=r"lease\.json is damaged.*delete that file"):
         acquired(store, "a", time)
-    assert store.get(LEASE)[0] == content
+    assert (tmp_path / "run" / LEASE).read_bytes() == content
+
+
+def test_after_epoch_999999_the_run_goes_on_and_its_saves_are_seen(
+    tmp_path: Path, time: FakeTime
+) -> None:
+    store = open_store(f"file://{tmp_path}", "run")
+    commit_step(store, 20, epoch=999_999)
+    lease = acquired(store, "a", time, above=read_view(store).highest_epoch)
+    assert lease.epoch == 1_000_000
+    newest = commit_step(store, 40, epoch=lease.epoch)
+    assert read_view(store).committed[0] == newest
+    assert read_view(store).highest_epoch == lease.epoch
+
+
+def test_beyond_the_last_epoch_that_a_name_can_hold_nothing_is_begun(
+    tmp_path: Path, time: FakeTime
+) -> None:
+    store = open_store(f"file://{tmp_path}", "run")
+    with pytest.raises(Damaged, match="no name can hold a higher one"):
+        acquired(store, "a", time, above=HIGHEST_EPOCH)
 
 
 class LostAnswers(RemoteView):

@@ -8,13 +8,13 @@ import pytest
 from app.errors import Damaged, Fenced, IncompatibleRun
 from app.run.layout import RECORD
 from app.run.record import (
-    Identity,
     already_applied,
     check_identity,
     create_record,
     extend,
     load_record,
 )
+from app.state.identity import Identity
 from app.stores.contract import Store
 from tests.support.stored_run import IDENTITY
 

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,15 +18,23 @@ from app.run.record import create_record
 from app.run.retention import quarantine
 from app.run.verification import Verification
 from app.settings.variables import variables
+from app.state.progress import STATE_FILE
 from app.state.snapshot import STATE_FILES
+from app.state.tensor_files import tensor_file
 from app.stores.contract import Data, Store
 from app.stores.opening import open_store
 from tests.support.stored_run import IDENTITY, FreeLease, attempt_record
+from tests.support.training_state import progress
 
-FILES: dict[str, Data] = {file: [file.encode()] for file in STATE_FILES}
 NEWEST = "checkpoints/step-0000000006-e000001"
 
 Verify = Callable[..., tuple[int, list[str], str]]
+
+
+def _files(step: int) -> dict[str, Data]:
+    """A state without a tensor."""
+    tensors = {file: tensor_file({}) for file in STATE_FILES}
+    return tensors | {STATE_FILE: [progress(step).model_dump_json().encode()]}
 
 
 @pytest.fixture
@@ -35,7 +44,7 @@ def run(tmp_path: Path) -> Store:
     create_record(store, "tiny", IDENTITY, 6)
     AttemptJournal(store, attempt_record(1)).begin()
     for step in (2, 4, 6):
-        commit(store, CheckpointName(step, 1), FILES, 1.0, FreeLease(store))
+        commit(store, CheckpointName(step, 1), _files(step), 1.0, FreeLease(store))
     return store
 
 
@@ -82,7 +91,8 @@ def test_a_run_that_is_whole_is_verified_and_its_attempts_are_shown(verify: Veri
 
 
 def test_a_byte_that_changed_is_damage(verify: Verify, tmp_path: Path) -> None:
-    (tmp_path / "tiny/checkpoints/step-0000000002-e000001/state.json").write_text("state.jsoN")
+    path = tmp_path / "tiny/checkpoints/step-0000000002-e000001/state.json"
+    path.write_bytes(path.read_bytes()[:-1] + b" ")
     assert_damage(
         verify(),
         "step-0000000002-e000001  DAMAGED: checkpoints/step-0000000002-e000001/state.json does "
@@ -160,10 +170,10 @@ def test_a_checkpoint_that_is_pruned_meanwhile_is_no_damage(
     def scratch() -> Iterator[Path]:
         yield tmp_path
 
-    def pruned(store: Store, name: CheckpointName, folder: Path, required: list[str]) -> Path:
+    def pruned(store: Store, name: CheckpointName, folder: Path, **rest: Any) -> Path:
         if name.step == 2:
             run.delete([name.key("manifest.json"), name.key("state.json")])
-        return fetch(store, name, folder, required=required)
+        return fetch(store, name, folder, **rest)
 
     monkeypatch.setattr("app.run.verification.fetch", pruned)
     found = list(Verification(run, scratch, STATE_FILES).whole_run())

@@ -47,6 +47,15 @@ class TestEveryStore:
         assert content == b"new"
         assert first != second
 
+    def test_tells_the_etag_of_an_object_of_any_size(self, store: Store) -> None:
+        assert store.etag("a") is None
+        store.put("a/b", [b"x"])
+        assert store.etag("a/b") == store.get("a/b")[1]
+        assert store.etag("a") is None and store.etag("a/b/c") is None
+        store.put("large", [bytes(20 * MIB)])
+        etag = store.etag("large")
+        assert etag and store.put_if_match("large", b"small", etag)
+
     def test_says_not_found_for_a_missing_object(self, store: Store, tmp_path: Path) -> None:
         store.put("a/b", [b"x"])
         for key in ("missing", "a", "a/c", "a/b/c"):

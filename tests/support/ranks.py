@@ -120,7 +120,7 @@ def _save(model: SmolLM2, optimizer: torch.optim.Optimizer, plan: Plan, folder: 
         train_loss=None,
         saved_at=0.0,
         trainer="torch",
-        optimizer={},
+        optimizer={"learning_rate": 1e-3},
         versions={},
         random=RandomState.capture(),
     )

@@ -3,8 +3,8 @@
 from app.run.committing import commit
 from app.run.journal import AttemptRecord, read_attempts
 from app.run.layout import AttemptName, CheckpointName
-from app.run.record import Identity
 from app.run.view import read_view
+from app.state.identity import Identity
 from app.stores.contract import Data, Store
 
 IDENTITY = Identity(

@@ -129,6 +129,8 @@ def test_a_run_begun_from_a_folder_goes_on_however_the_folder_is_typed(
     code, log = train(MODEL="", INIT_FROM=f"{tmp_path}/begin")
     assert code == 0 and "nothing to do: begin is finished" in log, log
     shutil.copytree(tmp_path / "begin", tmp_path / "other" / "begin")
+    weights = tmp_path / "other/begin/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     again = train(MODEL="", INIT_FROM="other/begin")
     assert_refused(again, 78, f"INIT_FROM was '{tmp_path}/begin', is '{tmp_path}/other/begin'")
 

@@ -1,0 +1,104 @@
+"""`run repair`: run.json made again from a checkpoint."""
+
+import argparse
+import logging
+
+from app.cli.arguments import Commands
+from app.cli.confirmation import confirmed
+from app.cli.named_run import scratch_folder
+from app.errors import ConfigError, Damaged, NotFound
+from app.run.fetching import newest_valid
+from app.run.layout import RECORD
+from app.run.lease import Lease, holder_identity
+from app.run.record import load_record
+from app.run.view import RunView, read_view
+from app.settings.combined import Settings
+from app.state.identity import RunRecord
+from app.stores.contract import Store
+from app.stores.documents import encode_document
+from app.stores.opening import open_store
+from app.training.preemption import StopRequest
+
+log = logging.getLogger(__name__)
+
+
+def add_commands(commands: Commands) -> None:
+    verbs = commands.group("run", "repair what says what a run is")
+    repair = verbs.add("repair", repair_run, "make a lost or damaged run.json from a checkpoint")
+    repair.add_argument("--yes", action="store_true", help="without asking")
+
+
+def repair_run(settings: Settings, arguments: argparse.Namespace, stop: StopRequest) -> None:
+    """Write run.json as the newest valid checkpoint says it, under the run's lease.
+
+    Raises ConfigError where run.json is whole, and what reading checkpoints and the lease raise.
+    """
+    store = _run_with_checkpoints(settings)
+    _check_needed(store)
+    name, record = _record_in_checkpoint(store, settings)
+    identity = record.identity
+    confirmed(
+        f"{store.uri}/{RECORD} would be written as {name} says it: MODEL={identity.model} "
+        f"DATASET={identity.dataset} TOKENIZER={identity.tokenizer} SEQ_LEN={identity.seq_len} "
+        f"GLOBAL_BATCH_SIZE={identity.global_batch_size} SEED={identity.seed}, target step "
+        + ", extended to ".join(map(str, record.horizons)),
+        arguments.yes,
+    )
+    checkpoints = settings.checkpoints
+    lease = Lease(store, checkpoints.lease_ttl, holder_identity())
+    above = _view(store).highest_epoch
+    lease.acquire(checkpoints.lease_wait, log.info, lambda: stop.requested, above)
+    try:
+        _check_needed(store)
+        lease.put(RECORD, encode_document(record))
+    finally:
+        lease.release()
+    print(f"{store.uri}/{RECORD}")
+
+
+def _run_with_checkpoints(settings: Settings) -> Store:
+    uri, names = settings.checkpoints.checkpoint_uri, settings.run_names
+    stores = [open_store(uri, name) for name in names]
+    found = [store for store in stores if _view(store).committed]
+    if not found:
+        raise NotFound(
+            f"{uri} holds no checkpoint of a run named {' or '.join(names)}: set RUN_NAME"
+        )
+    if len(found) > 1:
+        raise ConfigError(f"{uri} holds the runs {' and '.join(names)}: set RUN_NAME")
+    found[0].check()
+    return found[0]
+
+
+def _view(store: Store) -> RunView:
+    """The run without its record, which may be damaged."""
+    return read_view(store, lambda _: None)
+
+
+def _check_needed(store: Store) -> None:
+    try:
+        stored = load_record(store)
+    except Damaged as error:
+        log.warning("%s", error)
+        return
+    if stored is not None:
+        raise ConfigError(f"{store.uri}/{RECORD} is there and can be read: nothing to repair")
+
+
+def _record_in_checkpoint(store: Store, settings: Settings) -> tuple[str, RunRecord]:
+    """The name of the newest valid checkpoint, and the run that it says it is of."""
+    from app.state.progress import STATE_FILE, read_progress
+    from app.state.snapshot import STATE_FILES, Expected
+
+    with scratch_folder(settings) as scratch:
+        found = newest_valid(store, _view(store), scratch, STATE_FILES, expected=Expected(None))
+        assert found is not None  # `_run_with_checkpoints` saw one
+        for damaged, reason in found.damaged:
+            log.warning("%s is damaged and passed over: %s", damaged, reason)
+        run = read_progress(found.directory / STATE_FILE).run
+    if run is None:
+        raise ConfigError(
+            f"{found.name} was made by a version that did not write into it what the run is: "
+            f"restore {store.uri}/{RECORD} from a backup, or choose another RUN_NAME"
+        )
+    return str(found.name), run.model_copy(update={"run_name": store.uri.rsplit("/", 1)[-1]})

@@ -1,0 +1,149 @@
+"""INIT_FROM: the weights that a run begins with.
+
+They are needed only until there is a checkpoint. From then on the record says the shape, and the
+checkpoints hold the tokenizer, so INIT_FROM may be moved, removed or unset. Weights are the same
+where their SHA-256 is, which the record holds.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.data.data_dir import DataDir, own_folder
+from app.data.tokenizer import TokenizerFiles, keep_tokenizer, read_tokenizer
+from app.errors import AppError, Damaged, NotFound
+from app.failures import disk_failures
+from app.heartbeat import beat
+from app.model.huggingface import model_directory, read_config
+from app.run.checkpoints import read_manifest
+from app.run.fetching import fetch
+from app.run.view import RunView, read_view
+from app.settings.combined import Settings
+from app.settings.presets import ModelConfig
+from app.state.identity import RunRecord, one_path, same_place
+from app.state.snapshot import Expected, tokenizer_files
+from app.state.weights import weights_digest
+from app.stores.contract import Store
+from app.stores.opening import open_store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FirstWeights:
+    """What a run from INIT_FROM begins with, under the names that are recorded.
+
+    `digest` is None where nobody asked for it. `directory` is None where there are checkpoints:
+    nothing of it is needed any more.
+    """
+
+    model: str
+    config: ModelConfig
+    init_from: str | None
+    digest: str | None
+    directory: Path | None
+
+
+@dataclass(frozen=True)
+class BegunRun:
+    """A run that has a record."""
+
+    store: Store
+    view: RunView
+    record: RunRecord
+
+    def has_checkpoints(self) -> bool:
+        return bool(self.view.committed)
+
+    def first_weights(self) -> FirstWeights:
+        """As the record says. Raises Damaged if it has no shape of a model."""
+        identity = self.record.identity
+        if identity.config is None:
+            raise Damaged(f"{self.store.uri}: run.json has no shape of a model")
+        return FirstWeights(
+            identity.model, identity.config, identity.init_from, identity.init_weights, None
+        )
+
+    def tokenizer(self, data_dir: Path) -> TokenizerFiles:
+        """The tokenizer of the run, from its newest checkpoint that has it, kept in DATA_DIR.
+
+        Raises Damaged if no checkpoint has it, Unavailable for a full disk, and the store's errors.
+        """
+        fingerprint = self.record.identity.tokenizer_fingerprint
+        place, setting = DataDir(data_dir), f"the tokenizer of {self.store.uri}"
+        directory = place.tokenizers / f"run-{fingerprint[:32]}"
+        with disk_failures(place.setting):
+            if not directory.is_dir():
+                with own_folder(place.restore) as scratch:
+                    keep_tokenizer(self._tokenizer_files(scratch, setting), directory)
+        return read_tokenizer(directory, setting)
+
+    def _tokenizer_files(self, scratch: Path, setting: str) -> list[Path]:
+        for name in self.view.committed:
+            target = scratch / str(name)
+            target.mkdir()
+            try:
+                files = tokenizer_files(read_manifest(self.store, name).files)
+                expected = Expected(self.record)
+                folder = fetch(self.store, name, target, files, alive=beat, expected=expected)
+                if self._is_own(read_tokenizer(folder, setting)):
+                    return [folder / file for file in files]
+            except (Damaged, NotFound) as error:
+                log.warning("%s is not taken from %s: %s", setting, name, error)
+        raise Damaged(f"{setting} is in none of its checkpoints: set TOKENIZER")
+
+    def _is_own(self, files: TokenizerFiles) -> bool:
+        return files.fingerprint == self.record.identity.tokenizer_fingerprint
+
+
+def begun_run(checkpoint_uri: str, name: str) -> BegunRun | None:
+    """The run of this name; None if it has no record yet. Raises what `load_record` does."""
+    store = open_store(checkpoint_uri, name)
+    view = read_view(store)
+    return BegunRun(store, view, view.record.record) if view.record else None
+
+
+def first_weights(
+    settings: Settings, begun: BegunRun | None, *, identified: bool
+) -> FirstWeights | None:
+    """What the run begins, or was begun, with; None for a run of MODEL.
+
+    The digest is computed only if they are to be `identified`. Raises what finding and reading
+    INIT_FROM raises, unless the run has checkpoints: then other weights that are there are
+    returned, for the comparison with the record to refuse, and else those of the record.
+    """
+    spec = settings.model.init_from
+    recorded = begun.record.identity if begun else None
+    if spec is None:
+        adopts = recorded and recorded.init_from and settings.is_default("MODEL")
+        return begun.first_weights() if begun and adopts and begun.has_checkpoints() else None
+    resumes = begun is not None and begun.has_checkpoints()
+    if begun and resumes and same_place(begun.record.identity.init_from, spec):
+        return begun.first_weights()
+    try:
+        found = _in_directory(settings, spec, identified)
+    except AppError as error:
+        if begun is None or not resumes:
+            raise
+        log.warning("%s: the run goes on without it, from its checkpoints", error)
+        return begun.first_weights()
+    if begun is None or found.digest is None or found.digest != begun.record.identity.init_weights:
+        return found
+    own = begun.first_weights()
+    return (
+        own
+        if resumes
+        else FirstWeights(own.model, own.config, own.init_from, own.digest, found.directory)
+    )
+
+
+def _in_directory(settings: Settings, spec: str, identified: bool) -> FirstWeights:
+    directory = model_directory(spec, "INIT_FROM")
+    with disk_failures(f"INIT_FROM={spec}"):
+        config = read_config(directory)
+        digest = weights_digest(directory, beat) if identified else None
+    name = settings.model.init_name
+    assert name is not None
+    return FirstWeights(
+        name, config, one_path(spec) if Path(spec).is_dir() else spec, digest, directory
+    )

@@ -1,0 +1,83 @@
+"""INIT_FROM: needed for a fresh start, and never again."""
+
+import shutil
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from app.training.attempt import Attempt
+from app.training.preemption import Interrupted
+from tests.support.job import newest_checkpoint
+from tests.support.train_command import Train, assert_refused
+
+# The tokenizer is that of the first weights.
+FROM = {"MODEL": "", "TOKENIZER": "", "RUN_NAME": "mine"}
+
+
+@pytest.fixture
+def begin(train: Train, tmp_path: Path) -> Path:
+    """A folder with weights and their tokenizer."""
+    assert train(TOTAL_STEPS="1", CHECKPOINT_URI=f"file://{tmp_path}/first")[0] == 0
+    folder = tmp_path / "begin"
+    shutil.copytree(newest_checkpoint(tmp_path / "first/tiny"), folder)
+    (folder / "state.json").unlink()
+    return folder
+
+
+def _changed(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-4] + b"\0\0\0\0")
+    assert weights.read_bytes() != content
+
+
+@pytest.mark.parametrize("place", ["volume", "s3"])
+def test_a_run_goes_on_whatever_became_of_its_first_weights(
+    place: str, train: Train, begin: Path, bucket: str, tmp_path: Path
+) -> None:
+    uri = f"s3://{bucket}/x" if place == "s3" else f"file://{tmp_path}/store"
+    begun = {**FROM, "INIT_FROM": str(begin), "CHECKPOINT_URI": uri, "TOTAL_STEPS": "1"}
+    code, log = train(**begun)
+    assert code == 0 and f"weights from {begin}" in log, log
+    moved = begin.rename(tmp_path / "moved")
+    for number, there in enumerate([str(begin), str(moved), "", f"{tmp_path}/never"]):
+        # A new node each time: the tokenizer too has to come from a checkpoint.
+        again = begun | {"INIT_FROM": there, "DATA_DIR": f"{tmp_path}/node-{number}"}
+        code, log = train(**again, ADDITIONAL_STEPS="1", EXTENSION_ID=str(number))
+        assert code == 0 and f"resumed from step {number + 1} " in log, log
+        assert ("the run goes on without it" in log) == (there == f"{tmp_path}/never")
+
+
+def test_other_weights_that_are_there_are_refused(
+    train: Train, begin: Path, tmp_path: Path
+) -> None:
+    begun = {**FROM, "TOTAL_STEPS": "1"}
+    assert train(**begun, INIT_FROM=str(begin))[0] == 0
+    other = tmp_path / "other"
+    shutil.copytree(begin, other)
+    _changed(other)
+    refused = train(**begun, INIT_FROM=str(other))
+    assert_refused(refused, 78, f"INIT_FROM was '{begin}', is '{other}'")
+
+
+def test_a_run_of_a_preset_refuses_weights_that_are_there(train: Train, begin: Path) -> None:
+    assert train(TOTAL_STEPS="1", RUN_NAME="mine")[0] == 0
+    refused = train(TOTAL_STEPS="1", RUN_NAME="mine", MODEL="", INIT_FROM=str(begin))
+    assert_refused(refused, 78, "INIT_FROM was None")
+
+
+def test_before_there_is_a_checkpoint_the_weights_have_to_be_the_recorded_ones(
+    train: Train, begin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = {**FROM, "TOTAL_STEPS": "1"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Attempt, "begin", Mock(side_effect=Interrupted))
+        assert train(**begun, INIT_FROM=str(begin))[0] == 143
+    aside = begin.rename(tmp_path / "aside")
+    assert_refused(train(**begun, INIT_FROM=str(begin)), 78, "there is no such directory")
+    shutil.copytree(aside, begin)
+    _changed(begin)
+    assert_refused(train(**begun, INIT_FROM=str(begin)), 78, f"INIT_FROM '{begin}' changed its")
+    code, log = train(**begun, INIT_FROM=str(aside))
+    assert code == 0 and f"weights from {aside}" in log, log

@@ -1,0 +1,114 @@
+"""What is restored is the newest checkpoint of this run, whatever else lies beside it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.cli import parser as cli
+from tests.support.changed_checkpoint import change_state, copied_as
+from tests.support.job import newest_checkpoint
+from tests.support.train_command import Train, error_lines
+
+
+def _checkpoint(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:010d}-e000001"
+
+
+def test_checkpoints_with_wrong_states_are_set_aside_one_after_the_other(
+    train: Train, tmp_path: Path
+) -> None:
+    wrong: list[dict[str, Any]] = [
+        {"step": 0},
+        {"step": -2},
+        {"step": 1_000_000},
+        {"step": 2},
+        {"tokens": 5},
+        {"train_loss": "low"},
+        {"versions": [3]},
+        {"optimizer": {"learning_rate": "high"}},
+        {"random": {}},
+        {"run": None, "random": "none"},
+    ]
+    steps = {"TOTAL_STEPS": str(len(wrong) + 1), "CHECKPOINT_EVERY_STEPS": "1", "KEEP_TOP": "99"}
+    assert train(**steps)[0] == 0
+    run = tmp_path / "store/tiny"
+    for number, change in enumerate(wrong):
+        change_state(_checkpoint(run, number + 2), **change)
+    code, log = train(**steps)
+    assert code == 0, log
+    assert "resumed from step 1 " in log and f"target reached: step {len(wrong) + 1}" in log
+    assert len(error_lines(log)) == len(wrong) == len(list((run / "quarantine").iterdir()))
+    assert all("DAMAGED CHECKPOINT" in line for line in error_lines(log))
+
+
+def test_a_checkpoint_of_another_run_is_set_aside_and_its_own_resumed(
+    train: Train, tmp_path: Path
+) -> None:
+    assert train(TOTAL_STEPS="6", KEEP_TOP="9")[0] == 0
+    assert train(TOTAL_STEPS="6", KEEP_TOP="9", SEED="7", RUN_NAME="other")[0] == 0
+    run, other = tmp_path / "store/tiny", tmp_path / "store/other"
+    shutil.rmtree(_checkpoint(run, 6))
+    shutil.copytree(_checkpoint(other, 6), _checkpoint(run, 6))
+    code, log = train(TOTAL_STEPS="6")
+    assert code == 0, log
+    assert "it is of another run: SEED was 1337, is 7" in log and "resumed from step 4 " in log
+
+
+@pytest.mark.parametrize("step", [6, 1_000_000])
+def test_a_checkpoint_under_another_name_ends_no_run(
+    step: int, train: Train, tmp_path: Path
+) -> None:
+    assert train(TOTAL_STEPS="6")[0] == 0
+    run = tmp_path / "store/tiny"
+    shutil.rmtree(_checkpoint(run, 6))
+    copied_as(_checkpoint(run, 4), step)
+    code, log = train(TOTAL_STEPS="6")
+    assert code == 0, log
+    assert "resumed from step 4 " in log and "target reached: step 6 of 6" in log
+
+
+def test_a_checkpoint_that_does_not_say_its_run_is_resumed(train: Train, tmp_path: Path) -> None:
+    assert train()[0] == 0
+    newest = newest_checkpoint(tmp_path / "store/tiny")
+    change_state(newest, run=None, precision=None, device=None)
+    code, log = train(ADDITIONAL_STEPS="2")
+    assert code == 0, log
+    assert "resumed from step 4 " in log and "since the checkpoint" not in log
+
+
+def test_other_libraries_precision_and_device_are_said_in_one_line(
+    train: Train, tmp_path: Path
+) -> None:
+    assert train()[0] == 0
+    newest = newest_checkpoint(tmp_path / "store/tiny")
+    versions = json.loads((newest / "state.json").read_text())["versions"]
+    change_state(
+        newest, versions=versions | {"torch": "1.0"}, precision="16-false", device="a larger one"
+    )
+    code, log = train(ADDITIONAL_STEPS="2")
+    assert code == 0, log
+    (line,) = [line for line in log.splitlines() if "changed since the checkpoint was made" in line]
+    assert "(was 1.0)" in line and "PRECISION" in line and "(was a larger one)" in line
+    assert "since the checkpoint" not in train(ADDITIONAL_STEPS="2")[1]
+
+
+def test_verify_and_generate_know_a_checkpoint_of_another_run(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train()[0] == 0
+    assert train(SEED="7", RUN_NAME="other")[0] == 0
+    run, other = tmp_path / "store/tiny", tmp_path / "store/other"
+    shutil.rmtree(_checkpoint(run, 4))
+    shutil.copytree(_checkpoint(other, 4), _checkpoint(run, 4))
+    named = ["--checkpoint_uri", f"file://{tmp_path}/store", "--run_name", "tiny"]
+    assert cli.main(["checkpoints", "verify", *named]) == 78
+    assert "it is of another run: SEED was 1337, is 7" in capsys.readouterr().out
+    words = ["--device", "cpu", "--prompt", "word", "--max_tokens", "1"]
+    assert cli.main(["generate", *named, *words]) == 0
+    log = capsys.readouterr().err
+    assert "is damaged and passed over: it is of another run" in log
+    assert f"model file://{run}/checkpoints/step-0000000002" in log
+    assert cli.main(["generate", *named, *words, "--checkpoint", "4"]) == 78
