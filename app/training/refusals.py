@@ -92,8 +92,8 @@ def check_against_record(
         if traces := _traces(view):
             repair = "make it again with `python -m app run repair`, " if view.committed else ""
             raise Damaged(
-                f"{store.uri} holds {traces[0]}, but no run.json: {repair}restore it from a backup, "
-                "or choose another RUN_NAME to start again"
+                f"{store.uri} holds {traces[0]}, but no run.json: {repair}restore it from a "
+                "backup, or choose another RUN_NAME to start again"
             )
         return
     if not view.committed:
