@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from app.data.data_dir import DataDir
 from app.errors import ConfigError, NotFound
 from app.run.record import load_record
 from app.settings.combined import Settings
@@ -32,6 +33,7 @@ def existing_run(settings: Settings) -> Store:
 def scratch_folder(settings: Settings) -> Iterator[Path]:
     """A folder for downloads: on the data volume, since /tmp may be memory."""
     data_dir = settings.data.data_dir
+    DataDir(data_dir).take_temporary_files()
     parent = data_dir if os.access(data_dir, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix=".scratch-", dir=parent) as folder:
         yield Path(folder)
