@@ -32,7 +32,7 @@ from app.data.retries import Backoff, Sleep
 from app.errors import AccessDenied, AppError, ConfigError, Damaged, NotFound, Unavailable
 from app.failures import disk_failures
 from app.stores.s3_answers import http_status, s3_failures
-from app.stores.s3_client import listing, open_client
+from app.stores.s3_client import RangeIgnored, listing, open_client
 
 _TIMEOUT = 60.0  # seconds in which a web server says nothing
 # An SSLError in the middle of an answer carries errno 1, which would mean EPERM on a disk.
@@ -225,6 +225,8 @@ class S3Files(RemoteFiles):
                 answer = self._client.get_object(
                     Bucket=bucket, Key=key, IfMatch=f'"{file.version}"', **ranged
                 )
+            except RangeIgnored as error:
+                raise _Restarted from error
             except ClientError as error:
                 if http_status(error) in (412, 416):
                     raise _replaced(file) from error

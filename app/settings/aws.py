@@ -48,6 +48,9 @@ def aws_problems(environment: Mapping[str, str]) -> Iterator[str]:
             yield f"{name} (from the environment) cannot be used: {flaw}"
         else:
             sound[name] = value
+    for name in ("AWS_PROFILE", "AWS_CA_BUNDLE"):
+        if environment.get(name) == "":
+            yield f"{name} is empty, which boto3 does not take for unset: unset it"
     has_keys = all(name in given for name in _KEYS)
     for name, other in (_KEYS, _KEYS[::-1]):
         if name in given and other not in given:

@@ -42,7 +42,7 @@ from app.stores.s3_answers import (
     retried,
     s3_failures,
 )
-from app.stores.s3_client import explained_head, listing, open_client, transfer
+from app.stores.s3_client import RangeIgnored, explained_head, listing, open_client, transfer
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,8 @@ class S3Store:
     ) -> None:
         self._bucket, self._prefix, self._page_size = bucket, f"{prefix}/", page_size
         self._conditional, self._quotes_etags, self._deletes = True, True, True
-        self._limits, self._upload_config = limits, _TRANSFER
+        self._limits = limits
+        self._upload_config = self._download_config = _TRANSFER
         self._client, self._endpoint = open_client(f"CHECKPOINT_URI: {self.uri}", limits=limits)
 
     @property
@@ -142,15 +143,11 @@ class S3Store:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             with self._head_failures(key):
-                transfer(
-                    lambda: self._client.download_file(
-                        self._bucket,
-                        self._prefix + key,
-                        str(path),
-                        Config=_TRANSFER,
-                        Callback=lambda _: alive(),
-                    )
-                )
+                try:
+                    self._download(key, path, alive)
+                except RangeIgnored:
+                    self._download_config = _IN_ONE_PIECE
+                    self._download(key, path, alive)
         except FileNotFoundError as error:
             # A missing object is answered with NoSuchKey. What is missing here is the folder.
             raise Unavailable(f"the download to {path} was removed meanwhile") from error
@@ -260,6 +257,17 @@ class S3Store:
         transfer(
             lambda: self._client.upload_fileobj(
                 content, self._bucket, full_key, Config=self._upload_config
+            )
+        )
+
+    def _download(self, key: str, path: Path, alive: Callable[[], None]) -> None:
+        transfer(
+            lambda: self._client.download_file(
+                self._bucket,
+                self._prefix + key,
+                str(path),
+                Config=self._download_config,
+                Callback=lambda _: alive(),
             )
         )
 

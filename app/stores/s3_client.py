@@ -69,6 +69,7 @@ def open_client(
     events.register("before-parse.s3", _whole)
     events.register("before-sign.s3", lambda **_: _look_at(credentials))
     events.register("before-sign.s3", addressing.apply)
+    events.register("needs-retry.s3.GetObject", _in_range)
     events.register("needs-retry.s3", _say_silence)
     events.register("needs-retry.s3", addressing.learn)
     return client, redacted(str(client.meta.endpoint_url))
@@ -219,6 +220,17 @@ def _whole(operation_model: Any, response_dict: Mapping[str, Any], **_: Any) -> 
         whole = whole and len(body) == int(announced)
     if response_dict["status_code"] in (200, 206) and not whole:
         raise aws.ConnectionClosedError(endpoint_url=f"S3, in an answer to {operation_model.name}")
+
+
+class RangeIgnored(aws.BotoCoreError):
+    """A whole object came where a part was asked for. As a part, it would damage the whole."""
+
+    fmt = "the server sent a whole object, although a part of it was asked for"
+
+
+def _in_range(response: Any, request_dict: Mapping[str, Any], **_: Any) -> None:
+    if response and response[0].status_code == 200 and "Range" in request_dict["headers"]:
+        raise RangeIgnored
 
 
 def _say_silence(

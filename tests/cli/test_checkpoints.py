@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from app.cli import parser as cli
+from app.run.checkpoints import read_manifest
+from app.run.journal import AttemptJournal
+from app.run.layout import LATEST, MANIFEST
+from app.run.record import create_record
+from app.stores.opening import open_store
 from tests.support.error_lines import errors
+from tests.support.stored_run import IDENTITY, attempt_record, commit_step
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
 
@@ -16,3 +22,27 @@ def test_checkpoints_of_a_run_that_does_not_exist_exit_78(
     assert cli.main(["checkpoints", "list", "--checkpoint_uri", f"file://{tmp_path}"]) == 78
     assert "holds no run named smollm2-135m or tiny" in errors(capsys)[0]
     assert list(tmp_path.iterdir()) == []
+
+
+FORGED = "x\n12:00:00 target reached\x1b[2J\x9b\r"
+
+
+def test_nothing_in_a_store_forges_a_line_or_commands_the_terminal(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    uri = f"file://{tmp_path}"
+    store = open_store(uri, "tiny")
+    create_record(store, "tiny", IDENTITY, 100)
+    name = commit_step(store, 20)
+    forged = read_manifest(store, name).model_copy(update={"created_at": FORGED})
+    store.put(name.key(MANIFEST), [forged.model_dump_json().encode()])
+    record = attempt_record().model_copy(update={"started_at": FORGED, "ended": FORGED})
+    for key, content in AttemptJournal(store, record).objects().items():
+        store.put(key, content)
+    store.put(LATEST, [FORGED.encode()])
+    for command in ("list", "verify"):
+        cli.main(["checkpoints", command, "--checkpoint_uri", uri, "--run_name", "tiny"])
+        said = "".join(capsys.readouterr())
+        assert "target reached" in said
+        assert not any(line.startswith("12:00:00 target") for line in said.splitlines())
+        assert not set("\x1b\x9b\r") & set(said)

@@ -66,6 +66,12 @@ def test_an_empty_token_is_no_token(tmp_path: Path) -> None:
     assert "is empty" in told
 
 
+@pytest.mark.parametrize("name", ["AWS_PROFILE", "AWS_CA_BUNDLE"])
+def test_what_boto3_does_not_take_for_unset_is_told(name: str) -> None:
+    (told,) = aws_problems(KEYS | {name: ""})
+    assert told.startswith(f"{name} is empty")
+
+
 @pytest.mark.parametrize("name", list(KEYS))
 def test_half_a_pair_of_keys_names_the_other_half(name: str) -> None:
     (missing,) = set(KEYS) - {name}
@@ -81,7 +87,6 @@ def test_what_is_right_or_empty_is_passed_over(tmp_path: Path) -> None:
         "AWS_ENDPOINT_URL_S3": "https://[::1]:9000/path",
         "AWS_CONFIG_FILE": "/nonexistent/config",
         "AWS_ROLE_ARN": "",
-        "AWS_CA_BUNDLE": "",
         "HOME": " ",
     }
     assert list(aws_problems(KEYS | good)) == []

@@ -3,6 +3,7 @@
 import base64
 import errno
 import io
+import random
 import re
 import socket
 import threading
@@ -600,6 +601,19 @@ class TestS3Store:
         s3.discard(found[0])
         s3_answers.reset()
         assert s3.half_written() == found
+
+    def test_a_server_that_sends_no_parts_of_an_object_sends_it_whole(
+        self, s3: S3Store, s3_answers: Interposed, tmp_path: Path
+    ) -> None:
+        content = random.Random(7).randbytes(17 * MIB)
+        s3.put("a", [content])
+
+        def answering(environ: dict[str, Any]) -> Answer | None:
+            environ.pop("HTTP_RANGE", None)
+            return None
+
+        s3_answers.answering = answering
+        assert s3.fetch("a", tmp_path).read_bytes() == content
 
     def test_a_disk_that_fills_up_under_a_download_is_no_failure_of_the_store(
         self, s3: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
