@@ -1,7 +1,9 @@
 """`train`: start the run that the settings name, or continue it."""
 
 import argparse
+import contextlib
 import logging
+import sys
 
 import app
 from app.cli.arguments import Commands
@@ -27,7 +29,11 @@ def train(settings: Settings, _: argparse.Namespace, stop: StopRequest) -> None:
         settings.checkpoints.checkpoint_uri,
     )
     # Before the libraries load, so that a notice that comes meanwhile is seen too.
-    with watched_for_notices(settings.checkpoints, settings.metadata_servers):
+    # What a library prints is a part of the log: whoever reads stdout may go away.
+    with (
+        contextlib.redirect_stdout(sys.stderr),
+        watched_for_notices(settings.checkpoints, settings.metadata_servers),
+    ):
         from app.training.start import run
 
         run(settings, stop)
