@@ -6,6 +6,7 @@ documents. An open port would prove less.
 
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 from app.errors import Unavailable
@@ -18,8 +19,21 @@ def heartbeat_path() -> Path:
     return Path(tempfile.gettempdir()) / HEARTBEAT_FILE
 
 
+class Pulse:
+    """How often this process has shown that it is alive."""
+
+    beats = 0
+
+
+@cache
+def pulse() -> Pulse:
+    """The one of this process."""
+    return Pulse()
+
+
 def beat() -> None:
     """Show that the job is alive."""
+    pulse().beats += 1
     heartbeat_path().touch()
 
 

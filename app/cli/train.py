@@ -11,6 +11,7 @@ from app.settings.combined import Settings
 from app.settings.load import refuse_several_processes
 from app.training.preemption import StopRequest
 from app.training.spot import watched_for_notices
+from app.training.watchdog import watched_for_hangs
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ def train(settings: Settings, _: argparse.Namespace, stop: StopRequest) -> None:
     # What a library prints is a part of the log: whoever reads stdout may go away.
     with (
         contextlib.redirect_stdout(sys.stderr),
+        watched_for_hangs(settings.checkpoints, stop),
         watched_for_notices(settings.checkpoints, settings.metadata_servers),
     ):
         from app.training.start import run
