@@ -27,6 +27,7 @@ from app.errors import AppError, Unavailable
 log = logging.getLogger(__name__)
 
 _SHARED_MEMORY = Path("/dev/shm")
+_LOOK_SECONDS = 1.0  # between two looks at the processes that load data
 _MORE_SHARED_MEMORY = (
     "make /dev/shm larger (docker run --shm-size=1g, a memory volume in Kubernetes) or set "
     "NUM_WORKERS=0"
@@ -76,6 +77,8 @@ class MicroBatches(DataLoader[Tensor]):
     """Micro-batches in their order. If they are loaded by other processes and one of these is
     lost, the next batch is Unavailable."""
 
+    waiting: Callable[[], object] | None = None
+
     def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
         others = multiprocessing.active_children()
         batches = super().__iter__()
@@ -85,25 +88,31 @@ class MicroBatches(DataLoader[Tensor]):
             # middle of an update too. Without it, a lost worker is noticed where a batch is missed.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
-            while (batch := _next(batches, workers)) is not None:
+            while (batch := self._next(batches, workers)) is not None:
                 yield batch
         finally:
             for worker in workers:  # one that hangs would be waited for
                 worker.kill()
 
-
-def _next(batches: Iterator[Tensor | AppError], workers: Sequence[BaseProcess]) -> Tensor | None:
-    """The next batch; None at the end. Raises the AppError of whoever loads it."""
-    try:
-        batch = next(batches, None)
-    except RuntimeError as error:
-        codes = [worker.exitcode for worker in workers if worker.exitcode is not None]
-        if codes:
-            raise Unavailable(_loss(codes[0])) from error
-        raise
-    if isinstance(batch, AppError):
-        raise batch
-    return batch
+    def _next(
+        self, batches: Iterator[Tensor | AppError], workers: Sequence[BaseProcess]
+    ) -> Tensor | None:
+        """The next batch; None at the end. Raises the AppError of whoever loads it."""
+        while True:
+            try:
+                batch = next(batches, None)
+            except RuntimeError as error:
+                codes = [worker.exitcode for worker in workers if worker.exitcode is not None]
+                if codes:
+                    raise Unavailable(_loss(codes[0])) from error
+                if "timed out" not in str(error):
+                    raise
+                if self.waiting is not None:
+                    self.waiting()
+                continue
+            if isinstance(batch, AppError):
+                raise batch
+            return batch
 
 
 def _loss(exit_code: int) -> str:
@@ -126,22 +135,28 @@ def training_loader(
     *,
     num_workers: int,
     pin_memory: bool,
+    waiting: Callable[[], object] | None = None,
     shared_memory: Path = _SHARED_MEMORY,
 ) -> MicroBatches:
     """Micro-batches (B, T + 1) of int64 for the optimizer steps [start, stop).
 
     `num_workers` processes load them, or this one, if `shared_memory` has no room for what
     processes pass on. The iterator raises AppErrors of `shards`, and Unavailable for a lost worker.
+    While a batch does not come, it calls `waiting` every second, which may raise.
     """
-    return MicroBatches(
+    workers = _fitting(num_workers, geometry, shared_memory)
+    loader = MicroBatches(
         _Told(Sequences(shards, geometry.seq_len)),
         batch_sampler=StepRange(feed, geometry, start, stop),
-        num_workers=(workers := _fitting(num_workers, geometry, shared_memory)),
+        num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
+        timeout=_LOOK_SECONDS if workers else 0,
         collate_fn=_as_it_is,
         worker_init_fn=_leave_signals_to_the_job,
     )
+    loader.waiting = waiting
+    return loader
 
 
 def _fitting(num_workers: int, geometry: BatchGeometry, shared_memory: Path) -> int:

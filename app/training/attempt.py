@@ -104,6 +104,7 @@ class Attempt:
             self.target,
             num_workers=self.compute.num_workers,
             pin_memory=self.compute.device.type == "cuda",
+            waiting=self._raise_if_stopping,
         )
 
     def begin(self) -> None:
@@ -226,6 +227,10 @@ class Attempt:
         self.grace.give_lease_back(self.lease.release)
         # Closing the corpus stores tokens, which may take long: the lease goes first.
         self.corpus.close()
+
+    def _raise_if_stopping(self) -> None:
+        if self.stop.requested:
+            raise OutOfData
 
     def _record_end(self, why: str) -> None:
         recorded = self.journal.end(why)
