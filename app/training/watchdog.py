@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from app.console import duration
@@ -98,6 +98,7 @@ def watched_for_hangs(
         os.write(writer, _OVER)  # closing it says nothing while a child has a copy
         thread.join()
         os.close(writer)
+        os.close(reader)
 
 
 def _watch(
@@ -109,26 +110,21 @@ def _watch(
 ) -> None:
     """Until `reader` gives _OVER."""
     asked, now = False, time.monotonic()
-    with closing(os.fdopen(reader, "rb", buffering=0)) as signals:
-        while True:
-            if select.select([signals], [], [], poll_seconds)[0]:
-                numbers = signals.read(512)
-                if not numbers or _OVER in numbers:
-                    return
-                asked = asked or not STOP_SIGNALS.isdisjoint(numbers)
-            before, now = now, time.monotonic()
-            # A process that was paused (SIGSTOP) did not hang meanwhile.
-            passed = min(now - before, 2 * poll_seconds)
-            verdict = watch.look(
-                passed,
-                pulse().beats,
-                asked=asked or stop.requested,
-                stepped=stop.deferred,
-            )
-            if verdict is not None:
-                _last_words(verdict)
-                end(verdict.code)
-                return
+    while True:
+        numbers = b""
+        if select.select([reader], [], [], poll_seconds)[0]:
+            numbers = os.read(reader, 512)
+        if _OVER in numbers:
+            return
+        asked = asked or stop.requested or not STOP_SIGNALS.isdisjoint(numbers)
+        before, now = now, time.monotonic()
+        # A process that was paused (SIGSTOP) did not hang meanwhile.
+        passed = min(now - before, 2 * poll_seconds)
+        verdict = watch.look(passed, pulse().beats, asked=asked, stepped=stop.deferred)
+        if verdict is not None:
+            _last_words(verdict)
+            end(verdict.code)
+            return
 
 
 def _last_words(verdict: Verdict) -> None:
