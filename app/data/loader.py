@@ -5,6 +5,7 @@ Shapes: B sequences per micro-batch, T = SEQ_LEN tokens.
 
 import logging
 import math
+import mmap
 import multiprocessing
 import shutil
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from app.console import size
 from app.data.sample_order import BatchGeometry, Numbers
@@ -28,10 +29,6 @@ log = logging.getLogger(__name__)
 
 _SHARED_MEMORY = Path("/dev/shm")
 _LOOK_SECONDS = 1.0  # between two looks at the processes that load data
-_MORE_SHARED_MEMORY = (
-    "make /dev/shm larger (docker run --shm-size=1g, a memory volume in Kubernetes) or set "
-    "NUM_WORKERS=0"
-)
 
 SampleFeed = Callable[[int, int], Numbers]
 """Maps (first, count) to the numbers (count,) of the sequences that the samples [first, first +
@@ -75,8 +72,15 @@ class StepRange(Sampler[list[int]]):
 
 class MicroBatches(DataLoader[Tensor]):
     """Micro-batches in their order. If they are loaded by other processes and one of these is
-    lost, the next batch is Unavailable."""
+    lost, the next batch is Unavailable.
 
+    The processes write to memory that they share with this one, and send the number of the place.
+    PyTorch would send a handle, for which it asks the sender again: who is dead or hangs by then
+    cannot answer. It would also need /dev/shm, which is small in most containers.
+    """
+
+    pool: Tensor | None = None  # (places, B, T + 1)
+    pins: bool = False
     waiting: Callable[[], object] | None = None
 
     def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
@@ -94,13 +98,11 @@ class MicroBatches(DataLoader[Tensor]):
             for worker in workers:  # one that hangs would be waited for
                 worker.kill()
 
-    def _next(
-        self, batches: Iterator[Tensor | AppError], workers: Sequence[BaseProcess]
-    ) -> Tensor | None:
+    def _next(self, batches: Iterator[Any], workers: Sequence[BaseProcess]) -> Tensor | None:
         """The next batch; None at the end. Raises the AppError of whoever loads it."""
         while True:
             try:
-                batch = next(batches, None)
+                loaded = next(batches, None)
             except RuntimeError as error:
                 codes = [worker.exitcode for worker in workers if worker.exitcode is not None]
                 if codes:
@@ -110,20 +112,23 @@ class MicroBatches(DataLoader[Tensor]):
                 if self.waiting is not None:
                     self.waiting()
                 continue
-            if isinstance(batch, AppError):
-                raise batch
-            return batch
+            if isinstance(loaded, AppError):
+                raise loaded
+            if self.pool is None or loaded is None:
+                return loaded
+            place = self.pool[loaded]
+            return place.pin_memory() if self.pins else place.clone()
 
 
 def _loss(exit_code: int) -> str:
     """How a worker was lost, and what to do."""
-    if exit_code == -signal.SIGBUS:
-        return f"a data loading process ran out of shared memory: {_MORE_SHARED_MEMORY}"
+    if exit_code == -signal.SIGKILL:
+        return (
+            "a data loading process was killed by SIGKILL, most likely since memory ran out: give "
+            "the job more memory, or set NUM_WORKERS=0"
+        )
     how = f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else "ended"
-    return (
-        f"a data loading process {how}, most likely since memory ran out: give the job more "
-        "memory, or set NUM_WORKERS=0"
-    )
+    return f"a data loading process {how}: start again, with NUM_WORKERS=0 if it comes again"
 
 
 def training_loader(
@@ -140,37 +145,37 @@ def training_loader(
 ) -> MicroBatches:
     """Micro-batches (B, T + 1) of int64 for the optimizer steps [start, stop).
 
-    `num_workers` processes load them, or this one, if `shared_memory` has no room for what
-    processes pass on. The iterator raises AppErrors of `shards`, and Unavailable for a lost worker.
-    While a batch does not come, it calls `waiting` every second, which may raise.
+    `num_workers` processes load them, or this one, if `shared_memory` has no room for their locks.
+    The iterator raises AppErrors of `shards`, and Unavailable for a lost worker. While a batch does
+    not come, it calls `waiting` every second, which may raise.
     """
-    workers = _fitting(num_workers, geometry, shared_memory)
+    workers = _fitting(num_workers, shared_memory)
+    pool = _pool(2 * workers + 2, geometry) if workers else None  # each loads two batches ahead
+    batches: Sampler[list[int]] = StepRange(feed, geometry, start, stop)
     loader = MicroBatches(
-        _Told(Sequences(shards, geometry.seq_len)),
-        batch_sampler=StepRange(feed, geometry, start, stop),
+        _Loaded(Sequences(shards, geometry.seq_len), pool),
+        batch_sampler=batches if pool is None else _Placed(batches, len(pool)),
         num_workers=workers,
-        pin_memory=pin_memory,
+        pin_memory=pin_memory and pool is None,
         persistent_workers=workers > 0,
         timeout=_LOOK_SECONDS if workers else 0,
+        multiprocessing_context="fork" if workers else None,  # so that the pool is inherited
         collate_fn=_as_it_is,
         worker_init_fn=_leave_signals_to_the_job,
     )
-    loader.waiting = waiting
+    loader.pool, loader.pins, loader.waiting = pool, pin_memory, waiting
     return loader
 
 
-def _fitting(num_workers: int, geometry: BatchGeometry, shared_memory: Path) -> int:
-    """`num_workers`, or 0 where what they pass on does not fit into `shared_memory`."""
+def _fitting(num_workers: int, shared_memory: Path) -> int:
+    """`num_workers`, or 0 where `shared_memory` has no room for their locks: a page for each."""
     if num_workers == 0 or not shared_memory.is_dir():
         return num_workers
-    # Each worker loads two batches ahead; one is used meanwhile, and one is on its way there.
-    needed = (2 * num_workers + 2) * geometry.batch_size * (geometry.seq_len + 1) * 8
-    free = shutil.disk_usage(shared_memory).free
+    needed, free = (num_workers + 1) * 2**15, shutil.disk_usage(shared_memory).free
     if needed <= free:
         return num_workers
     log.warning(
-        "%s has %s left, and %d data loading processes need %s: this process loads the data; "
-        "to change that, make it larger",
+        "%s has %s left, and NUM_WORKERS=%d needs %s: this process loads the data itself",
         shared_memory,
         size(free),
         num_workers,
@@ -179,24 +184,42 @@ def _fitting(num_workers: int, geometry: BatchGeometry, shared_memory: Path) -> 
     return 0
 
 
-class _Told(Dataset[Any]):
-    """`sequences`, with an AppError as a value: raised in another process, it would come here as a
-    traceback in a message."""
+def _pool(places: int, geometry: BatchGeometry) -> Tensor:
+    """Memory (places, B, T + 1) of int64 that processes share which are forked from now on."""
+    shape = places, geometry.batch_size, geometry.seq_len + 1
+    return torch.frombuffer(mmap.mmap(-1, math.prod(shape) * 8), dtype=torch.int64).view(shape)
 
-    def __init__(self, sequences: Sequences) -> None:
-        self._sequences = sequences
 
-    def __getitems__(self, numbers: Sequence[int]) -> Tensor | AppError:
+class _Placed(Sampler[list[int]]):
+    """`batches`, each with the number of its place in front. A place is used again when its batch
+    was taken out long since."""
+
+    def __init__(self, batches: Sampler[list[int]], places: int) -> None:
+        self._batches, self._places = batches, places
+
+    def __len__(self) -> int:
+        return len(self._batches)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for number, batch in enumerate(self._batches):
+            yield [number % self._places, *batch]
+
+
+class _Loaded(Dataset[Any]):
+    """Micro-batches of `sequences`: themselves, or the number of the place in `pool`. An AppError
+    is a value here: raised in another process, it would come as a traceback in a message."""
+
+    def __init__(self, sequences: Sequences, pool: Tensor | None) -> None:
+        self._sequences, self._pool = sequences, pool
+
+    def __getitems__(self, numbers: list[int]) -> Tensor | int | AppError:
         try:
-            batch = self._sequences.__getitems__(numbers)
-            # Here, where a failure can be told. The thread that sends it could only print it.
-            return batch.share_memory_() if get_worker_info() else batch
+            if self._pool is None:
+                return self._sequences.__getitems__(numbers)
+            self._pool[numbers[0]] = self._sequences.__getitems__(numbers[1:])
+            return numbers[0]
         except AppError as error:
             return error
-        except RuntimeError as error:
-            if "shared memory" not in str(error):
-                raise
-            return Unavailable(f"shared memory ran out: {_MORE_SHARED_MEMORY}")
 
 
 def _as_it_is(batch: Any) -> Any:
