@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import sys
 from datetime import UTC, datetime
@@ -61,7 +62,11 @@ def setup_logging(log_format: str) -> None:
 
 
 def on_terminal() -> bool:
-    return sys.stderr.isatty()
+    """Whether somebody sees a bar. `docker run --tty` gives a terminal that is 0 columns wide."""
+    try:
+        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):  # it has gone away
+        return False
 
 
 def duration(seconds: float) -> str:

@@ -31,6 +31,7 @@ class _Beats:
 
     path: Path | None = None
     complained: bool = False
+    count: int = 0
 
 
 @cache
@@ -57,12 +58,19 @@ def show_life_of(run: str) -> None:
     beat()
 
 
+def beats_so_far() -> int:
+    """How often this process has shown that it is alive."""
+    return _beats_of_this_process().count
+
+
 def beat() -> None:
     """Show that the job is alive, if it has said of which run. Any thread may call this.
 
     A sign that cannot be given is no reason to end: it is said once.
     """
-    path = _beats_of_this_process().path
+    beats = _beats_of_this_process()
+    beats.count += 1
+    path = beats.path
     if path is None:
         return
     try:

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import logging
+import sys
 from collections.abc import Sequence
 
 from app.cli import changes, checkpoints, config, data, generate, prepare, report, run, train
@@ -50,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
         setup_logging(settings.logs.log_format)
         handler = arguments.handler
         arguments.handler(settings, arguments, stop)
+        sys.stdout.flush()  # here, where a failure can still be told
     except Interrupted:
         log.warning(NOTHING_TO_SAVE if handler is train.train else "stopped")
         return Preempted.exit_code
@@ -64,13 +66,21 @@ def main(argv: Sequence[str]) -> int:
         log.warning("interrupted twice: ended at once, without a last checkpoint")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # `generate | head` is fine. Training prints nothing that a reader could refuse.
-        if handler is train.train:
-            raise
-        return EXIT_OK
+        if handler is train.train:  # it prints nothing: this came from somewhere else
+            return _bug()
+        return EXIT_OK  # `generate | head` is fine
+    except SystemExit:
+        raise
+    except BaseException:  # noqa: BLE001 - told, with its traceback
+        return _bug()
     finally:
         stop.taken()
     return EXIT_OK
+
+
+def _bug() -> int:
+    log.exception("this is a bug of the job, please report it with these lines")
+    return AppError.exit_code
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

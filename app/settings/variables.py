@@ -204,6 +204,14 @@ class CheckpointSettings(Section):
     give_up_seconds: float = _field(
         1800, "how long saving may fail before exit 75", "seconds", ge=0, le=604_800
     )
+    hang_seconds: float = _field(
+        1800,
+        "without a micro-step, a save or data for so long: exit 75; "
+        "until the first step is done, four times as long",
+        "seconds",
+        ge=10,
+        le=604_800,
+    )
 
 
 class LogSettings(Section):

@@ -19,6 +19,7 @@ from app.data.loader import training_loader
 from app.data.sample_order import BatchGeometry
 from app.data.token_stream import OutOfData, TokenStream
 from app.errors import ConfigError, Preempted
+from app.failures import first_line
 from app.heartbeat import beat
 from app.model.loss import LossFunction
 from app.model.smollm2 import SmolLM2
@@ -90,6 +91,7 @@ class Attempt:
             end_token=self.corpus.tokenizer.eos_token_id if masked else None,
         )
         self._loss: Tensor | None = None  # of the last finished step
+        self._moving = False  # the weights are between two steps
         self._finite = torch.ones((), dtype=torch.bool, device=self.compute.device)
 
     def loader(self) -> DataLoader[Tensor]:
@@ -102,6 +104,7 @@ class Attempt:
             self.target,
             num_workers=self.compute.num_workers,
             pin_memory=self.compute.device.type == "cuda",
+            waiting=self._raise_if_stopping,
         )
 
     def begin(self) -> None:
@@ -128,6 +131,10 @@ class Attempt:
         finish = self.clock.step_seconds or math.inf
         return not self.grace.fits(finish + self.checkpointing.commit_seconds)
 
+    def update_begins(self) -> None:
+        """The optimizer moves the weights now: until `step_done` they are those of no step."""
+        self._moving = True
+
     def step_done(self, loss: Tensor, grad_norm: Tensor) -> bool:
         """Account for a finished optimizer step. True when the trainer has to stop.
 
@@ -138,6 +145,7 @@ class Attempt:
             self.stop.defer()
             self.journal.note(seconds_to_first_step=seconds_of_this_process())
         self.step += 1
+        self._moving = False
         self.journal.note(step=self.step, seconds=self.clock.seconds)
         self.clock.step_done(waited=self.corpus.take_waited())
         last = self.step == self.target
@@ -195,12 +203,12 @@ class Attempt:
         target was not reached.
         """
         self.step_log.close_bar()
+        if failure is not None:
+            self._save_in_spite_of(failure)
+            raise failure
         self._save_last()
         committed = self.checkpointing.wait_for_commits(self.step)
         newest = self.checkpointing.newest_committed
-        if failure is not None:
-            log.error("ended at step %d: newest checkpoint: %d", self.step, newest)
-            raise failure
         if self.step < self.target or not committed:
             raise Preempted(
                 f"stopped at step {self.step} of {self.target}; newest checkpoint: step "
@@ -219,6 +227,10 @@ class Attempt:
         self.grace.give_lease_back(self.lease.release)
         # Closing the corpus stores tokens, which may take long: the lease goes first.
         self.corpus.close()
+
+    def _raise_if_stopping(self) -> None:
+        if self.stop.requested:
+            raise OutOfData
 
     def _record_end(self, why: str) -> None:
         recorded = self.journal.end(why)
@@ -248,7 +260,7 @@ class Attempt:
         try:
             with self.clock.aside():
                 evaluated = self.evaluate()
-        except OutOfData:  # the step is finished and will be committed, so it gets its row
+        except Exception:  # the step is finished and will be committed, so it gets its row
             self._log_row(grad_norm, None)
             raise
         if evaluated is not None:
@@ -268,6 +280,24 @@ class Attempt:
         if not self.checkpointing.has_saved(self.step):
             self._check_finite()
             self.checkpointing.save(self.step, self._train_loss(), self.validation_loss)
+
+    def _save_in_spite_of(self, failure: BaseException) -> None:
+        """Commit the last finished step if its weights are whole and the store takes them."""
+        try:
+            self.optimizer.zero_grad()  # a snapshot can use the memory of the gradients
+            if self._moving:
+                log.warning("it ended in the middle of an update: step %d is not whole", self.step)
+            elif bool(self._finite):
+                self._save_last()
+            self.checkpointing.wait_for_commits(self.step)
+        except Exception as error:  # noqa: BLE001 - what ended the training counts, and is raised
+            if error is not failure:
+                log.warning("step %d could not be committed: %s", self.step, first_line(error))
+        log.warning(
+            "ended at step %d; newest checkpoint: step %d",
+            self.step,
+            self.checkpointing.newest_committed,
+        )
 
     def _save_last(self) -> None:
         """Save the last finished step, unless GRACE_SECONDS leave no time for that."""

@@ -21,6 +21,7 @@ from app.errors import AppError, Preempted
 
 log = logging.getLogger(__name__)
 
+STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1})
 _POLL_SECONDS = 0.05
 _PATIENCE_SECONDS = 60.0  # for each part of closing, as long as nobody asks to stop
 _CLOSING_SECONDS = 3.0  # the end of a grace period, kept for closing; at most a quarter of it
@@ -53,7 +54,7 @@ class StopRequest:
 
     def install(self) -> None:
         """Take over these signals. Only the main thread may call this."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in STOP_SIGNALS - {signal.SIGHUP}:
             signal.signal(number, self._on_signal)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup asks to go on without
             signal.signal(signal.SIGHUP, self._on_signal)
@@ -74,6 +75,11 @@ class StopRequest:
         self.taken()
         self.install()
         self.raise_if_requested()
+
+    @property
+    def deferred(self) -> bool:
+        """Whether the first step is done."""
+        return self._deferred
 
     @property
     def requested(self) -> bool:

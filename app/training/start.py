@@ -14,6 +14,7 @@ from functools import partial
 from app.data.sources import PinnedSource
 from app.data.token_progress import TokenProgress
 from app.data.token_stream import OutOfData, TokenStream
+from app.errors import Fenced, Preempted
 from app.heartbeat import beat
 from app.model.attention import AttentionShape, fastest_attention
 from app.observe.trackers import PrometheusTracker
@@ -30,6 +31,7 @@ from app.training.first_weights import begun_run
 from app.training.held_run import HeldRun
 from app.training.job import Job, resolve_job
 from app.training.opening import open_under_lease
+from app.training.out_of_memory import memory_failures
 from app.training.preemption import GracePeriod, StopRequest, ended_by
 from app.training.refusals import (
     check_against_record,
@@ -47,12 +49,13 @@ log = logging.getLogger(__name__)
 def run(settings: Settings, stop: StopRequest) -> None:
     """Train, and return once the target is reached. Raises an AppError for every other end."""
     trainer = _trainer(settings.run.trainer)
-    attempt = open_attempt(settings, stop)
+    with memory_failures(settings):
+        attempt = open_attempt(settings, stop)
     if attempt is None:
         return
     why = TARGET_REACHED
     try:
-        attempt.finish(failure=_train(trainer, attempt))
+        attempt.finish(failure=_train(trainer, attempt, settings))
     except BaseException as error:
         why = ended_by(error)
         raise
@@ -61,24 +64,31 @@ def run(settings: Settings, stop: StopRequest) -> None:
         attempt.close(why)
 
 
-def _train(trainer: Trainer, attempt: Attempt) -> BaseException | None:
-    """Train. If it ended because no more data came, return the error behind that."""
+def _train(trainer: Trainer, attempt: Attempt, settings: Settings) -> BaseException | None:
+    """Train. If it ended before its time, return why: the steps that were made come first."""
     gc.collect()
     gc.freeze()  # so that no collection in the loop walks through all imported modules
     try:
-        with fastest_attention(
-            attempt.compute.device,
-            AttentionShape(
-                attempt.model.config,
-                attempt.geometry.batch_size,
-                attempt.geometry.seq_len,
-                attempt.compute.dtype,
+        with (
+            memory_failures(settings),
+            fastest_attention(
+                attempt.compute.device,
+                AttentionShape(
+                    attempt.model.config,
+                    attempt.geometry.batch_size,
+                    attempt.geometry.seq_len,
+                    attempt.compute.dtype,
+                ),
+                masked=attempt.sections.data.document_mask,
             ),
-            masked=attempt.sections.data.document_mask,
         ):
             trainer(attempt)
     except OutOfData as end:
         return end.__cause__
+    except (Preempted, Fenced):
+        raise
+    except Exception as failure:  # noqa: BLE001 - even a bug: the attempt raises it again
+        return failure
     finally:
         gc.unfreeze()
     return None

@@ -52,6 +52,7 @@ class LanguageModel(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         clip = self._attempt.sections.optimizer.grad_clip or torch.inf
         self._grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        self._attempt.update_begins()
 
     def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
         stop = self._attempt.micro_step_done()

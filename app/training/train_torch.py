@@ -28,6 +28,7 @@ def train(attempt: Attempt) -> None:
             if attempt.micro_step_done():
                 return
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        attempt.update_begins()
         optimizer.step()
         optimizer.zero_grad()  # before step_done: a snapshot can use the memory of the gradients
         if attempt.step_done(step_loss, grad_norm):

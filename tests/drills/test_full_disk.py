@@ -117,7 +117,7 @@ def test_no_room_for_the_tokens_ends_the_start_and_leaves_the_store_alone(
     assert list(open_store(uri, "tiny").list("")) == []
 
 
-def test_a_full_data_dir_in_the_middle_ends_the_job_and_the_next_start_goes_on(
+def test_a_full_data_dir_in_the_middle_ends_the_job_and_costs_no_step(
     small: Path, tmp_path: Path, variables_of_run: dict[str, str], undisturbed: Outcome
 ) -> None:
     uri, filler = f"file://{tmp_path}/store", small / "filler"
@@ -132,5 +132,6 @@ def test_a_full_data_dir_in_the_middle_ends_the_job_and_the_next_start_goes_on(
     filler.unlink()
     finished = job.run("train")
     assert finished.code == 0, finished.log
+    assert "resumed from step 1 " in finished.log, "the store would have taken the step"
     assert "is held by" not in finished.log, "the lease was not given back"
     assert outcome(open_store(uri, "tiny")).differences(undisturbed) == []

@@ -1,0 +1,139 @@
+"""Ends the process where nothing else in it can: a thread that needs nothing of the training loop.
+
+The loop may hang in a driver, in a read from a dead volume, for a process that loads data, or
+with a lock that is never given back. Then the process would hold the GPU for ever, and neither a
+restart policy nor a person would learn of it.
+"""
+
+import faulthandler
+import logging
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from app.console import duration
+from app.errors import Preempted, Unavailable
+from app.heartbeat import beats_so_far
+from app.process import leave
+from app.settings.variables import CheckpointSettings
+from app.training.preemption import STOP_SIGNALS, StopRequest
+
+log = logging.getLogger(__name__)
+
+_OVER = b"\0"  # no signal has this number
+_LAST_WORDS_SECONDS = 5.0  # the log may be what hangs
+_SHORTEST_GRACE = 5.0  # seconds; a shorter one is no time in which a healthy process ends
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The process has to end now, with this code."""
+
+    code: int
+    why: str
+
+
+class Watch:
+    """How long there has been no sign of life, and how long ago the process was asked to stop."""
+
+    def __init__(self, settings: CheckpointSettings) -> None:
+        self._hang, self._grace = settings.hang_seconds, settings.grace_seconds
+        self._beats, self._silent, self._since_asked = -1, 0.0, 0.0
+
+    def look(self, seconds: float, beats: int, *, asked: bool, stepped: bool) -> Verdict | None:
+        """`seconds` have passed since the last look. `beats` counts the signs of life until now,
+        `stepped` says that the first step is done."""
+        self._silent = self._silent + seconds if beats == self._beats else 0.0
+        self._since_asked += seconds if asked else 0.0
+        self._beats = beats
+        if self._since_asked >= max(self._grace, _SHORTEST_GRACE):
+            return Verdict(
+                Preempted.exit_code,
+                f"asked to stop, and something does not end: over after GRACE_SECONDS="
+                f"{self._grace:g}, whatever is in flight",
+            )
+        # The first step may be compiled for minutes, and what comes before it may be downloaded.
+        if self._silent >= (self._hang if stepped else 4 * self._hang):
+            return Verdict(
+                Unavailable.exit_code,
+                f"it hangs: no micro-step, save or data for {duration(self._silent)} "
+                f"(HANG_SECONDS={self._hang:g}). Where each thread is stands below; start again "
+                "to go on from the newest checkpoint, or raise HANG_SECONDS if this was work",
+            )
+        return None
+
+
+@contextmanager
+def watched_for_hangs(
+    settings: CheckpointSettings,
+    stop: StopRequest,
+    poll_seconds: float = 1.0,
+    end: Callable[[int], object] = leave,
+) -> Iterator[None]:
+    """In this block the process ends by itself when it hangs (75), or when GRACE_SECONDS are over
+    (143). Only the main thread may enter it.
+
+    `end` is called with the exit code, from another thread.
+    """
+    # What Python calls on a signal waits for the main thread, which may hang. This pipe does not.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread = threading.Thread(
+        target=_watch,
+        args=(reader, Watch(settings), stop, poll_seconds, end),
+        name="watchdog",
+        daemon=True,
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.write(writer, _OVER)  # closing it says nothing while a child has a copy
+        thread.join()
+        os.close(writer)
+        os.close(reader)
+
+
+def _watch(
+    reader: int,
+    watch: Watch,
+    stop: StopRequest,
+    poll_seconds: float,
+    end: Callable[[int], object],
+) -> None:
+    """Until `reader` gives _OVER."""
+    asked, now = False, time.monotonic()
+    while True:
+        numbers = b""
+        if select.select([reader], [], [], poll_seconds)[0]:
+            numbers = os.read(reader, 512)
+        if _OVER in numbers:
+            return
+        asked = asked or stop.requested or not STOP_SIGNALS.isdisjoint(numbers)
+        before, now = now, time.monotonic()
+        # A process that was paused (SIGSTOP) did not hang meanwhile.
+        passed = min(now - before, 2 * poll_seconds)
+        verdict = watch.look(passed, beats_so_far(), asked=asked, stepped=stop.deferred)
+        if verdict is not None:
+            _last_words(verdict)
+            end(verdict.code)
+            return
+
+
+def _last_words(verdict: Verdict) -> None:
+    """Say why, and where each thread is. The log has some seconds for it."""
+
+    def say() -> None:
+        log.error("%s (exit %d)", verdict.why, verdict.code)
+        faulthandler.dump_traceback(2, all_threads=True)
+
+    thread = threading.Thread(target=say, name="last words", daemon=True)
+    thread.start()
+    thread.join(_LAST_WORDS_SECONDS)
