@@ -15,28 +15,61 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from app.data.sample_order import BatchGeometry, Numbers
-from app.data.shards import TokenShards
+from app.data.shards import Tokens, TokenShards
+from app.errors import AppError
 
 SampleFeed = Callable[[int, int], Numbers]
 """Maps (first, count) to the numbers (count,) of the sequences that the samples [first, first +
 count) show. The call returns when their tokens can be read."""
 
 
-class Sequences(Dataset[Tensor]):
+Recover = Callable[[Numbers], Tokens]
+"""Maps the numbers (B,) of sequences whose tokens could not be read any more, since a file was cut
+or lost, to the tokens (B, T + 1). The call returns when the files were brought again."""
+
+
+@dataclass(frozen=True)
+class Unread:
+    """The numbers (B,) of sequences that could not be read by the process that loads them."""
+
+    numbers: Numbers
+
+
+class Sequences(Dataset[Tensor | Unread]):
     """Maps the number of a sequence to its T + 1 token ids (int64): T inputs, and the T targets,
     which are the inputs shifted by one."""
 
     def __init__(self, shards: TokenShards, seq_len: int) -> None:
         self.shards, self.seq_len = shards, seq_len
 
-    def __getitem__(self, number: int) -> Tensor:
-        return self.__getitems__([number])[0]
-
-    def __getitems__(self, numbers: Sequence[int]) -> Tensor:
+    def __getitems__(self, numbers: Sequence[int]) -> Tensor | Unread:
         """A whole micro-batch (B, T + 1) at once; DataLoader looks for this name."""
-        starts = np.asarray(numbers, dtype=np.int64) * self.seq_len
-        rows = self.shards.read_rows(starts, self.seq_len + 1)
-        return torch.from_numpy(rows.astype(np.int64))
+        wanted = np.asarray(numbers, dtype=np.int64)
+        try:
+            return _as_ids(self.read(wanted))
+        except AppError:
+            return Unread(wanted)  # a worker can bring no file: the main process does
+
+    def read(self, numbers: Numbers) -> Tokens:
+        """(B, T + 1). Raises what `TokenShards.read` raises."""
+        return self.shards.read_rows(numbers * self.seq_len, self.seq_len + 1)
+
+
+class TokenLoader(DataLoader[Tensor]):
+    """A DataLoader that recovers in this process what a worker could not read."""
+
+    recover: Recover
+
+    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
+        return map(self._whole, super().__iter__())
+
+    def _whole(self, batch: Any) -> Tensor:
+        whole: Tensor = _as_ids(self.recover(batch.numbers)) if type(batch) is Unread else batch
+        return whole
+
+
+def _as_ids(tokens: Tokens) -> Tensor:
+    return torch.from_numpy(tokens.astype(np.int64))
 
 
 class StepRange(Sampler[list[int]]):
@@ -66,10 +99,15 @@ def training_loader(
     *,
     num_workers: int,
     pin_memory: bool,
-) -> DataLoader[Tensor]:
-    """Micro-batches (B, T + 1) of int64 for the optimizer steps [start, stop)."""
-    return DataLoader(
-        Sequences(shards, geometry.seq_len),
+    recover: Recover | None = None,
+) -> TokenLoader:
+    """Micro-batches (B, T + 1) of int64 for the optimizer steps [start, stop).
+
+    Without `recover`, tokens that cannot be read raise what `TokenShards.read` raises.
+    """
+    sequences = Sequences(shards, geometry.seq_len)
+    loader = TokenLoader(
+        sequences,  # type: ignore[arg-type]
         batch_sampler=StepRange(feed, geometry, start, stop),
         num_workers=num_workers,
         pin_memory=pin_memory,
@@ -77,6 +115,8 @@ def training_loader(
         collate_fn=_as_it_is,
         worker_init_fn=_leave_signals_to_the_job,
     )
+    loader.recover = recover or sequences.read
+    return loader
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -102,6 +142,7 @@ class ValidationBatches:
     seq_len: int
     batch_size: int
     max_tokens: int
+    recover: Recover | None = None
 
     @property
     def n_sequences(self) -> int:
@@ -111,8 +152,14 @@ class ValidationBatches:
         return math.ceil(self.n_sequences / self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
+        sequences = Sequences(self.shards, self.seq_len)
         for start in range(0, self.n_sequences, self.batch_size):
             stop = min(start + self.batch_size, self.n_sequences)
-            starts = np.arange(start, stop, dtype=np.int64) * self.seq_len
-            rows = self.shards.read_rows(starts, self.seq_len + 1)
-            yield torch.from_numpy(rows.astype(np.int64))
+            numbers = np.arange(start, stop, dtype=np.int64)
+            try:
+                tokens = sequences.read(numbers)
+            except AppError:
+                if self.recover is None:
+                    raise
+                tokens = self.recover(numbers)
+            yield _as_ids(tokens)

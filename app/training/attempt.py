@@ -102,6 +102,7 @@ class Attempt:
             self.target,
             num_workers=self.compute.num_workers,
             pin_memory=self.compute.device.type == "cuda",
+            recover=self.corpus.recover,
         )
 
     def begin(self) -> None:
