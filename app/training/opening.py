@@ -15,6 +15,7 @@ from app.observe.report import publish
 from app.observe.rows import Row, local_rows, stored_rows
 from app.run.clock import utc_now
 from app.run.journal import AttemptJournal, AttemptRecord, read_attempts
+from app.run.kept_inputs import keep_inputs
 from app.run.record import StoredRecord, create_record, extend, load_record
 from app.run.recorded_source import remember_parts
 from app.run.retention import clean_up
@@ -43,6 +44,7 @@ def open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> A
     job, settings = run.job, run.job.settings
     stored = _record(run, source)
     remember_parts(run.store, source.parts)
+    keep_inputs(run.store, source, job.tokenizer)
     clean_up(run.store, run.lease.epoch, run.lease)
     model = SmolLM2.empty(
         job.config,

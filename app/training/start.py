@@ -8,6 +8,7 @@ process may have written in the meantime.
 
 import gc
 import logging
+from dataclasses import replace
 
 from app.console import redacted
 from app.data.sources import PinnedSource
@@ -17,6 +18,7 @@ from app.errors import AppError, Preempted
 from app.heartbeat import beat
 from app.model.attention import AttentionShape, fastest_attention
 from app.run.checkpoints import highest_epoch, stored_checkpoints
+from app.run.kept_inputs import tokenizer_of_run
 from app.run.lease import Lease, holder_identity
 from app.run.record import StoredRecord, already_applied, load_record
 from app.run.recorded_source import names_recorded_data, source_of_run
@@ -88,11 +90,13 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     check_place(job, store)
     store.check()
     stored = load_record(store)
+    record = stored.record if stored else None
+    job = replace(job, tokenizer=tokenizer_of_run(settings.data, record, store, job.tokenizer))
     progress = TokenProgress()
     if stored is not None and nothing_left_to_do(job, stored.record, store):
         # The data may be gone by now: they are looked at only if DATASET names others than before.
         named = names_recorded_data(settings.data, stored.record)
-        source = None if named else source_of_run(settings.data, stored.record, progress.alive)
+        source = None if named else source_of_run(settings.data, record, store, progress.alive)
         check_against_record(job, stored, source, store)
         run = settings.run
         if note := already_applied(stored.record, run.additional_steps, run.extension_id):
@@ -104,7 +108,7 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
             stored.record.target,
         )
         return None
-    source = source_of_run(settings.data, stored.record if stored else None, progress.alive)
+    source = source_of_run(settings.data, record, store, progress.alive)
     check_against_record(job, stored, source, store)
     check_space(job, store)
     steps = range(_newest_step(store), _highest_target(job, stored))
