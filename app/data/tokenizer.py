@@ -86,6 +86,12 @@ def load_tokenizer(
     return files
 
 
+def changes_by_itself(spec: str) -> bool:
+    """Whether TOKENIZER=`spec` may be another tokenizer tomorrow, though nobody here changed it: in
+    another image, or on the hub."""
+    return spec == BUILTIN or not (looks_like_path(spec) or Path(spec).exists())
+
+
 def install_tokenizer(files: Mapping[str, str], data_dir: Path, setting: str) -> TokenizerFiles:
     """The tokenizer with these files (content by name), which are written to `data_dir`.
 

@@ -1,6 +1,7 @@
-"""What a run keeps of the image that began it: the builtin text, and its tokenizer.
+"""What a run keeps, since the image that continues it may not have it: builtin text and tokenizer.
 
-Both come from the image's Python, so an image that was built later has others. A run that was begun
+The builtin ones come from the image's Python, and an image that was built later has others. What
+the hub gives changes with a commit, and is converted by the image's libraries. A run that was begun
 with one image goes on with the next one, from what it has kept:
 
     inputs/builtin-text.json.z    the documents of DATASET=builtin, also as a part of a mixture
@@ -19,9 +20,9 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.data.builtin import BUILTIN, BuiltinText, kept_text
+from app.data.builtin import BuiltinText, kept_text
 from app.data.sources import PinnedSource
-from app.data.tokenizer import TokenizerFiles, install_tokenizer
+from app.data.tokenizer import TokenizerFiles, changes_by_itself, install_tokenizer
 from app.errors import Damaged, NotFound
 from app.run.layout import INPUTS, TEXT_KEY, TOKENIZER_KEY
 from app.run.record import RunRecord
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _FORMAT = 1
 _MOST_BYTES = 64 * 2**20  # decompressed; the text of Python 3.11 has 10.8 MB
+_MOST_IDS = 1 << 16  # a token id has 16 bits
 _LEVEL = 3  # half a second for the text, and a tenth larger than at the highest level
 _FILES = (".json", ".jinja")  # what a tokenizer is read from; the rest is the same in other forms
 
@@ -80,29 +82,30 @@ def read_text(store: Store) -> BuiltinText | None:
 def tokenizer_of_run(
     data: DataSettings, record: RunRecord | None, store: Store, ours: TokenizerFiles
 ) -> TokenizerFiles:
-    """The builtin tokenizer that a run was begun with. It is `ours` unless the images differ.
+    """The tokenizer that a run was begun with: `ours`, unless it has changed by itself since then.
 
-    Raises Damaged, IncompatibleRun (a newer version kept it), and what the store and
-    `install_tokenizer` raise.
+    A folder in which somebody put another tokenizer stays one: the run is refused. Raises Damaged,
+    IncompatibleRun (a newer version kept it), and what the store and `install_tokenizer` raise.
     """
-    if record is None or not data.tokenizer == record.identity.tokenizer == BUILTIN:
+    if record is None or data.tokenizer != record.identity.tokenizer:
         return ours
-    begun = record.identity.tokenizer_fingerprint
-    if ours.fingerprint == begun:
+    begun, setting = record.identity.tokenizer_fingerprint, f"TOKENIZER={data.tokenizer}"
+    if ours.fingerprint == begun or not changes_by_itself(data.tokenizer):
         return ours
     found = _read(store, TOKENIZER_KEY, _Tokenizer)
     if found is None:
         log.warning(
-            "TOKENIZER=builtin: %s has kept no tokenizer, as runs of older versions did not: where "
-            "that of this image is another one, start the run once with the image that began it",
+            "%s is another one than the run was begun with, and %s has kept none, as runs of older "
+            "versions did not: start the run once with the image that began it",
+            setting,
             store.uri,
         )
         return ours
     place = f"{store.uri}/{TOKENIZER_KEY}"
     kept = install_tokenizer(found.files, data.data_dir, place)
-    if kept.fingerprint != begun:
+    if kept.fingerprint != begun or kept.vocab_size > _MOST_IDS:
         raise Damaged(f"{place} is not the tokenizer of the run: {_BACKUP}")
-    log.info("the builtin tokenizer is the one that the run was begun with: this image has another")
+    log.info("%s: the one that the run was begun with, since it is another one by now", setting)
     return kept
 
 

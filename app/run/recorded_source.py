@@ -10,9 +10,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from app.console import redacted
-from app.data.builtin import BUILTIN
 from app.data.sources import PinnedSource, follows_the_hub, follows_the_image, pin_source
-from app.data.tokenizer import TokenizerFiles
+from app.data.tokenizer import TokenizerFiles, changes_by_itself
 from app.errors import AccessDenied, ConfigError, Damaged, NotFound, Unavailable
 from app.run.kept_inputs import read_text, tokenizer_of_run
 from app.run.layout import SOURCE
@@ -68,7 +67,7 @@ def source_of_run(
         return source
     if kept.fingerprint == source.builtin.fingerprint:
         return source
-    log.info("the builtin text is the one that the run was begun with: this image has another")
+    log.info("DATASET=%s: the builtin text that the run was begun with", data.dataset)
     return pin_source(data, identity.dataset_revision, alive, builtin=kept)
 
 
@@ -102,18 +101,18 @@ def tokenizer_of_named_run(
 ) -> TokenizerFiles:
     """The tokenizer that `train` would use, where `ours` is the one that TOKENIZER names now.
 
-    The store is asked only about the builtin one. Raises ConfigError where two runs have different
-    ones, and what `load_record`, the store and `tokenizer_of_run` raise.
+    The store is asked only about one that may have changed by itself. Raises ConfigError where two
+    runs have different ones, and what `load_record`, the store and `tokenizer_of_run` raise.
     """
-    if data.tokenizer != BUILTIN:
+    if not changes_by_itself(data.tokenizer):
         return ours
     runs = [
         (store, record)
         for store, record in _runs(checkpoint_uri, run_names)
-        if record.identity.tokenizer == BUILTIN
+        if record.identity.tokenizer == data.tokenizer
     ]
     fingerprints = {record.identity.tokenizer_fingerprint for _, record in runs}
-    _check_one(fingerprints, "builtin tokenizers", checkpoint_uri, runs)
+    _check_one(fingerprints, f"TOKENIZER={data.tokenizer}", checkpoint_uri, runs)
     for store, record in runs:
         return tokenizer_of_run(data, record, store, ours)
     return ours
