@@ -1,6 +1,7 @@
 """`prepare`: tokenize the dataset without training."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from app.cli.arguments import Commands
@@ -23,7 +24,7 @@ def add_commands(commands: Commands) -> None:
 def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
     from app.data.token_progress import TokenProgress
     from app.data.tokenizer import build_builtin_tokenizer
-    from app.run.recorded_source import source_of_named_run
+    from app.run.recorded_source import source_of_named_run, tokenizer_of_named_run
     from app.training.job import resolve_job
     from app.training.training_data import open_preparation
 
@@ -37,6 +38,8 @@ def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -
     steps = range(settings.run.total_steps + settings.run.additional_steps)
     progress = TokenProgress()
     job, uri = resolve_job(settings), settings.checkpoints.checkpoint_uri
+    tokenizer = tokenizer_of_named_run(settings.data, uri, [job.run_name], job.tokenizer)
+    job = replace(job, tokenizer=tokenizer)
     source = source_of_named_run(settings.data, uri, [job.run_name], progress.alive)
     preparation = open_preparation(job, source, steps, progress.waiting, everything=arguments.all)
     preparation.run()

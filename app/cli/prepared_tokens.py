@@ -8,7 +8,7 @@ from app.data.tokenization import tokens_fingerprint
 from app.data.tokenizer import load_tokenizer
 from app.errors import NotFound
 from app.failures import disk_failures
-from app.run.recorded_source import source_of_named_run
+from app.run.recorded_source import source_of_named_run, tokenizer_of_named_run
 from app.settings.combined import Settings
 from app.settings.presets import PRESETS
 
@@ -17,8 +17,9 @@ def find_tokens(settings: Settings) -> PreparedTokens:
     """Raises NotFound where nothing is prepared, and what `source_of_named_run` and the tokenizer
     raise."""
     data = settings.data
-    tokenizer = load_tokenizer(_tokenizer_spec(settings), data.data_dir, N_IDS)
     uri = settings.checkpoints.checkpoint_uri
+    tokenizer = load_tokenizer(_tokenizer_spec(settings), data.data_dir, N_IDS)
+    tokenizer = tokenizer_of_named_run(data, uri, settings.run_names, tokenizer)
     source = source_of_named_run(data, uri, settings.run_names).fingerprint
     data_dir = DataDir(data.data_dir)
     directory = data_dir.tokens(tokens_fingerprint(source, tokenizer))

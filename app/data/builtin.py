@@ -1,14 +1,16 @@
 """The corpus of DATASET=builtin: Python's standard library, its source and its manual.
 
-It is in every image, so it needs no network and no download.
+It is in every image, so it needs no network and no download. Images differ in it, so a run keeps
+the text that it was begun with (see `app.run.kept_inputs`).
 """
 
 import ast
 import hashlib
 import os
 import sysconfig
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 from app.errors import NotFound
@@ -21,6 +23,24 @@ _LEFT_OUT = frozenset(
 )
 # These files differ by platform: an arm64 node could not carry on an amd64 node's run.
 _PLATFORM_ONLY = ("_sysconfigdata", "config-")
+
+
+@dataclass(frozen=True)
+class BuiltinText:
+    """The documents of the builtin corpus, and their fingerprint. `read` begins anew each time."""
+
+    fingerprint: str
+    read: Callable[[], Iterable[str]]
+
+
+def image_text() -> BuiltinText:
+    """What this Python gives. Raises NotFound as `builtin_documents`."""
+    return BuiltinText(builtin_fingerprint(), builtin_documents)
+
+
+def kept_text(documents: Sequence[str]) -> BuiltinText:
+    """What another image gave, and a run has kept."""
+    return BuiltinText(_fingerprint(documents), partial(iter, documents))
 
 
 def builtin_documents(library: Path | None = None) -> Iterator[str]:
@@ -42,8 +62,12 @@ def builtin_documents(library: Path | None = None) -> Iterator[str]:
 @cache
 def builtin_fingerprint(library: Path | None = None) -> str:
     """SHA-256 (hex) of the documents and of the borders between them."""
+    return _fingerprint(builtin_documents(library))
+
+
+def _fingerprint(documents: Iterable[str]) -> str:
     digest = hashlib.sha256()
-    for text in builtin_documents(library):
+    for text in documents:
         content = text.encode()
         digest.update(len(content).to_bytes(8, "little") + content)
     return digest.hexdigest()

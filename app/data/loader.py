@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from app.console import size
 from app.data.sample_order import BatchGeometry, Numbers
-from app.data.shards import TokenShards
+from app.data.shards import Tokens, TokenShards
 from app.errors import AppError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,18 @@ _LOOK_SECONDS = 1.0  # between two looks at the processes that load data
 SampleFeed = Callable[[int, int], Numbers]
 """Maps (first, count) to the numbers (count,) of the sequences that the samples [first, first +
 count) show. The call returns when their tokens can be read."""
+
+
+Recover = Callable[[Numbers], Tokens]
+"""Maps the numbers (B,) of sequences whose tokens could not be read any more, since a file was cut
+or lost, to the tokens (B, T + 1). The call returns when the files were brought again."""
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """The numbers (B,) of sequences that could not be read by the process that loads them."""
+
+    numbers: Numbers
 
 
 class Sequences(Dataset[Tensor]):
@@ -47,9 +59,15 @@ class Sequences(Dataset[Tensor]):
 
     def __getitems__(self, numbers: Sequence[int]) -> Tensor:
         """A whole micro-batch (B, T + 1) at once; DataLoader looks for this name."""
-        starts = np.asarray(numbers, dtype=np.int64) * self.seq_len
-        rows = self.shards.read_rows(starts, self.seq_len + 1)
-        return torch.from_numpy(rows.astype(np.int64))
+        return _as_ids(self.read(np.asarray(numbers, dtype=np.int64)))
+
+    def read(self, numbers: Numbers) -> Tokens:
+        """(B, T + 1). Raises what `TokenShards.read` raises."""
+        return self.shards.read_rows(numbers * self.seq_len, self.seq_len + 1)
+
+
+def _as_ids(tokens: Tokens) -> Tensor:
+    return torch.from_numpy(tokens.astype(np.int64))
 
 
 class StepRange(Sampler[list[int]]):
@@ -79,6 +97,7 @@ class MicroBatches(DataLoader[Tensor]):
     cannot answer. It would also need /dev/shm, which is small in most containers.
     """
 
+    recover: Recover
     pool: Tensor | None = None  # (places, B, T + 1)
     pins: bool = False
     waiting: Callable[[], object] | None = None
@@ -99,7 +118,7 @@ class MicroBatches(DataLoader[Tensor]):
                 worker.kill()
 
     def _next(self, batches: Iterator[Any], workers: Sequence[BaseProcess]) -> Tensor | None:
-        """The next batch; None at the end. Raises the AppError of whoever loads it."""
+        """The next batch; None at the end. Raises what `recover` does."""
         while True:
             try:
                 loaded = next(batches, None)
@@ -112,8 +131,8 @@ class MicroBatches(DataLoader[Tensor]):
                 if self.waiting is not None:
                     self.waiting()
                 continue
-            if isinstance(loaded, AppError):
-                raise loaded
+            if isinstance(loaded, _Unread):  # a worker can bring no file: this process does
+                return _as_ids(self.recover(loaded.numbers))
             if self.pool is None or loaded is None:
                 return loaded
             place = self.pool[loaded]
@@ -140,20 +159,23 @@ def training_loader(
     *,
     num_workers: int,
     pin_memory: bool,
+    recover: Recover | None = None,
     waiting: Callable[[], object] | None = None,
     shared_memory: Path = _SHARED_MEMORY,
 ) -> MicroBatches:
     """Micro-batches (B, T + 1) of int64 for the optimizer steps [start, stop).
 
     `num_workers` processes load them, or this one, if `shared_memory` has no room for their locks.
-    The iterator raises AppErrors of `shards`, and Unavailable for a lost worker. While a batch does
-    not come, it calls `waiting` every second, which may raise.
+    The iterator raises Unavailable for a lost worker, and for tokens that cannot be read what
+    `recover` raises, or without it what `TokenShards.read` raises. While a batch does not come, it
+    calls `waiting` every second, which may raise.
     """
     workers = _fitting(num_workers, shared_memory)
     pool = _pool(2 * workers + 2, geometry) if workers else None  # each loads two batches ahead
     batches: Sampler[list[int]] = StepRange(feed, geometry, start, stop)
+    sequences = Sequences(shards, geometry.seq_len)
     loader = MicroBatches(
-        _Loaded(Sequences(shards, geometry.seq_len), pool),
+        _Loaded(sequences, pool),
         batch_sampler=batches if pool is None else _Placed(batches, len(pool)),
         num_workers=workers,
         pin_memory=pin_memory and pool is None,
@@ -163,6 +185,7 @@ def training_loader(
         collate_fn=_as_it_is,
         worker_init_fn=_leave_signals_to_the_job,
     )
+    loader.recover = recover or sequences.read
     loader.pool, loader.pins, loader.waiting = pool, pin_memory, waiting
     return loader
 
@@ -206,20 +229,21 @@ class _Placed(Sampler[list[int]]):
 
 
 class _Loaded(Dataset[Any]):
-    """Micro-batches of `sequences`: themselves, or the number of the place in `pool`. An AppError
-    is a value here: raised in another process, it would come as a traceback in a message."""
+    """Micro-batches of `sequences`: themselves, or the number of the place in `pool`."""
 
     def __init__(self, sequences: Sequences, pool: Tensor | None) -> None:
         self._sequences, self._pool = sequences, pool
 
-    def __getitems__(self, numbers: list[int]) -> Tensor | int | AppError:
+    def __getitems__(self, numbers: list[int]) -> Tensor | int | _Unread:
+        wanted = numbers if self._pool is None else numbers[1:]
         try:
-            if self._pool is None:
-                return self._sequences.__getitems__(numbers)
-            self._pool[numbers[0]] = self._sequences.__getitems__(numbers[1:])
-            return numbers[0]
-        except AppError as error:
-            return error
+            batch = self._sequences.__getitems__(wanted)
+        except AppError:
+            return _Unread(np.asarray(wanted, dtype=np.int64))
+        if self._pool is None:
+            return batch
+        self._pool[numbers[0]] = batch
+        return numbers[0]
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -245,6 +269,7 @@ class ValidationBatches:
     seq_len: int
     batch_size: int
     max_tokens: int
+    recover: Recover | None = None
 
     @property
     def n_sequences(self) -> int:
@@ -254,8 +279,14 @@ class ValidationBatches:
         return math.ceil(self.n_sequences / self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
+        sequences = Sequences(self.shards, self.seq_len)
         for start in range(0, self.n_sequences, self.batch_size):
             stop = min(start + self.batch_size, self.n_sequences)
-            starts = np.arange(start, stop, dtype=np.int64) * self.seq_len
-            rows = self.shards.read_rows(starts, self.seq_len + 1)
-            yield torch.from_numpy(rows.astype(np.int64))
+            numbers = np.arange(start, stop, dtype=np.int64)
+            try:
+                tokens = sequences.read(numbers)
+            except AppError:
+                if self.recover is None:
+                    raise
+                tokens = self.recover(numbers)
+            yield _as_ids(tokens)

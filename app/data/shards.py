@@ -4,6 +4,7 @@ Each file is a shard: packed little-endian uint16 token ids and nothing else (se
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,85 +32,113 @@ SHARD_TOKENS = 1 << 22  # 8 MiB: some seconds of tokenizing
 
 Tokens = npt.NDArray[np.uint16]
 
-# So many files are mapped at once: each map holds a file descriptor, and a window of sequences
-# lies in a few shards.
-_MAPS = 64
+_MOST_OPEN = 64  # files at once: a window of sequences lies in a few shards
 
 
 class TokenShards:
     """The tokens of one split as one long array, which grows when the index on disk grows.
 
-    The files are mapped into memory. Before somebody reads from a file, `verify` has compared it
-    with the index; here only its size is looked at.
+    Before somebody reads from a file, `verify` has compared it with the index; here only its size
+    is looked at. A file that is cut or lost afterwards is found where it is read.
     """
 
     def __init__(self, directory: Path, split: Split, index: ShardIndex) -> None:
         self._directory, self._split, self._index = directory, split, index
-        self._maps: dict[int, Tokens] = {}
+        self._files: dict[int, _ShardFile] = {}
 
     @property
     def n_tokens(self) -> int:
         return self._index.n_tokens(self._split)
 
     def read(self, start: int, length: int) -> Tokens:
-        """A copy of the tokens [start, start + length), from as many shards as they lie in.
+        """The tokens [start, start + length), from as many shards as they lie in.
 
         Raises IndexError outside [0, n_tokens], Damaged for a file that is missing or has
         another size, AccessDenied or Unavailable for one that cannot be read.
         """
-        self._reach(start, length)
-        result = np.empty(length, dtype=np.uint16)
-        self._fill(result, start)
-        return result
+        return self.read_rows(np.array([start]), length)[0]
 
     def read_rows(self, starts: npt.NDArray[np.int64], length: int) -> Tokens:
         """As `read`, for (B,) starts at once: (B, length)."""
-        result = np.empty((len(starts), length), dtype=np.uint16)
-        for row, start in zip(result, starts.tolist(), strict=True):
-            self._reach(start, length)
-            self._fill(row, start)
-        return result
+        self._reach(int(starts.min()), int(starts.max()), length)
+        result = np.empty((len(starts), length), dtype=DTYPE)
+        numbers = np.searchsorted(self._index.ends[self._split], starts, side="right").tolist()
+        content, size = result.reshape(-1).view(np.uint8).data, length * DTYPE.itemsize
+        for row, start in enumerate(starts.tolist()):
+            part = content[row * size : (row + 1) * size]
+            self._fill(part, start * DTYPE.itemsize, numbers[row])
+        return result.astype(np.uint16, copy=False)
 
-    def _reach(self, start: int, length: int) -> None:
-        if start + length > self.n_tokens:  # the preparation may have made more meanwhile
+    def _reach(self, first: int, last: int, length: int) -> None:
+        if last + length > self.n_tokens:  # the preparation may have made more meanwhile
             index = read_index(self._directory, self._index.source, self._index.tokenizer)
             if index.continues(self._index):
                 self._index = index
-        if start < 0 or length < 0 or start + length > self.n_tokens:
-            raise IndexError(f"tokens {start} to {start + length} of {self.n_tokens}")
+        if first < 0 or length < 0 or last + length > self.n_tokens:
+            raise IndexError(f"tokens {first} to {last + length} of {self.n_tokens}")
 
-    def _fill(self, result: Tokens, start: int) -> None:
-        ends = self._index.ends[self._split]
-        number = int(np.searchsorted(ends, start, side="right"))
-        filled, length = 0, len(result)
-        while filled < length:
-            shard = self._map(number)
-            offset = start + filled - (int(ends[number]) - len(shard))
-            part = shard[offset : offset + length - filled]
-            result[filled : filled + len(part)] = part
-            filled += len(part)
-            number += 1
+    def _fill(self, row: memoryview, start: int, number: int) -> None:
+        """Fill `row` with the bytes of the split from `start` on; they begin in shard `number`."""
+        ends, shards = self._index.ends[self._split], self._index.shards[self._split]
+        while len(row):
+            shard = shards[number].shard
+            offset = start - (int(ends[number]) * DTYPE.itemsize - shard.n_bytes)
+            part = row[: shard.n_bytes - offset]
+            self._read(number, part, offset)
+            row, start, number = row[len(part) :], start + len(part), number + 1
 
-    def _map(self, number: int) -> Tokens:
-        found = self._maps.pop(number, None)
-        if found is None:
-            named = self._index.shards[self._split][number]
-            path = self._directory / named.name
-            try:
-                _check_size(path, named.shard)
-                with _reading(path):
-                    # As a plain array, since slicing a memmap takes longer than copying a sequence.
-                    found = np.asarray(np.memmap(path, dtype=DTYPE, mode="r"))
-            except AppError as error:
-                raise type(error)(f"{error}: start again: it is brought again") from error
-            if len(self._maps) == _MAPS:
-                del self._maps[next(iter(self._maps))]
-        self._maps[number] = found  # the map that was used last is the last one in the dictionary
-        return found
+    def _read(self, number: int, part: memoryview, offset: int) -> None:
+        file = self._files.pop(number, None)
+        try:
+            if file is None or not _is_read(file, part, offset):
+                # The file that has this name by now may be another one, that was brought again.
+                named = self._index.shards[self._split][number]
+                file = _ShardFile(self._directory / named.name, named.shard)
+                file.read_into(part, offset)
+        except AppError as error:
+            raise type(error)(f"{error}: start again: it is brought again") from error
+        if len(self._files) == _MOST_OPEN:
+            del self._files[next(iter(self._files))]
+        self._files[number] = file  # the file that was used last is the last in the dictionary
 
     def __getstate__(self) -> dict[str, Any]:
-        # A process that loads data maps the files itself: maps sent to it would be copied whole.
-        return {**self.__dict__, "_maps": {}}
+        return {**self.__dict__, "_files": {}}  # a process that loads data opens the files itself
+
+
+class _ShardFile:
+    """A shard that is open for reading.
+
+    It is not mapped into memory. Where a mapped file is cut, or its disk fails, the kernel ends the
+    process that touches it (SIGBUS): without a word, and without a commit. A system call for each
+    part says what is wrong.
+    """
+
+    def __init__(self, path: Path, shard: Shard) -> None:
+        """Raises Damaged, AccessDenied, Unavailable; so does `read_into`."""
+        self._path = path
+        _check_size(path, shard)
+        with _reading(path):
+            self._file = path.open("rb", buffering=0)
+            self._descriptor = self._file.fileno()
+
+    def read_into(self, part: memoryview, offset: int) -> None:
+        """Fill `part` with the bytes of the file from `offset` on."""
+        try:
+            while len(part):
+                count = os.preadv(self._descriptor, [part], offset)
+                if not count:
+                    raise Damaged(f"{self._path} was cut: it ends before byte {offset + len(part)}")
+                part, offset = part[count:], offset + count
+        except OSError as error:
+            raise _failure(self._path, error) from error
+
+
+def _is_read(file: _ShardFile, part: memoryview, offset: int) -> bool:
+    try:
+        file.read_into(part, offset)
+    except AppError:
+        return False
+    return True
 
 
 def verify(directory: Path, named: NamedShard) -> bytes:
@@ -147,12 +176,15 @@ def _check_size(path: Path, shard: Shard) -> None:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError as error:
-        raise Damaged(f"{path} is missing") from error
-    except PermissionError as error:
-        raise AccessDenied(f"{path} cannot be read ({error.strerror})") from error
     except OSError as error:
-        raise Unavailable(f"{path} cannot be read ({error.strerror or error})") from error
+        raise _failure(path, error) from error
+
+
+def _failure(path: Path, error: OSError) -> AppError:
+    if isinstance(error, FileNotFoundError):
+        return Damaged(f"{path} is missing")
+    kind = AccessDenied if isinstance(error, PermissionError) else Unavailable
+    return kind(f"{path} cannot be read ({error.strerror or error})")
 
 
 class ShardWriter:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app.data.builtin import BUILTIN, builtin_documents, builtin_fingerprint
+from app.data.builtin import BUILTIN, BuiltinText, image_text
 from app.data.downloads import list_remote
 from app.data.files import Files, FileSource, list_local
 from app.data.hub_dataset import open_hub
@@ -36,6 +36,7 @@ class PinnedSource:
     `parts` says what the fingerprint is made of: a file, object, dataset or variable by name,
     and a digest of what it holds. `revision` is None where nothing comes from the hub.
     `opened` holds the listing that the fingerprint was made of: nothing is listed again.
+    `builtin` is the builtin text that is read; None where DATASET does not name it.
     """
 
     settings: DataSettings
@@ -43,6 +44,7 @@ class PinnedSource:
     revision: str | None
     parts: Mapping[str, str]
     opened: Source = field(repr=False, compare=False)
+    builtin: BuiltinText | None = field(default=None, repr=False, compare=False)
 
     def pieces(self, after: Position | None = None) -> Pieces:
         """The pieces of DATASET after the position `after`, always in the same order.
@@ -62,6 +64,7 @@ def pin_source(
     revision: str | None = None,
     alive: Callable[[], None] = lambda: None,
     *,
+    builtin: BuiltinText | None = None,
     limits: DataLimits = DEFAULT_LIMITS,
     sleep: Sleep | None = None,
 ) -> PinnedSource:
@@ -71,10 +74,13 @@ def pin_source(
     files, ETags and sizes of objects, revisions on the hub; never where a file lies or when it
     was written. `revision` is the one that the run was begun with. With it the hub need not
     answer. `alive` is called for each block of bytes that is fetched or hashed, now and while
-    pieces are read, in whatever thread does that. `sleep` makes the pauses in which a source
+    pieces are read, in whatever thread does that. `builtin` is the builtin text that a run was
+    begun with, if this image may have another one. `sleep` makes the pauses in which a source
     that does not answer is waited for. Raises as `PinnedSource.pieces`.
     """
-    source = _Opener(alive, limits, sleep).open(settings, revision)
+    if builtin is None and follows_the_image(settings):
+        builtin = image_text()
+    source = _Opener(alive, builtin, limits, sleep).open(settings, revision)
     identity = source.identity()
     canonical = json.dumps({"version": _VERSION, **identity}, sort_keys=True)
     return PinnedSource(
@@ -83,6 +89,7 @@ def pin_source(
         source.revision,
         {name: _short(value) for name, value in identity.items()},
         source,
+        builtin,
     )
 
 
@@ -99,10 +106,15 @@ def is_hub_id(dataset: str) -> bool:
 
 def follows_the_hub(settings: DataSettings) -> bool:
     """Whether what DATASET is changes with a commit on the hub."""
-    specs = [part.spec for part in _parts(settings)] or [settings.dataset]
     return any(
-        spec != BUILTIN and is_hub_id(spec) and not HubName.parse(spec).is_pinned for spec in specs
+        spec != BUILTIN and is_hub_id(spec) and not HubName.parse(spec).is_pinned
+        for spec in _specs(settings)
     )
+
+
+def follows_the_image(settings: DataSettings) -> bool:
+    """Whether what DATASET is changes with the image."""
+    return BUILTIN in _specs(settings)
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,7 @@ class _Opener:
     """Opens what DATASET names; the fields are the arguments of `pin_source`."""
 
     alive: Callable[[], None]
+    builtin: BuiltinText | None
     limits: DataLimits
     sleep: Sleep | None
 
@@ -128,7 +141,8 @@ class _Opener:
 
     def _open_one(self, settings: DataSettings, revision: str | None) -> Source:
         if settings.dataset == BUILTIN:
-            return _Builtin()
+            assert self.builtin is not None
+            return _Builtin(self.builtin)
         if is_hub_id(settings.dataset):
             return open_hub(settings, revision, self.limits, self.sleep)
         spec = settings.dataset.removeprefix("file://")
@@ -138,6 +152,10 @@ class _Opener:
         else:
             files = list_local(spec, self.alive, self.limits)
         return FileSource(settings.dataset, files, settings.text_column, self.limits)
+
+
+def _specs(settings: DataSettings) -> list[str]:
+    return [part.spec for part in _parts(settings)] or [settings.dataset]
 
 
 def _parts(settings: DataSettings) -> tuple[WeightedPart, ...]:
@@ -151,6 +169,7 @@ def _parts(settings: DataSettings) -> tuple[WeightedPart, ...]:
 class _Builtin:
     """The corpus that every image brings."""
 
+    text: BuiltinText
     pinned: str = BUILTIN
     revision: str | None = None
 
@@ -158,14 +177,14 @@ class _Builtin:
         return {BUILTIN: BUILTIN}
 
     def identity(self) -> Mapping[str, str]:
-        return {BUILTIN: builtin_fingerprint()}
+        return {BUILTIN: self.text.fingerprint}
 
     def pieces(self, after: Position | None) -> Pieces:
         return PlacedPieces(self._placed(after or {}), after)
 
     def _placed(self, after: Position) -> Generator[Placed]:
         first = int(after.get("document", 0))
-        texts = itertools.islice(builtin_documents(), first, None)
+        texts = itertools.islice(self.text.read(), first, None)
         for number, text in enumerate(texts, start=first + 1):
             yield Piece(text), {"document": number}
 

@@ -5,6 +5,7 @@ Shapes: B sequences per micro-batch, T = SEQ_LEN tokens.
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -12,8 +13,8 @@ import numpy as np
 from app.data.loader import ValidationBatches
 from app.data.preparation import Preparation
 from app.data.sample_order import Numbers, SampleOrder, corpus_order
-from app.data.shard_index import ShardIndex
-from app.data.shards import TokenShards
+from app.data.shard_index import ShardIndex, Split
+from app.data.shards import Tokens, TokenShards
 from app.data.token_need import PrepareProgress, Waiting
 from app.data.token_progress import TokenProgress
 from app.data.tokenizer import TokenizerFiles
@@ -68,6 +69,11 @@ class TokenStream:
         """
         return self._waiting_for(lambda waiting: self._sequences(first, count, waiting))
 
+    def recover(self, numbers: Numbers) -> Tokens:
+        """The tokens (count, T + 1) of sequences that could be read before and cannot now: their
+        files are brought again. Raises OutOfData."""
+        return self._recover("train", numbers)
+
     def validation(self, batch_size: int, max_tokens: int) -> ValidationBatches:
         """Batches of the first held-out tokens: the same ones at every call. Raises OutOfData."""
         return self._waiting_for(lambda waiting: self._validation(batch_size, max_tokens, waiting))
@@ -96,10 +102,26 @@ class TokenStream:
     def _validation(self, batch_size: int, max_tokens: int, waiting: Waiting) -> ValidationBatches:
         seq_len = self._seq_len
         self.preparation.wait_for("validation", max_tokens + 1, waiting)
-        batches = ValidationBatches(self.preparation.validation, seq_len, batch_size, max_tokens)
+        batches = ValidationBatches(
+            self.preparation.validation,
+            seq_len,
+            batch_size,
+            max_tokens,
+            partial(self._recover, "validation"),
+        )
         starts = np.arange(batches.n_sequences, dtype=np.int64) * seq_len
         self.preparation.require("validation", starts, seq_len + 1, waiting)
         return batches
+
+    def _recover(self, split: Split, numbers: Numbers) -> Tokens:
+        starts, length = numbers * self._seq_len, self._seq_len + 1
+
+        def read(waiting: Waiting) -> Tokens:
+            made = self.preparation
+            made.bring_again(split, starts, length, waiting)
+            return TokenShards(made.directory, split, made.index).read_rows(starts, length)
+
+        return self._waiting_for(read)
 
     def _waiting_for(self, read: Callable[[Waiting], _T]) -> _T:
         def waiting(progress: PrepareProgress) -> None:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +84,27 @@ def load_tokenizer(
             f"{vocab_size_limit}: choose a tokenizer that fits"
         )
     return files
+
+
+def changes_by_itself(spec: str) -> bool:
+    """Whether TOKENIZER=`spec` may be another tokenizer tomorrow, though nobody here changed it: in
+    another image, or on the hub."""
+    return spec == BUILTIN or not (looks_like_path(spec) or Path(spec).exists())
+
+
+def install_tokenizer(files: Mapping[str, str], data_dir: Path, setting: str) -> TokenizerFiles:
+    """The tokenizer with these files (content by name), which are written to `data_dir`.
+
+    Raises what `read_tokenizer` raises, and AccessDenied or Unavailable about `data_dir`.
+    """
+    place = DataDir(data_dir)
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    directory = place.tokenizers / f"kept-{digest[:16]}"
+    if not directory.is_dir():
+        with disk_failures(place.setting), _appearing_at(directory) as scratch:
+            for name, content in files.items():
+                (scratch / name).write_text(content, "utf-8")
+    return read_tokenizer(directory, setting)
 
 
 def build_builtin_tokenizer(directory: Path, library: Path | None = None) -> TokenizerFiles:

@@ -2,6 +2,7 @@
 
     run.json                                what the run is, and how far it is meant to go
     source.json                             what its data were made of
+    inputs/                                 what the next image may not have: text, tokenizer
     lease.json                              who may write
     attempts/e000003-from-0000000040-e000001.json   attempt 3, which went on from step 40 of epoch 1
     checkpoints/step-0000000020-e000001/    step 20, written under lease epoch 1
@@ -21,6 +22,9 @@ from typing import NamedTuple
 
 RECORD = "run.json"
 SOURCE = "source.json"
+INPUTS = "inputs"
+TEXT_KEY = f"{INPUTS}/builtin-text.json.z"
+TOKENIZER_KEY = f"{INPUTS}/tokenizer.json.z"
 LEASE = "lease.json"
 ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"

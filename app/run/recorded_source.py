@@ -5,13 +5,15 @@ source.json lists what the data were made of, and only serves to explain a diffe
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.console import redacted
-from app.data.sources import PinnedSource, follows_the_hub, pin_source
+from app.data.sources import PinnedSource, follows_the_hub, follows_the_image, pin_source
+from app.data.tokenizer import TokenizerFiles, changes_by_itself
 from app.errors import AccessDenied, ConfigError, Damaged, NotFound, Unavailable
+from app.run.kept_inputs import read_text, tokenizer_of_run
 from app.run.layout import SOURCE
 from app.run.record import load_record
 from app.settings.variables import DataSettings
@@ -39,14 +41,35 @@ class _SourceRecord(BaseModel):
 
 
 def source_of_run(
-    data: DataSettings, record: RunRecord | None, alive: Callable[[], None] = lambda: None
+    data: DataSettings,
+    record: RunRecord | None,
+    store: Store,
+    alive: Callable[[], None] = lambda: None,
 ) -> PinnedSource:
-    """The source of a run, at the revision of the hub dataset that the run was begun with.
+    """The source of a run in `store`, as the run was begun with it: at the same revision of a hub
+    dataset, and with the same builtin text, which the run has kept.
 
-    `alive` and what is raised are as in `pin_source`.
+    `alive` and what is raised are as in `pin_source`. Raises also what `read_text` raises.
     """
-    begun = record is not None and names_recorded_data(data, record)
-    return pin_source(data, record.identity.dataset_revision if record and begun else None, alive)
+    if record is None or not names_recorded_data(data, record):
+        return pin_source(data, None, alive)
+    identity = record.identity
+    source = pin_source(data, identity.dataset_revision, alive)
+    if source.builtin is None or source.fingerprint == identity.dataset_fingerprint:
+        return source
+    kept = read_text(store)
+    if kept is None:
+        log.warning(
+            "DATASET=%s: %s has kept no builtin text, as runs of older versions did not: where the "
+            "text of this image is another one, start the run once with the image that began it",
+            data.dataset,
+            store.uri,
+        )
+        return source
+    if kept.fingerprint == source.builtin.fingerprint:
+        return source
+    log.info("DATASET=%s: the builtin text that the run was begun with", data.dataset)
+    return pin_source(data, identity.dataset_revision, alive, builtin=kept)
 
 
 def names_recorded_data(data: DataSettings, record: RunRecord) -> bool:
@@ -62,44 +85,81 @@ def source_of_named_run(
 ) -> PinnedSource:
     """The source that `train` would read, for a command that looks no further at the run.
 
-    The store is asked only about a dataset that changes with the hub. If it holds no run with
-    one of these names and this DATASET, the newest commit on the hub is taken, with a warning.
-    That never happens because a record could not be read: tokens of another commit would be of
-    no use to the run. Raises ConfigError where two runs have different revisions, and what
-    `load_record`, the store and `pin_source` raise.
+    The store is asked only about a dataset that changes with the hub or with the image. If it
+    holds no run with one of these names and this DATASET, the newest commit on the hub is taken,
+    with a warning. That never happens because a record could not be read: tokens of another commit
+    would be of no use to the run. Raises ConfigError where two runs have different data, and what
+    `load_record`, the store and `source_of_run` raise.
     """
-    record = _record_of(data, checkpoint_uri, run_names) if follows_the_hub(data) else None
-    return source_of_run(data, record, alive)
+    if follows_the_hub(data) or follows_the_image(data):
+        for store, record in _begun_with(data, checkpoint_uri, run_names):
+            return source_of_run(data, record, store, alive)
+    return pin_source(data, None, alive)
 
 
-def _record_of(data: DataSettings, uri: str, run_names: Sequence[str]) -> RunRecord | None:
-    dataset = f"DATASET={redacted(data.dataset)}"
-    try:
-        found = [load_record(open_store(uri, name)) for name in run_names]
-    except (AccessDenied, Unavailable) as error:
-        raise type(error)(
-            f"{dataset} has to be at the commit that the run was begun with, which the store does "
-            f"not say (write owner/name@COMMIT to do without it): {error}"
-        ) from error
-    records = [
-        stored.record for stored in found if stored and names_recorded_data(data, stored.record)
+def tokenizer_of_named_run(
+    data: DataSettings, checkpoint_uri: str, run_names: Sequence[str], ours: TokenizerFiles
+) -> TokenizerFiles:
+    """The tokenizer that `train` would use, where `ours` is the one that TOKENIZER names now.
+
+    The store is asked only about one that may have changed by itself. Raises ConfigError where two
+    runs have different ones, and what `load_record`, the store and `tokenizer_of_run` raise.
+    """
+    if not changes_by_itself(data.tokenizer):
+        return ours
+    runs = [
+        (store, record)
+        for store, record in _runs(checkpoint_uri, run_names)
+        if record.identity.tokenizer == data.tokenizer
     ]
-    if len({record.identity.dataset_revision for record in records}) > 1:
-        names = " and ".join(record.run_name for record in records)
-        raise ConfigError(
-            f"{uri} holds the runs {names} with different commits of {dataset}: set RUN_NAME"
-        )
-    if not records:
-        names = " or ".join(run_names)
+    fingerprints = {record.identity.tokenizer_fingerprint for _, record in runs}
+    _check_one(fingerprints, f"TOKENIZER={data.tokenizer}", checkpoint_uri, runs)
+    for store, record in runs:
+        return tokenizer_of_run(data, record, store, ours)
+    return ours
+
+
+_Run = tuple[Store, RunRecord]
+
+
+def _runs(uri: str, names: Sequence[str]) -> list[_Run]:
+    stores = [open_store(uri, name) for name in names]
+    found = [(store, load_record(store)) for store in stores]
+    return [(store, stored.record) for store, stored in found if stored]
+
+
+def _begun_with(data: DataSettings, uri: str, names: Sequence[str]) -> list[_Run]:
+    """The runs with one of these names and this DATASET, which have the same text."""
+    dataset, on_hub = f"DATASET={redacted(data.dataset)}", follows_the_hub(data)
+    try:
+        found = _runs(uri, names)
+    except (AccessDenied, Unavailable) as error:
+        way = " (write owner/name@COMMIT to do without it)" if on_hub else ""
+        what = "at the commit" if on_hub else "the text"
+        raise type(error)(
+            f"{dataset} has to be {what} that the run was begun with, which the store does not say"
+            f"{way}: {error}"
+        ) from error
+    runs = [(store, record) for store, record in found if names_recorded_data(data, record)]
+    revisions = {record.identity.dataset_revision for _, record in runs}
+    _check_one(revisions, f"commits of {dataset}", uri, runs)
+    fingerprints = {record.identity.dataset_fingerprint for _, record in runs}
+    _check_one(fingerprints, f"text of {dataset}", uri, runs)
+    if on_hub and not runs:
         log.warning(
             "%s is taken at its newest commit on the hub, since %s holds no run %s that was begun "
             "with one",
             dataset,
             uri,
-            names,
+            " or ".join(names),
         )
-        return None
-    return records[0]
+    return runs
+
+
+def _check_one(values: Collection[str | None], what: str, uri: str, runs: Sequence[_Run]) -> None:
+    if len(values) > 1:
+        names = " and ".join(record.run_name for _, record in runs)
+        raise ConfigError(f"{uri} holds the runs {names} with different {what}: set RUN_NAME")
 
 
 def remember_parts(store: Store, parts: Mapping[str, str]) -> None:

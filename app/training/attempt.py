@@ -105,6 +105,7 @@ class Attempt:
             num_workers=self.compute.num_workers,
             pin_memory=self.compute.device.type == "cuda",
             waiting=self._raise_if_stopping,
+            recover=self.corpus.recover,
         )
 
     def begin(self) -> None:

@@ -15,6 +15,7 @@ from app.observe.report import publish
 from app.observe.rows import Row, rows_left_here, stored_rows
 from app.run.clock import utc_now
 from app.run.journal import TARGET_REACHED, AttemptJournal, AttemptRecord, read_attempts
+from app.run.kept_inputs import keep_inputs
 from app.run.record import StoredRecord, create_record, extend
 from app.run.recorded_source import remember_parts
 from app.run.retention import clean_up
@@ -47,6 +48,7 @@ def open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> A
     stored = _record(run, view, source)
     remember_parts(run.store, source.parts)
     clean_up(run.store, view, run.lease.epoch, run.lease)
+    keep_inputs(run.store, source, job.tokenizer)
     model = SmolLM2.empty(
         job.config,
         job.compute.device,

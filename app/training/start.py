@@ -9,6 +9,7 @@ says, since another process may have written in the meantime.
 import gc
 import logging
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 from app.data.sources import PinnedSource
@@ -19,11 +20,13 @@ from app.heartbeat import beat
 from app.model.attention import AttentionShape, fastest_attention
 from app.observe.trackers import PrometheusTracker
 from app.run.journal import TARGET_REACHED
+from app.run.kept_inputs import tokenizer_of_run
 from app.run.lease import Lease, holder_identity
-from app.run.record import StoredRecord, already_applied
+from app.run.record import already_applied
 from app.run.recorded_source import names_recorded_data, source_of_run
 from app.run.view import RunView, read_view
 from app.settings.combined import Settings
+from app.state.identity import RunRecord
 from app.stores.contract import Store
 from app.stores.opening import open_store
 from app.training.attempt import Attempt, Trainer
@@ -102,31 +105,21 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     check_place(job, store)
     store.check()
     view = read_view(store)
-    stored = view.record
+    record = view.record.record if view.record else None
+    job = replace(job, tokenizer=tokenizer_of_run(settings.data, record, store, job.tokenizer))
     progress = TokenProgress()
-    if stored is not None and nothing_left_to_do(job, stored.record, view, store):
-        # The data may be gone by now: they are looked at only if DATASET names others than before.
-        named = names_recorded_data(settings.data, stored.record)
-        source = None if named else source_of_run(settings.data, stored.record, progress.alive)
-        check_against_record(job, view, source, store)
-        run = settings.run
-        if note := already_applied(stored.record, run.additional_steps, run.extension_id):
-            log.info(note)
-        log.info(
-            "nothing to do: %s is finished at step %d (sizes looked at; `checkpoints verify` reads "
-            "every byte)",
-            job.run_name,
-            stored.record.target,
-        )
+    if record is not None and nothing_left_to_do(job, record, view, store):
+        _say_finished(job, record, view, store, progress)
         return None
-    source = source_of_run(settings.data, stored.record if stored else None, progress.alive)
+    source = source_of_run(settings.data, record, store, progress.alive)
     check_against_record(job, view, source, store)
     check_space(job, view, store)
     check_folders(job, store)
     if job.init and job.init.directory and not view.committed:
         check_first_weights(job, job.init.directory)
     # The tokens of the step that this start will probably resume from are fetched first.
-    target = _highest_target(job, stored)
+    run = settings.run
+    target = (record.target if record else run.total_steps) + run.additional_steps
     steps = range(min(view.newest_step, target), target)
     opened = ExitStack()
     data = open_preparation(job, source, steps, progress.behind)
@@ -155,6 +148,25 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     return attempt
 
 
+def _say_finished(
+    job: Job, record: RunRecord, view: RunView, store: Store, progress: TokenProgress
+) -> None:
+    """Raises what `check_against_record` does for settings that are not those of the run."""
+    data, run = job.settings.data, job.settings.run
+    # The data may be gone by now: they are looked at only if DATASET names others than before.
+    named = names_recorded_data(data, record)
+    source = None if named else source_of_run(data, record, store, progress.alive)
+    check_against_record(job, view, source, store)
+    if note := already_applied(record, run.additional_steps, run.extension_id):
+        log.info(note)
+    log.info(
+        "nothing to do: %s is finished at step %d (sizes looked at; `checkpoints verify` reads "
+        "every byte)",
+        job.run_name,
+        record.target,
+    )
+
+
 def _open_with_lease(
     job: Job,
     store: Store,
@@ -180,12 +192,6 @@ def _open_with_lease(
         stop.taken()
         GracePeriod(stop, settings.checkpoints.grace_seconds).give_lease_back(lease.release)
         raise
-
-
-def _highest_target(job: Job, stored: StoredRecord | None) -> int:
-    run = job.settings.run
-    recorded = stored.record.target if stored else run.total_steps
-    return recorded + run.additional_steps
 
 
 def _trainer(name: str) -> Trainer:

@@ -80,6 +80,33 @@ def test_a_shortened_shard_is_found_also_without_its_hash(tmp_path: Path) -> Non
             look()
 
 
+def test_a_shard_that_is_cut_while_it_is_read_is_damaged_and_ends_no_process(
+    tmp_path: Path,
+) -> None:
+    reader = TokenShards(tmp_path, "train", write_counting_shards(tmp_path))
+    assert reader.read(100, 5).tolist() == [100, 101, 102, 103, 104]
+    path = tmp_path / "train-00002.bin"
+    whole = path.read_bytes()
+    os.truncate(path, 2)
+    with pytest.raises(Damaged, match=f"{path} has 2 bytes, not 114: start again"):
+        reader.read(100, 5)
+    path.unlink()
+    path.write_bytes(whole)
+    assert reader.read(100, 5).tolist() == [100, 101, 102, 103, 104]
+
+
+def test_a_reader_that_has_a_shard_open_goes_on_where_another_file_takes_its_name(
+    tmp_path: Path,
+) -> None:
+    reader = TokenShards(tmp_path, "train", write_counting_shards(tmp_path))
+    reader.read(100, 5)
+    path, other = tmp_path / "train-00002.bin", tmp_path / "other"
+    other.write_bytes(path.read_bytes())
+    os.truncate(path, 0)
+    other.rename(path)
+    assert reader.read(101, 3).tolist() == [101, 102, 103]
+
+
 def test_a_missing_shard_is_found(tmp_path: Path) -> None:
     index = write_counting_shards(tmp_path)
     (tmp_path / "train-00001.bin").unlink()

@@ -1,6 +1,7 @@
 """Tokens that arrive late change nothing but the time."""
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,7 +21,7 @@ from app.data.token_progress import TokenProgress
 from app.data.token_stream import OutOfData, TokenStream
 from app.data.tokenization import ShardMaker
 from app.data.tokenizer import TokenizerFiles
-from app.errors import AppError, Unavailable
+from app.errors import AppError, NotFound, Unavailable
 from app.settings.variables import DataSettings
 from tests.support.small_corpus import SHARD, SMALL_BATCHES, rows, tokenizer
 
@@ -113,6 +114,7 @@ def shown(stream: TokenStream, samples: int, workers: int = 0) -> list[list[int]
         samples // GEOMETRY.global_batch_size,
         num_workers=workers,
         pin_memory=False,
+        recover=stream.recover,
     )
     return [row.tolist() for batch in loader for row in batch]
 
@@ -168,6 +170,31 @@ def test_the_validation_set_is_the_same_whenever_it_is_asked_for(
         late.preparation.start()
         assert [b.tolist() for b in late.validation(4, size)] == batches
     assert expected[2] == expected[4][: len(expected[2])]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_that_are_cut_while_they_are_shown_are_made_again(
+    workers: int, make: MakeStream
+) -> None:
+    stream = make("cut")
+    stream.preparation.run()
+    expected = shown(stream, 2048), [b.tolist() for b in stream.validation(4, 500)]
+    stream.sequences(0, 2048)
+    validation = stream.validation(4, 500)
+    for path in stream.preparation.directory.glob("*.bin"):
+        os.truncate(path, path.stat().st_size // 3)
+    assert ([b.tolist() for b in validation], shown(stream, 2048, workers)) == expected[::-1]
+
+
+def test_what_cannot_be_made_again_is_a_lack_of_data(make: MakeStream, tmp_path: Path) -> None:
+    stream = make("lost")
+    stream.preparation.run()
+    shown(stream, 64)
+    (stream.preparation.directory / "train-00000.bin").unlink()
+    (tmp_path / f"{len(ROWS)}.jsonl").unlink()
+    with pytest.raises(OutOfData) as end:
+        shown(stream, 64)
+    assert isinstance(end.value.__cause__, NotFound)
 
 
 def test_what_ends_the_preparation_is_raised_only_where_tokens_are_missing(

@@ -200,10 +200,13 @@ def test_of_two_runs_with_different_commits_one_has_to_be_named(
     assert source_of_named_run(ON_HUB, uri, ["tiny"]).revision == NEWEST
 
 
-@pytest.mark.parametrize("dataset", ["builtin", f"o/good@{NEWEST}"])
-def test_of_data_that_no_commit_changes_the_store_is_not_asked(
-    dataset: str, on_hub: Requests, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("dataset", ["file", f"o/good@{NEWEST}"])
+def test_of_data_that_neither_a_commit_nor_an_image_changes_the_store_is_not_asked(
+    dataset: str, on_hub: Requests, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    if dataset == "file":
+        dataset = str(tmp_path / "a.txt")
+        Path(dataset).write_text("some text\n")
     monkeypatch.setattr("app.run.recorded_source.open_store", None)
     source_of_named_run(DataSettings(dataset=dataset), "s3://bucket/x", ["tiny"])
     assert on_hub == []
