@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from app.data.data_dir import write_durably
@@ -38,6 +38,28 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 DTYPE = np.dtype("<u2")
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+# What positions of all sources count, and what lies inside them. The library of the hub has its own
+# state, which nobody else knows.
+_COUNTED = ("file", "offset", "line", "part", "row", "rows", "document", "characters", "turn")
+
+
+def _counts(position: dict[str, Any]) -> dict[str, Any]:
+    for name, value in position.items():
+        inner = value if name == "sources" else [value] if name == "after" else []
+        counted = name in (*_COUNTED, "turn_characters") and (name, value) != ("turn", None)
+        fits = type(value) is int and 0 <= value < 1 << 62 if counted else True
+        if not fits or not isinstance(inner, list) or not all(map(_may_be_position, inner)):
+            raise ValueError(f"{name} is no part of a position")
+        for place in filter(None, inner):
+            _counts(place)
+    return position
+
+
+def _may_be_position(value: object) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+_Position = Annotated[dict[str, Any], AfterValidator(_counts)]
 
 
 @checked_dataclass(frozen=True, config=_STRICT)
@@ -70,7 +92,7 @@ class Seal:
     text_bytes: _Count
     train: Shard | None = None
     validation: Shard | None = None
-    position: dict[str, Any] | None = field(default=None, compare=False)
+    position: _Position | None = field(default=None, compare=False)
 
     def shard(self, split: Split) -> Shard | None:
         return self.train if split == "train" else self.validation

@@ -42,6 +42,33 @@ def test_an_index_of_another_corpus_or_version_is_refused(
         read_index(tmp_path, "s", "t")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"position": {"file": "x"}},
+        {"position": {"file": None}},
+        {"position": {"offset": -1}},
+        {"position": {"rows": 10**30}},
+        {"position": {"sources": [{"after": {"line": True}, "characters": 1}]}},
+        {"position": {"sources": [3]}},
+        {"position": [1]},
+        {"train": {"tokens": 10**12, "sha256": "0" * 64}},
+        {"documents": -1},
+    ],
+    ids=str,
+)
+def test_a_seal_with_numbers_that_cannot_be_is_damage(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    write_counting_shards(tmp_path)
+    path = tmp_path / INDEX
+    content = json.loads(path.read_text())
+    content["seals"][0] |= change
+    path.write_text(json.dumps(content))
+    with pytest.raises(Damaged, match="is not readable: the next"):
+        read_index(tmp_path, "s", "t")
+
+
 def test_what_is_known_takes_the_place_of_a_damaged_index_and_only_of_that(tmp_path: Path) -> None:
     written = write_counting_shards(tmp_path)
     assert mended_index(tmp_path, EMPTY) == written
