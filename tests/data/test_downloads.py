@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from app.data.downloads import RemoteFiles, list_remote
+from app.data.downloads import RemoteFiles
 from app.data.limits import DataLimits
+from app.data.remote_files import list_remote
 from app.data.retries import PAUSES
 from app.data.sources import pin_source
 from app.errors import AccessDenied, ConfigError, NoBucket, NotFound, Unavailable
@@ -217,7 +218,9 @@ def filled(bucket: str, s3_client: Any) -> str:
         ("in", ["in/a.txt", "in/b.txt", "in/deep/c.jsonl"]),
         ("in/", ["in/a.txt", "in/b.txt", "in/deep/c.jsonl"]),
         ("in/[ab].txt", ["in/a.txt", "in/b.txt"]),
-        ("*.jsonl", ["in/deep/c.jsonl"]),
+        ("*/*/*.jsonl", ["in/deep/c.jsonl"]),
+        ("in/*", ["in/a.txt", "in/b.txt"]),
+        ("**/*.jsonl", ["in/deep/c.jsonl"]),
         ("", ["in/a.txt", "in/b.txt", "in/deep/c.jsonl", "inner.txt"]),
     ],
 )
@@ -234,7 +237,7 @@ def test_objects_are_named_below_the_folder_that_they_share(filled: str, tmp_pat
 
 
 def test_a_bucket_or_an_object_that_is_not_there_is_not_found(filled: str, tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="no object matches"):
+    with pytest.raises(NotFound, match="does not exist$"):
         listed(f"s3://{filled}/none/", tmp_path)
     with pytest.raises(NoBucket, match="no such bucket"):
         listed(f"s3://{filled}-missing/in/", tmp_path)

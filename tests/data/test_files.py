@@ -25,7 +25,7 @@ def test_a_folder_gives_its_files_in_the_order_of_their_names(tmp_path: Path) ->
 def test_nothing_at_a_path_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=f"^DATASET={tmp_path}/no.txt does not exist"):
         documents(source(tmp_path / "no.txt"))
-    with pytest.raises(NotFound, match=r"\*\.jsonl does not exist"):
+    with pytest.raises(NotFound, match=r"\*\.jsonl matches nothing"):
         documents(source(tmp_path / "*.jsonl"))
     with pytest.raises(NotFound, match=f"^DATASET={tmp_path} holds no file of .txt"):
         documents(source(tmp_path))

@@ -146,7 +146,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, spoil: Any, message:
 
 
 @given(st.text(st.sampled_from("ab\n\r é日"), max_size=40))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_the_pieces_of_a_text_file_are_its_content(tmp_path: Path, text: str) -> None:
     limits = DataLimits(piece_size=5, read_bytes=7, document_bytes=12)
     path = tmp_path / "a.txt"
