@@ -182,8 +182,10 @@ class S3Files(RemoteFiles):
     """The object, those in the folder, or those that match the pattern."""
 
     def _list(self, uri: str) -> Iterable[ListedFile]:
-        self._client, self._endpoint = open_client(self._setting)
         bucket, _, pattern = uri.partition("://")[2].partition("/")
+        if not bucket:
+            raise ConfigError(f"{self._setting} names no bucket: s3://bucket/folder")
+        self._client, self._endpoint = open_client(self._setting)
         with s3_failures(self._setting, self._endpoint):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=bucket, Prefix=re.split(r"[*?\[]", pattern, maxsplit=1)[0]

@@ -19,6 +19,7 @@ from app.data.pieces import Pieces, Placed, PlacedPieces, Position
 from app.data.readers import checked_head, file_failures, file_pieces
 from app.data.stand_ins import compression_of, is_page
 from app.errors import ConfigError, Damaged
+from app.failures import first_line
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +190,10 @@ def list_local(
     Raises NotFound, AccessDenied, Unavailable, or ConfigError (not a file of ours, or one file
     under two names).
     """
-    path = Path(spec).expanduser()
+    try:
+        path = Path(spec).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"DATASET={spec}: {first_line(error)}: write the whole path") from error
     tree = LocalTree(Path(path.anchor))
     setting = f"DATASET={spec}"
     found = choose(tree, path.parts[bool(path.anchor) :], setting)

@@ -32,10 +32,10 @@ At = tuple[str, ...]
 What = Literal["file", "folder", "dangling link", "special file"]
 
 _REASONS: dict[What, str] = {
-    "file": "with another ending",
-    "folder": "that are folders, which only ** goes into",
-    "dangling link": "that are links to what does not exist",
-    "special file": "that are no files",
+    "file": "other endings",
+    "folder": "folders, which only ** looks into",
+    "dangling link": "links to nothing",
+    "special file": "pipes, sockets, devices",
 }
 
 
@@ -70,7 +70,7 @@ class LeftOut:
 
     def __str__(self) -> str:
         return "; ".join(
-            f"{len(names):,} {reason} ({_first_few(sorted(names))})"
+            f"{reason}: {len(names):,} ({_first_few(sorted(names))})"
             for reason, names in self.names.items()
         )
 
@@ -96,7 +96,7 @@ def choose(tree: Tree, pattern: At, setting: str) -> list[At]:
         if kind_of(name) is None or what == "folder":
             left.note(_REASONS[what], name)
         elif is_plain_json(name) and not _names_json(pattern):
-            left.note("of .json, which is only read where DATASET says .json", name)
+            left.note(".json, which is only read where DATASET says .json", name)
         else:
             chosen.append(_checked(tree, at, what, setting))
     if not chosen and fixed != pattern and not left.names:
@@ -105,7 +105,8 @@ def choose(tree: Tree, pattern: At, setting: str) -> list[At]:
         also = f"; left out: {left}" if left.names else ""
         raise NotFound(f"{setting} holds no file of {ENDINGS}{also}")
     if left.names:
-        log.info("%s: %s read; left out: %s", setting, counted(len(chosen), "file"), left)
+        files = counted(len(chosen), "file is", "files are")
+        log.info("%s: %s read; left out: %s", setting, files, left)
     return sorted(chosen)
 
 
@@ -145,7 +146,7 @@ def _walk(
     deep = first == _ANY
     here = tree.identity(folder)
     if here in above:
-        left.note("in a circle of links", folder[-1])
+        left.note("links in a circle", folder[-1])
         return
     if deep and rest:
         yield from _walk(tree, folder, rest, left, above)
@@ -155,7 +156,7 @@ def _walk(
         at = (*folder, name)
         goes_on = bool(rest) or deep
         if name == _OF_A_DISK != first and what == "folder":
-            left.note("of the disk itself", name)
+            left.note("the disk's own", name)
         elif name.startswith(".") and not first.startswith("."):
             if not rest or what == "folder":
                 left.note("hidden", name)

@@ -152,6 +152,8 @@ def _ascii_address(uri: str) -> str:
     What is encoded already stays so. Raises ValueError.
     """
     parts = urlsplit(uri)
+    if not parts.hostname:
+        raise ValueError("no server is named")
     server = parts.netloc
     if not server.isascii():
         port = f":{parts.port}" if parts.port else ""
