@@ -213,7 +213,7 @@ def list_local(
         if other is not listed:
             raise ConfigError(
                 f"{setting}: {other.place} and {file} are the same file, which would be read "
-                "twice: remove one, or name the files by a glob"
+                "twice: remove one, or name the files by a pattern"
             )
     say_empty(setting, [file.name for file in by_origin.values() if not file.size])
     return LocalFiles(tuple(by_origin.values()), alive, limits)

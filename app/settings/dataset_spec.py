@@ -2,7 +2,7 @@
 
 a:0.7,b:0.3                          a mixture; a and b are each written as below
 owner/name@revision#config/split     a hub dataset; all but the name can be left out
-anything else                        builtin, a path, glob or URI
+anything else                        builtin, a path, pattern or URI
 """
 
 import re

@@ -1,5 +1,6 @@
 """Objects of a bucket: listed, fetched one by one while they are read, and gone on with."""
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from app.data.retries import PAUSES
 from app.data.sources import pin_source
 from app.errors import ConfigError, NoBucket, NotFound, Unavailable
 from app.settings.variables import DataSettings
+from tests.support.corpus_files import ROWS, jsonl
 from tests.support.interposed import Interposed
-from tests.support.source_pieces import documents
+from tests.support.source_pieces import documents, texts
 
 
 def listed(uri: str, data_dir: Path, sleep: Callable[[float], None] | None = None) -> RemoteFiles:
@@ -57,6 +59,27 @@ def test_an_object_a_prefix_or_a_glob_names_objects_in_a_bucket(
 ) -> None:
     read = contents(f"s3://{filled}/{pattern}", tmp_path)
     assert [content.decode() for content in read] == expected
+
+
+def test_names_with_signs_of_a_pattern_and_markers_of_folders_are_no_obstacle(
+    bucket: str, s3_client: Any, tmp_path: Path
+) -> None:
+    long_name = f"{'x' * 250}.txt"  # too long for a copy with anything before it
+    for key in ("in/part [1].txt", "in/part 1.txt", f"in/{long_name}"):
+        s3_client.put_object(Bucket=bucket, Key=key, Body=key.encode())
+    s3_client.put_object(Bucket=bucket, Key="in/", Body=b"")
+    assert names(f"s3://{bucket}/in/part [1].txt", tmp_path) == ["part [1].txt"]
+    assert names(f"S3://{bucket}/in/part [1]*", tmp_path) == ["part 1.txt"]
+    assert len(contents(f"s3://{bucket}/in/", tmp_path)) == 3
+
+
+def test_objects_that_are_stored_compressed_are_read(
+    bucket: str, s3_client: Any, tmp_path: Path
+) -> None:
+    s3_client.put_object(
+        Bucket=bucket, Key="a.jsonl", Body=gzip.compress(jsonl(ROWS)), ContentEncoding="gzip"
+    )
+    assert texts(f"s3://{bucket}/a.jsonl", data_dir=tmp_path) == ROWS
 
 
 def test_objects_are_named_below_the_folder_that_they_share(filled: str, tmp_path: Path) -> None:
