@@ -68,9 +68,9 @@ class HubSource:
                 backoff.failed(error)
 
     def _stream(self, after: Position) -> Iterator[Placed]:
-        import datasets
-
         setting = f"DATASET={self.pinned}"
+        with hub_failures(setting):
+            import datasets
         dataset = self._open(setting)
         count, first = int(after.get("rows", 0)), int(after.get("part", 0))
         state, library = after.get("state"), datasets.__version__

@@ -20,6 +20,7 @@ from app.data.stand_ins import HEAD, refuse_stand_in
 from app.errors import ConfigError, Damaged
 from app.failures import first_line, from_os_error
 
+_ROW_ADVICE = "each line has to be one object (jq -c '.[]' makes such lines of an array)"
 _BATCH_ROWS = 64  # rows of a parquet file that are decoded at once
 _BYTE_ORDER_MARK = "\ufeff"
 _JOINED = re.compile(f"^{_BYTE_ORDER_MARK}", re.M)
@@ -250,9 +251,9 @@ def _json_value(line: str, column: str, where: str) -> str:
     try:
         row: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"{where} is not JSON ({error}): correct or remove the line") from error
+        raise Damaged(f"{where} is not JSON ({error}): {_ROW_ADVICE}") from error
     if not isinstance(row, dict):
-        raise Damaged(f"{where} is not a JSON object: correct or remove the line")
+        raise Damaged(f"{where} is not a JSON object: {_ROW_ADVICE}")
     if column not in row:
         raise no_column(column, row, where)
     return text_of(row[column], column, where)

@@ -19,7 +19,7 @@ from app.errors import AccessDenied, AppError, ConfigError, NotFound, Unavailabl
 
 _TIMEOUT = 60.0  # seconds in which a web server says nothing
 # Several servers refuse the agent that Python's library names.
-_AGENT = {"User-Agent": "smollm2-spot-trainer"}
+_AGENT = {"User-Agent": "smollm2-spot-trainer", "Accept": "*/*"}
 # An SSLError in the middle of an answer carries errno 1, which would mean EPERM on a disk.
 _NO_ANSWER = (
     urllib.error.URLError,
