@@ -1,4 +1,4 @@
-"""Files that a URI names: objects in a bucket, or a file that a web server gives.
+"""Files of a server, and those of a bucket.
 
 They are listed first; a listing gives each file's size and its ETag, and these are the
 fingerprint. Then they are fetched one by one while they are read: the next one in the
@@ -6,69 +6,30 @@ background while its predecessor is read, which is removed afterwards. So two fi
 are on the disk, whatever its size.
 """
 
-import fnmatch
-import posixpath
 import re
-import ssl
 import threading
-import urllib.error
-import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing, contextmanager
-from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path
+<<<<<<< HEAD
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
+=======
+from typing import Any, BinaryIO
+>>>>>>> h-g
 
 from botocore.exceptions import ClientError
 
 from app.data.data_dir import DataDir, own_folder
 from app.data.files import ListedFile
-from app.data.limits import DEFAULT_LIMITS, DataLimits
-from app.data.readers import FILE_ENDINGS
+from app.data.patterns import At, What, choose, names_in_common_folder, say_empty
 from app.data.retries import Backoff, Sleep
-from app.errors import AccessDenied, AppError, ConfigError, Damaged, NotFound, Unavailable
+from app.errors import ConfigError, Damaged, Unavailable
 from app.failures import disk_failures
 from app.stores.s3_answers import http_status, s3_failures
 from app.stores.s3_client import RangeIgnored, listing, open_client
-
-_TIMEOUT = 60.0  # seconds in which a web server says nothing
-# An SSLError in the middle of an answer carries errno 1, which would mean EPERM on a disk.
-_NO_ANSWER = (
-    urllib.error.URLError,
-    HTTPException,
-    TimeoutError,
-    ConnectionError,
-    ssl.SSLError,
-)
-
-
-def list_remote(
-    uri: str,
-    data_dir: Path,
-    alive: Callable[[], None],
-    limits: DataLimits = DEFAULT_LIMITS,
-    sleep: Sleep | None = None,
-) -> "RemoteFiles":
-    """List the files at `uri`: s3:// (object, prefix or glob), http:// or https://.
-
-    `alive` is called for each block that is fetched later, and `sleep` makes the pauses before
-    a file is asked for again. Raises ConfigError (another scheme, or no file of ours),
-    NotFound, AccessDenied, Unavailable.
-    """
-    setting = f"DATASET={uri}"
-    kinds: dict[str, type[RemoteFiles]] = {"s3": S3Files, "http": WebFile, "https": WebFile}
-    kind = kinds.get(urlsplit(uri).scheme)
-    if kind is None:
-        raise ConfigError(f"{setting}: URIs start with s3://, https://, http:// or file://")
-    files = kind(uri, data_dir, alive, limits.fetched_bytes, sleep)
-    if not files.listed:
-        raise NotFound(f"{setting}: no object matches (of {', '.join(FILE_ENDINGS)})")
-    if not all(file.name.endswith(FILE_ENDINGS) for file in files.listed):
-        raise ConfigError(f"{setting}: files end with {', '.join(FILE_ENDINGS)}")
-    return files
 
 
 class RemoteFiles(ABC):
@@ -97,7 +58,7 @@ class RemoteFiles(ABC):
     def _open(self, file: ListedFile, offset: int) -> AbstractContextManager[BinaryIO]:
         """The content of `file` from `offset` on.
 
-        Raises _Restarted if the server only gives it from the start, ConfigError if it is not
+        Raises Restarted if the server only gives it from the start, ConfigError if it is not
         the listed version any more, NotFound, AccessDenied, Unavailable or Damaged.
         """
 
@@ -111,7 +72,7 @@ class RemoteFiles(ABC):
 
             def begin(number: int) -> Future[Path]:
                 file = self.listed[number]
-                target = folder / f"{number:06d}-{posixpath.basename(file.name)}"
+                target = folder / f"{number:06d}"  # the file's own name may be too long here
                 return _in_background(lambda: self._fetch(file, target, stopped))
 
             downloads = map(begin, range(first, len(self.listed)))
@@ -144,7 +105,7 @@ class RemoteFiles(ABC):
                                 raise Unavailable(f"{file.place}: no longer needed")
                     if output.tell() < file.size:
                         raise Unavailable(f"DATASET: {file.place}: the connection broke off")
-                except (_Restarted, Damaged) as error:
+                except (Restarted, Damaged) as error:
                     output.seek(0)
                     output.truncate()
                     if isinstance(error, Damaged):  # something on the way changed what was sent
@@ -157,15 +118,15 @@ class RemoteFiles(ABC):
                         backoff.worked()
                     backoff.failed(error)
             if output.tell() > file.size:
-                raise _replaced(file)
+                raise replaced(file)
         return target
 
 
-class _Restarted(Exception):
+class Restarted(Exception):
     """The server begins at the start of the file again."""
 
 
-def _replaced(file: ListedFile) -> ConfigError:
+def replaced(file: ListedFile) -> ConfigError:
     return ConfigError(
         f"DATASET: {file.place} was replaced while the corpus was read: a run needs a source that "
         "stays as it is"
@@ -186,14 +147,53 @@ def _in_background(fetch: Callable[[], Path]) -> Future[Path]:
     return outcome
 
 
+class BucketTree:
+    """The folders that the keys of a bucket spell.
+
+    An object whose key ends with a slash, or an empty one with the name of a folder, marks that
+    folder, as file managers write it, and is no file.
+    """
+
+    def __init__(self, bucket: str, sizes: Mapping[str, int]) -> None:
+        """`sizes` gives the bytes of each object by its key."""
+        self._bucket = bucket
+        self._sizes = {tuple(key.split("/")): size for key, size in sizes.items()}
+        self._folders: dict[At, set[str]] = {(): set()}
+        for at in self._sizes:
+            for depth in range(len(at)):
+                self._folders.setdefault(at[:depth], set()).add(at[depth])
+
+    def what(self, at: At) -> What | None:
+        if at in self._sizes and (self._sizes[at] or at not in self._folders):
+            return "file"
+        return "folder" if at in self._folders else None
+
+    def entries(self, folder: At) -> Iterable[tuple[str, What]]:
+        for name in self._folders[folder]:
+            what = self.what((*folder, name))
+            if what and (name or what == "folder"):
+                yield name, what
+
+    def identity(self, folder: At) -> object:
+        return folder
+
+    def place(self, at: At) -> str:
+        return f"s3://{self._bucket}/{'/'.join(at)}"
+
+    def size(self, at: At) -> int:
+        return self._sizes[at]
+
+
 class S3Files(RemoteFiles):
-    """The object, those below the prefix, or those that match the glob; sorted by key."""
+    """The object, those in the folder, or those that match the pattern."""
 
     def _list(self, uri: str) -> Iterable[ListedFile]:
-        """An object that is named by its whole key is listed whatever its ending."""
+        bucket, _, pattern = uri.partition("://")[2].partition("/")
+        if not bucket:
+            raise ConfigError(f"{self._setting} names no bucket: s3://bucket/folder")
         self._client, self._endpoint = open_client(self._setting)
-        bucket, _, pattern = uri.removeprefix("s3://").partition("/")
         with s3_failures(self._setting, self._endpoint):
+<<<<<<< HEAD
             prefix = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
             objects = {
                 item["Key"]: (item["Size"], item["ETag"].strip('"'))
@@ -214,6 +214,21 @@ class S3Files(RemoteFiles):
             uri = f"s3://{bucket}/{key}"
             name = posixpath.relpath(f"/{key}", root)
             yield ListedFile(uri, name, uri, *objects[key])
+=======
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=bucket, Prefix=re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+            )
+            objects = {item["Key"]: item for page in pages for item in page.get("Contents", ())}
+        tree = BucketTree(bucket, {key: item["Size"] for key, item in objects.items()})
+        pattern = pattern.rstrip("/")
+        found = choose(tree, tuple(pattern.split("/")) if pattern else (), self._setting)
+        names = names_in_common_folder(found)
+        for key, name in zip(map("/".join, found), names, strict=True):
+            uri = f"s3://{bucket}/{key}"
+            yield ListedFile(uri, name, uri, objects[key]["Size"], _bare_etag(objects[key]))
+        empty = [name for at, name in zip(found, names, strict=True) if not tree.size(at)]
+        say_empty(self._setting, empty)
+>>>>>>> h-g
 
     @contextmanager
     def _open(self, file: ListedFile, offset: int) -> Iterator[BinaryIO]:
@@ -229,10 +244,11 @@ class S3Files(RemoteFiles):
                 raise _Restarted from error
             except ClientError as error:
                 if http_status(error) in (412, 416):
-                    raise _replaced(file) from error
+                    raise replaced(file) from error
                 raise
             with closing(answer["Body"]) as body:
                 # Some servers ignore If-Match.
+<<<<<<< HEAD
                 # Some list an ETag without quotes, and answer a GET with them.
                 if str(answer.get("ETag", "")).strip('"') != file.version:
                     raise _replaced(file)
@@ -311,3 +327,13 @@ def _whole_size(answer: HTTPResponse | urllib.error.HTTPError) -> int | None:
 
 def _version(answer: HTTPResponse | urllib.error.HTTPError) -> str:
     return answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+=======
+                if _bare_etag(answer) != file.version:
+                    raise replaced(file)
+                yield body
+
+
+def _bare_etag(answer: Mapping[str, Any]) -> str:
+    """The ETag without quotes: some servers list it without, and answer a GET with them."""
+    return str(answer.get("ETag", "")).strip('"')
+>>>>>>> h-g

@@ -1,23 +1,32 @@
 """DATASET as files, wherever they lie; and those of a path, folder or glob on this machine."""
 
-import glob
+import errno
 import hashlib
+import logging
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+import stat
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from app.data.kinds import FileKind, kind_of
 from app.data.limits import DEFAULT_LIMITS, DataLimits
+from app.data.patterns import At, What, choose, names_in_common_folder, say_empty
 from app.data.pieces import Pieces, Placed, PlacedPieces, Position
-from app.data.readers import FILE_ENDINGS, TXT_ENDINGS, file_failures, file_pieces
-from app.errors import ConfigError, Damaged, NotFound
+from app.data.readers import checked_head, file_failures, file_pieces
+from app.data.stand_ins import compression_of, is_page
+from app.errors import ConfigError, Damaged
+from app.failures import first_line
+
+log = logging.getLogger(__name__)
 
 WHOLE_BYTES = 64 * 2**20
 
 _DIGESTED_BLOCKS = 256
+_PAGES_NAMED = 3  # in lines of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +34,9 @@ class ListedFile:
     """A file of a source as it was when it was listed.
 
     `place` is its path or URI. `name` is relative to the folder that all files of the source
-    are in. `origin` is the same for one file by whatever name it is listed. `size` is in
-    bytes. `version` changes when the file is written: an ETag or a time.
+    are in, and its ending says what is in the file. `origin` is the same for one file by whatever
+    name it is listed. `size` is in bytes. `version` changes when the file is written: an ETag or
+    a time.
     """
 
     place: str
@@ -34,6 +44,12 @@ class ListedFile:
     origin: str
     size: int
     version: str
+
+    @property
+    def kind(self) -> FileKind:
+        kind = kind_of(self.name)
+        assert kind is not None, "files with another ending are not listed"
+        return kind
 
 
 class Files(Protocol):
@@ -57,7 +73,7 @@ class Files(Protocol):
 
 @dataclass(frozen=True)
 class FileSource:
-    """Files of .txt, .jsonl and .parquet as one sequence of pieces."""
+    """Files of text, rows and tables as one sequence of pieces."""
 
     pinned: str
     files: Files
@@ -70,7 +86,7 @@ class FileSource:
 
     def identity(self) -> Mapping[str, str]:
         names = [file.name for file in self.files.listed]
-        has_rows = not all(name.endswith(TXT_ENDINGS) for name in names)
+        has_rows = not all(file.kind.content == "text" for file in self.files.listed)
         column = {"TEXT_COLUMN": self.column} if has_rows else {}
         return {**dict(zip(names, self.files.digests(), strict=True)), **column}
 
@@ -80,10 +96,18 @@ class FileSource:
     def _placed(self, after: Position) -> Generator[Placed]:
         inside = dict(after)
         first = int(inside.pop("file", 0))
+        pages = 0
         with closing(self.files.paths(first)) as paths:
             for number, path in enumerate(paths, start=first):
-                place = self.files.listed[number].place
-                for piece, position in file_pieces(path, place, self.column, inside, self.limits):
+                file = self.files.listed[number]
+                head = checked_head(path, file.place, file.kind)
+                if is_page(head):
+                    pages += 1
+                    _warn_of_page(file.place, pages)
+                kind = replace(file.kind, compression=compression_of(head, file.kind))
+                for piece, position in file_pieces(
+                    path, file.place, kind, self.column, inside, self.limits
+                ):
                     yield piece, {"file": number, **position}
                 inside = {}
 
@@ -97,8 +121,12 @@ class LocalFiles:
     limits: DataLimits = DEFAULT_LIMITS
 
     def digests(self) -> Iterable[str]:
+        """Raises ConfigError or Damaged for a file that begins as none of its kind can."""
+
         def digest(file: ListedFile) -> str:
-            return content_digest(Path(file.place), self.alive, self.limits.digested_bytes)
+            path = Path(file.place)
+            checked_head(path, file.place, file.kind)
+            return content_digest(path, self.alive, self.limits.digested_bytes)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return list(pool.map(digest, self.listed))
@@ -110,34 +138,84 @@ class LocalFiles:
             _check_unchanged(file, "while it was read")
 
 
+@dataclass(frozen=True)
+class LocalTree:
+    """The folders of this machine, from `root` on. Links are followed.
+
+    Raises AccessDenied or Unavailable, which name the folder.
+    """
+
+    root: Path
+
+    def path(self, at: At) -> Path:
+        return self.root.joinpath(*at)
+
+    def place(self, at: At) -> str:
+        return str(self.path(at))
+
+    def what(self, at: At) -> What | None:
+        path = self.path(at)
+        with file_failures(str(path)):
+            try:
+                mode = path.stat().st_mode
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    raise
+                return "dangling link" if path.is_symlink() else None
+        if stat.S_ISREG(mode):
+            return "file"
+        return "folder" if stat.S_ISDIR(mode) else "special file"
+
+    def entries(self, folder: At) -> Iterable[tuple[str, What]]:
+        with file_failures(self.place(folder)), os.scandir(self.path(folder)) as found:
+            plain: dict[str, What | None] = {
+                entry.name: "file" if entry.is_file(follow_symlinks=False) else None
+                for entry in found
+            }
+        for name, what in plain.items():
+            if what := what or self.what((*folder, name)):
+                yield name, what
+
+    def identity(self, folder: At) -> object:
+        with file_failures(self.place(folder)):
+            found = self.path(folder).stat()
+        return found.st_dev, found.st_ino
+
+
 def list_local(
     spec: str, alive: Callable[[], None], limits: DataLimits = DEFAULT_LIMITS
 ) -> LocalFiles:
-    """List what a path, folder or glob names. Nothing is read yet.
+    """List what a path, folder or pattern names. Nothing is read yet.
 
     Raises NotFound, AccessDenied, Unavailable, or ConfigError (not a file of ours, or one file
     under two names).
     """
-    path = Path(spec).expanduser()
-    with file_failures(str(path)):
-        found = _matching(path, spec)
-        stats = [file.stat() for file in found]
-    root = os.path.commonpath([file.parent for file in found])
+    try:
+        path = Path(spec).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"DATASET={spec}: {first_line(error)}: write the whole path") from error
+    tree = LocalTree(Path(path.anchor))
+    setting = f"DATASET={spec}"
+    found = choose(tree, path.parts[bool(path.anchor) :], setting)
     by_origin: dict[str, ListedFile] = {}
-    for file, stat in zip(found, stats, strict=True):
+    for at, name in zip(found, names_in_common_folder(found), strict=True):
+        file = tree.path(at)
+        with file_failures(str(file)):
+            status = file.stat()
         listed = ListedFile(
             place=str(file),
-            name=file.relative_to(root).as_posix(),
-            origin=f"inode {stat.st_dev} {stat.st_ino}",
-            size=stat.st_size,
-            version=str(stat.st_mtime_ns),
+            name=name,
+            origin=f"inode {status.st_dev} {status.st_ino}",
+            size=status.st_size,
+            version=str(status.st_mtime_ns),
         )
         other = by_origin.setdefault(listed.origin, listed)
         if other is not listed:
             raise ConfigError(
-                f"DATASET={spec}: {other.place} and {file} are the same file, which would be read "
-                "twice: remove one, or name the files by a glob"
+                f"{setting}: {other.place} and {file} are the same file, which would be read "
+                "twice: remove one, or name the files by a pattern"
             )
+    say_empty(setting, [file.name for file in by_origin.values() if not file.size])
     return LocalFiles(tuple(by_origin.values()), alive, limits)
 
 
@@ -173,28 +251,7 @@ def _check_unchanged(file: ListedFile, when: str) -> None:
         raise Damaged(f"{file.place} was changed {when}: start again")
 
 
-def _matching(path: Path, spec: str) -> list[Path]:
-    if path.is_file():
-        if not path.name.endswith(FILE_ENDINGS):
-            raise ConfigError(f"DATASET={spec}: files end with {', '.join(FILE_ENDINGS)}")
-        return [path]
-    if path.is_dir():
-        candidates: Iterable[Path] = _visible_files(path)
-    else:
-        candidates = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 - absolute
-    found = sorted(file for file in candidates if file.name.endswith(FILE_ENDINGS))
-    found = [file for file in found if file.is_file()]
-    if not found:
-        endings = ", ".join(FILE_ENDINGS)
-        what = f"holds no file of {endings}" if path.is_dir() else "does not exist"
-        raise NotFound(f"DATASET={spec} {what}")
-    return found
-
-
-def _visible_files(folder: Path) -> Iterator[Path]:
-    def stop(error: OSError) -> None:  # to leave a subfolder out in silence would be other data
-        raise error
-
-    for place, subfolders, names in os.walk(folder, onerror=stop):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        yield from (Path(place, name) for name in names if not name.startswith("."))
+def _warn_of_page(place: str, number: int) -> None:
+    if number <= _PAGES_NAMED:
+        also = "; further ones are not named" if number == _PAGES_NAMED else ""
+        log.warning("DATASET: %s is a web page (HTML), and is read as text%s", place, also)

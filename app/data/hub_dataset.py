@@ -1,6 +1,7 @@
 """DATASET as a dataset of the Hugging Face hub, streamed row by row."""
 
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,11 +9,13 @@ from app.data.limits import DEFAULT_LIMITS, DataLimits
 from app.data.pieces import Pieces, Placed, PlacedPieces, Position
 from app.data.readers import no_column, row_pieces, text_of
 from app.data.retries import Backoff, Sleep
-from app.errors import ConfigError, Damaged, Unavailable
-from app.failures import first_line
+from app.errors import AppError, ConfigError, Damaged, Unavailable
+from app.failures import disk_failures, first_line
 from app.model.hub_failures import hub_failures
 from app.settings.dataset_spec import HubName
 from app.settings.variables import DataSettings
+
+_CACHE = "the hub's cache (HF_HOME)"
 
 
 @dataclass(frozen=True)
@@ -65,35 +68,35 @@ class HubSource:
                 backoff.failed(error)
 
     def _stream(self, after: Position) -> Iterator[Placed]:
-        import datasets
-        from datasets.exceptions import DatasetsError
-        from pyarrow import ArrowException
-
         setting = f"DATASET={self.pinned}"
+        with hub_failures(setting):
+            import datasets
         dataset = self._open(setting)
-        rows, first = int(after.get("rows", 0)), int(after.get("part", 0))
-        state = after.get("state")
-        if state and after.get("library") == datasets.__version__:
-            dataset.load_state_dict(state)
-        elif rows:  # another version of the library wrote the state: skip row by row
-            dataset = dataset.skip(rows)
-        library = datasets.__version__
-        try:
-            with hub_failures(setting):
-                for row in dataset:
-                    if self.column not in row:
-                        raise no_column(self.column, row, self.name.repo_id)
-                    text = text_of(row[self.column], self.column, self.name.repo_id)
-                    before = {"rows": rows, "state": state, "library": library}
-                    rows, state = rows + 1, dataset.state_dict()
-                    for piece, part in row_pieces(text, self.limits, first):
-                        if part is None:
-                            yield piece, {"rows": rows, "state": state, "library": library}
-                        else:
-                            yield piece, {**before, "part": part + 1}
-                    first = 0
-        except (DatasetsError, ArrowException, UnicodeDecodeError) as error:
-            raise Damaged(f"{setting} cannot be read: {first_line(error)}") from error
+        count, first = int(after.get("rows", 0)), int(after.get("part", 0))
+        state, library = after.get("state"), datasets.__version__
+        with _library_failures(setting):
+            if state and after.get("library") == library:
+                dataset.load_state_dict(state)
+            elif count:  # another version of the library wrote the state: skip row by row
+                dataset = dataset.skip(count)
+            rows = iter(dataset)
+        while True:
+            with _library_failures(setting):
+                row = next(rows, None)
+                reached = dataset.state_dict()
+            if row is None:
+                return
+            if self.column not in row:
+                raise no_column(self.column, row, self.name.repo_id)
+            text = text_of(row[self.column], self.column, self.name.repo_id)
+            before = {"rows": count, "state": state, "library": library}
+            count, state = count + 1, reached
+            for piece, part in row_pieces(text, self.limits, first):
+                if part is None:
+                    yield piece, {"rows": count, "state": state, "library": library}
+                else:
+                    yield piece, {**before, "part": part + 1}
+            first = 0
 
     def _open(self, setting: str) -> Any:
         from datasets import config, load_dataset
@@ -104,7 +107,7 @@ class HubSource:
         config.STREAMING_READ_SERVER_UNAVAILABLE_RETRY_INTERVAL = 0
         config.STREAMING_READ_RATE_LIMIT_RETRY_INTERVAL = 0
         try:
-            with hub_failures(setting):
+            with hub_failures(setting), disk_failures(_CACHE):
                 return load_dataset(
                     self.name.repo_id,
                     self.config,
@@ -112,12 +115,30 @@ class HubSource:
                     revision=self.revision,
                     streaming=True,
                 )
-        except (ValueError, RuntimeError, FileNotFoundError) as error:
-            # DATASET_CONFIG or DATASET_SPLIT is wrong: the library's text lists the right ones.
+        except AppError:
+            raise
+        except Exception as error:
+            # DATASET_CONFIG or DATASET_SPLIT is wrong: the library's text lists the right ones. Or
+            # the dataset is of a kind that it cannot read: what it raises then is no fixed list.
             raise ConfigError(
                 f"{setting} with DATASET_CONFIG={self.config or ''} DATASET_SPLIT={self.split} "
                 f"cannot be used: {first_line(error)}"
             ) from error
+
+
+@contextmanager
+def _library_failures(setting: str) -> Iterator[None]:
+    """For reading rows. What the library raises for broken files of any format is no fixed list.
+
+    Raises Damaged, and what `hub_failures` and `disk_failures` raise.
+    """
+    try:
+        with hub_failures(setting), disk_failures(_CACHE):
+            yield
+    except AppError:
+        raise
+    except Exception as error:
+        raise Damaged(f"{setting} cannot be read: {first_line(error)}") from error
 
 
 def open_hub(

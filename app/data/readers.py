@@ -1,4 +1,4 @@
-"""One file as pieces, from any position in it: .txt, .jsonl (plain, .gz, .zst) and .parquet.
+"""One file as pieces, from any position in it: text and rows (plain, gzip, zstd), and tables.
 
 A position is a byte offset in the (decompressed) text, or a row of a parquet file. Reading goes
 on there at once in a plain file; a compressed one is decompressed up to it, and no row before
@@ -7,25 +7,40 @@ it is parsed.
 
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, AnyStr, BinaryIO, cast
 
+from app.data.kinds import FileKind
 from app.data.limits import DataLimits
 from app.data.pieces import Piece, Placed, Position, held_out
+from app.data.stand_ins import HEAD, refuse_stand_in
 from app.errors import ConfigError, Damaged
 from app.failures import first_line, from_os_error
 
-TXT_ENDINGS = (".txt", ".txt.gz", ".txt.zst")
-FILE_ENDINGS = (".txt", ".jsonl", ".parquet", ".txt.gz", ".txt.zst", ".jsonl.gz", ".jsonl.zst")
-
+_ROW_ADVICE = "each line has to be one object (jq -c '.[]' makes such lines of an array)"
 _BATCH_ROWS = 64  # rows of a parquet file that are decoded at once
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BYTE_ORDER_MARK = "\ufeff"
+_JOINED = re.compile(f"^{_BYTE_ORDER_MARK}", re.M)
+# A line that ends a document, as in the .txt files of TinyStories and of GPT-2's tools.
+_END_OF_TEXT = re.compile(rb"[ \t]{0,16}<\|endoftext\|>[ \t]{0,16}(?:\r?\n|\r?\Z)")
+_LATER_END_OF_TEXT = re.compile(rb"(?<=\n)" + _END_OF_TEXT.pattern)
+_MARK_BYTES = 64  # more than such a line has
+
+
+def checked_head(path: Path, name: str, kind: FileKind) -> bytes:
+    """The first bytes of a file. Raises ConfigError or Damaged where they are those of a pointer,
+    a web page or another kind of file, and what `file_failures` raises."""
+    with file_failures(name), path.open("rb") as file:
+        head = file.read(HEAD)
+    refuse_stand_in(head, name, kind)
+    return head
 
 
 def file_pieces(
-    path: Path, name: str, column: str, after: Position, limits: DataLimits
+    path: Path, name: str, kind: FileKind, column: str, after: Position, limits: DataLimits
 ) -> Iterator[Placed]:
     """The pieces of the file after the position `after` in it; messages call the file `name`.
 
@@ -33,11 +48,11 @@ def file_pieces(
     that is too long).
     """
     with file_failures(name):
-        if name.endswith(".parquet"):
+        if kind.content == "table":
             yield from _parquet_pieces(path, name, column, after, limits)
             return
-        with _open_binary(path, name, limits.read_bytes) as file:
-            if name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
+        with _open_binary(path, kind, limits.read_bytes) as file:
+            if kind.content == "rows":
                 yield from _jsonl_pieces(file, name, column, after, limits)
             else:
                 yield from _txt_pieces(file, after, limits)
@@ -56,11 +71,20 @@ def file_failures(name: str) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise Damaged(f"{name} is not UTF-8 text ({error.reason}): convert it") from error
     except (ArrowException, EOFError) as error:
-        raise Damaged(f"{name} cannot be read: {first_line(error)}: replace it") from error
+        raise _undecodable(name, error) from error
     except OSError as error:
         if error.errno is None:  # a decoder raised it, and not the system
-            raise Damaged(f"{name} cannot be read: {first_line(error)}: replace it") from error
+            raise _undecodable(name, error) from error
         raise from_os_error(error, f"DATASET: {name}") from error
+
+
+def _undecodable(name: str, error: Exception) -> ConfigError:
+    if "too much memory" in str(error):  # zstd's words for a window above 128 MiB
+        return ConfigError(
+            f"{name} was compressed with a long window (zstd --long), which takes more memory than "
+            "is given to it here: decompress it with zstd -d --long=31, and name what that gives"
+        )
+    return Damaged(f"{name} cannot be read: {first_line(error)}: replace it")
 
 
 def text_of(value: object, column: str, where: str) -> str:
@@ -107,13 +131,12 @@ def _piece_end(text: AnyStr, line_end: AnyStr, start: int, size: int) -> int:
     return end + 1 if end >= 0 else min(start + 2 * size, len(text))
 
 
-def _open_binary(path: Path, name: str, block: int) -> BinaryIO:
-    if not name.endswith((".gz", ".zst")):
+def _open_binary(path: Path, kind: FileKind, block: int) -> BinaryIO:
+    if kind.compression is None:
         return path.open("rb", buffering=block)
     from pyarrow import input_stream
 
-    compression = "gzip" if name.endswith(".gz") else "zstd"
-    stream = input_stream(str(path), compression=compression, buffer_size=block)
+    stream = input_stream(str(path), compression=kind.compression, buffer_size=block)
     return cast("BinaryIO", io.BufferedReader(stream, block))
 
 
@@ -133,34 +156,61 @@ def _go_to(file: BinaryIO, offset: int, block: int) -> None:
 
 
 def _txt_pieces(file: BinaryIO, after: Position, limits: DataLimits) -> Iterator[Placed]:
-    """A file of up to `document_bytes` is one piece; a longer one is cut where lines end."""
+    """The documents of a text: each ends with the file, or before a line <|endoftext|>.
+
+    A document of up to `document_bytes` is one piece; a longer one is cut where lines end.
+    """
     offset = int(after.get("offset", 0))  # where buffer[0] lies in the text
-    first = offset == 0
+    inside = bool(after.get("inside"))  # in the middle of a document of several pieces
     _go_to(file, offset, limits.read_bytes)
     buffer, start, at_end = b"", 0, False
-    if first:
-        buffer = file.read(limits.document_bytes + 1)
-        start = len(_BYTE_ORDER_MARK) if buffer.startswith(_BYTE_ORDER_MARK) else 0
-        if len(buffer) <= limits.document_bytes:
-            if start < len(buffer):
-                yield Piece(buffer[start:].decode()), {"offset": len(buffer)}
-            return
     while True:
-        # The buffer holds one byte more than a piece can have, or the rest of the file: so it
-        # is known of each piece whether it is the last one.
-        if not at_end and len(buffer) - start <= 2 * limits.piece_size:
+        # The buffer holds more than a piece and the mark behind it, or the rest of the file: so it
+        # is known of each piece whether it is the last one of its document.
+        longest = 2 * limits.piece_size if inside else limits.document_bytes
+        if not at_end and len(buffer) - start <= longest + _MARK_BYTES:
             more = file.read(limits.read_bytes)
             at_end = not more
             buffer, offset, start = buffer[start:] + more, offset + start, 0
             continue
         if start >= len(buffer):
             return
-        end = _piece_end(buffer, b"\n", start, limits.piece_size)
-        if end < len(buffer):
-            end = _character_border(buffer, end)
-        text = buffer[start:end].decode()
-        yield Piece(text, first, at_end and end == len(buffer)), {"offset": offset + end}
-        first, start = False, end
+        if not inside and (mark := _END_OF_TEXT.match(buffer, start)):
+            start = mark.end()  # a document without text
+            continue
+        document = _document_end(buffer, start, longest)
+        if document is None or inside:
+            end = _piece_end(buffer, b"\n", start, limits.piece_size)
+            if document is None or end < document[0]:
+                end = _character_border(buffer, end) if end < len(buffer) else end
+                piece = Piece(_text(buffer[start:end]), not inside, ends_document=False)
+                inside, start = True, end
+                yield piece, {"offset": offset + end, "inside": True}
+                continue
+        end, follows = document
+        text, first = _text(buffer[start:end]), not inside
+        inside, start = False, follows
+        if text or not first:
+            yield Piece(text, first), {"offset": offset + follows}
+
+
+def _document_end(buffer: bytes, start: int, longest: int) -> tuple[int, int] | None:
+    """Where the document around `start` ends, and where the next one begins.
+
+    None: it has more than `longest` bytes from `start` on.
+    """
+    stop = start + longest + _MARK_BYTES
+    if buffer.find(b"<|endoftext|>", start, stop) >= 0:
+        mark = _LATER_END_OF_TEXT.search(buffer, start + 1, stop)
+        if mark and mark.start() - start <= longest:
+            return mark.start(), mark.end()
+    return (len(buffer), len(buffer)) if len(buffer) - start <= longest else None
+
+
+def _text(raw: bytes) -> str:
+    """Without the marks of byte order at the start of lines: files that have one are joined."""
+    text = raw.decode()
+    return _JOINED.sub("", text) if _BYTE_ORDER_MARK in text else text
 
 
 def _character_border(buffer: bytes, end: int) -> int:
@@ -182,9 +232,9 @@ def _jsonl_pieces(
         where = f"{name}, line {number}"
         if len(line) > limits.max_row_bytes:
             raise _too_long(where, limits)
-        text = line.decode("utf-8-sig") if offset == 0 else line.decode()
+        text = line.decode().removeprefix(_BYTE_ORDER_MARK)
         begin, offset = offset, offset + len(line)
-        if line.isspace():
+        if not text or text.isspace():
             continue
         value = _json_value(text, column, where)
         if b"\\u" in line:
@@ -201,9 +251,9 @@ def _json_value(line: str, column: str, where: str) -> str:
     try:
         row: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"{where} is not JSON ({error}): correct or remove the line") from error
+        raise Damaged(f"{where} is not JSON ({error}): {_ROW_ADVICE}") from error
     if not isinstance(row, dict):
-        raise Damaged(f"{where} is not a JSON object: correct or remove the line")
+        raise Damaged(f"{where} is not a JSON object: {_ROW_ADVICE}")
     if column not in row:
         raise no_column(column, row, where)
     return text_of(row[column], column, where)

@@ -9,23 +9,28 @@ import itertools
 import json
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
+<<<<<<< HEAD
 from app.data.builtin import BUILTIN, BuiltinText, image_text
 from app.data.downloads import list_remote
+=======
+from app.data.builtin import BUILTIN, builtin_documents, builtin_fingerprint
+>>>>>>> h-g
 from app.data.files import Files, FileSource, list_local
 from app.data.hub_dataset import open_hub
+from app.data.kinds import kind_of
 from app.data.limits import DEFAULT_LIMITS, DataLimits
 from app.data.mixture import mix
+from app.data.patterns import is_pattern
 from app.data.pieces import Piece, Pieces, Placed, PlacedPieces, Position, Source
-from app.data.readers import FILE_ENDINGS
+from app.data.remote_files import list_remote
 from app.data.retries import Sleep
 from app.errors import ConfigError
 from app.model.hub_snapshot import looks_like_path
-from app.settings.dataset_spec import HubName, WeightedPart, mixture_parts
+from app.settings.dataset_spec import HubName, WeightedPart, exists, mixture_parts
 from app.settings.variables import DataSettings
 
-_VERSION = 3  # of the way in which a source becomes pieces
+_VERSION = 4  # of the way in which a source becomes pieces
 _DIGEST_LENGTH = 16
 
 
@@ -49,8 +54,9 @@ class PinnedSource:
     def pieces(self, after: Position | None = None) -> Pieces:
         """The pieces of DATASET after the position `after`, always in the same order.
 
-        A .txt file is one document, above 64 KiB in pieces of about 4 KiB cut at line ends; a
-        row of a million characters or more is cut in the same way. Rows without text are empty
+        A .txt file is one document, or several with lines <|endoftext|> between them. One above
+        64 KiB comes in pieces of about 4 KiB cut at line ends; a row of a million characters or
+        more is cut in the same way. Rows without text are empty
         pieces. A remote file is fetched shortly before it is read.
 
         Raises NotFound, AccessDenied, Unavailable, ConfigError (no such column, a remote file
@@ -98,10 +104,11 @@ def is_hub_id(dataset: str) -> bool:
     name = HubName.parse(dataset).repo_id
     names_files = (
         looks_like_path(name)
-        or dataset.endswith(FILE_ENDINGS)
-        or any(mark in dataset for mark in (*"*?[", "://"))
+        or kind_of(dataset) is not None
+        or is_pattern(dataset)
+        or "://" in dataset
     )
-    return not names_files and not Path(dataset).exists()
+    return not names_files and not exists(dataset)
 
 
 def follows_the_hub(settings: DataSettings) -> bool:

@@ -6,6 +6,7 @@ all the text would be held out, which can happen to a dataset of one text, all o
 """
 
 import hashlib
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,8 @@ from app.data.sources import PinnedSource
 from app.data.tokenizer import TextEncoder, TokenizerFiles
 from app.data.unsealed import Tally, Unsealed, UnsealedTokens
 from app.errors import AccessDenied, ConfigError, Damaged, Unavailable
+
+log = logging.getLogger(__name__)
 
 _Text = TypeVar("_Text")
 _Given = TypeVar("_Given")
@@ -167,6 +170,7 @@ class ShardMaker:
     def _encoded(self, source: Iterator["Batch[Piece]"]) -> Iterator["Batch[EncodedPiece]"]:
         """The batches as tokens; as many are encoded at once as the limits allow."""
         encoder = TextEncoder(self._tokenizer)
+        source = self._noticing(source, encoder.token(self._tokenizer.eos_token_id))
 
         def encode(batch: Batch[Piece]) -> Batch[EncodedPiece]:
             tokens = encoder.encode_batch(
@@ -177,6 +181,22 @@ class ShardMaker:
             return Batch(texts, batch.position, batch.begun)
 
         return in_order(encode, source, self._limits.batches_in_flight)
+
+    def _noticing(
+        self, source: Iterator["Batch[Piece]"], end_of_text: str
+    ) -> Iterator["Batch[Piece]"]:
+        """The batches. The first one that spells the token `end_of_text` is said in a line."""
+        said = not end_of_text
+        for batch in source:
+            if not said and any(end_of_text in piece.text for piece in batch.texts):
+                said = True
+                log.warning(
+                    "DATASET=%s spells the tokenizer's %s, which is text there and ends no "
+                    "document (only a line <|endoftext|> of a .txt file does)",
+                    self._dataset,
+                    end_of_text,
+                )
+            yield batch
 
     def _as_encoded(self, piece: Piece, tokens: Tokens) -> "EncodedPiece":
         return EncodedPiece(

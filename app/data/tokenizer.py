@@ -195,6 +195,10 @@ class TextEncoder:
             # A document that contains "<|endoftext|>" does not end there: it is text.
             tokenizer.encode_special_tokens = True
 
+    def token(self, number: int) -> str:
+        """How the token with this id is spelled; nothing if there is none."""
+        return self._beginning.id_to_token(number) or ""
+
     def encode_batch(
         self, texts: Sequence[str], going_on: Sequence[bool] | None = None
     ) -> list[npt.NDArray[np.uint16]]:

@@ -2,7 +2,7 @@
 
 a:0.7,b:0.3                          a mixture; a and b are each written as below
 owner/name@revision#config/split     a hub dataset; all but the name can be left out
-anything else                        builtin, a path, glob or URI
+anything else                        builtin, a path, pattern or URI
 """
 
 import re
@@ -60,10 +60,11 @@ def mixture_parts(dataset: str) -> tuple[WeightedPart, ...]:
 def _meant_as_mixture(dataset: str) -> bool:
     weights = list(re.finditer(rf":{_NUMBER}(?=,|$)", dataset))
     inner = any(found.end() < len(dataset) for found in weights)
-    return (inner or (bool(weights) and "," in dataset)) and not _exists(dataset)
+    return (inner or (bool(weights) and "," in dataset)) and not exists(dataset)
 
 
-def _exists(path: str) -> bool:
+def exists(path: str) -> bool:
+    """Whether there is a file or folder `path`. What cannot be looked at counts as missing."""
     try:
         return Path(path).expanduser().exists()
     except (OSError, RuntimeError, ValueError):  # the name is too long, or ~user is unknown

@@ -92,7 +92,7 @@ class ModelSettings(Section):
 class DataSettings(Section):
     dataset: str = _field(
         "builtin",
-        "builtin, a hub id, or a path, glob or URI of .txt, .jsonl or .parquet; "
+        "builtin, a hub id, or a path, pattern or URI of .txt, .jsonl or .parquet; "
         "or several of them with weights: a:0.7,b:0.3",
         min_length=1,
     )

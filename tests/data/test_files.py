@@ -1,5 +1,7 @@
 """Files of this machine: which ones, in which order, their digests, and what is refused."""
 
+import gzip
+import logging
 import os
 from pathlib import Path
 
@@ -25,7 +27,7 @@ def test_a_folder_gives_its_files_in_the_order_of_their_names(tmp_path: Path) ->
 def test_nothing_at_a_path_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=f"^DATASET={tmp_path}/no.txt does not exist"):
         documents(source(tmp_path / "no.txt"))
-    with pytest.raises(NotFound, match=r"\*\.jsonl does not exist"):
+    with pytest.raises(NotFound, match=r"\*\.jsonl matches nothing"):
         documents(source(tmp_path / "*.jsonl"))
     with pytest.raises(NotFound, match=f"^DATASET={tmp_path} holds no file of .txt"):
         documents(source(tmp_path))
@@ -35,6 +37,35 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text\n")
     with pytest.raises(ConfigError, match=r"^DATASET=.*/a.csv: files end with .txt, .jsonl"):
         documents(source(tmp_path / "a.csv"))
+
+
+def test_endings_in_capitals_and_links_count_like_any_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "app")
+    for name in ("set/a.txt", "set/B.TXT", "big/c.JSONL.GZ", "set/empty.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "set" / "a.txt").write_text("a")
+    (tmp_path / "set" / "B.TXT").write_text("B")
+    (tmp_path / "set" / "empty.txt").touch()
+    (tmp_path / "big" / "c.JSONL.GZ").write_bytes(gzip.compress(jsonl(["c"])))
+    (tmp_path / "set" / "more").symlink_to(tmp_path / "big")
+    assert texts(tmp_path / "set") == ["B", "a", "c"]
+    assert f"DATASET={tmp_path}/set: 1 file is empty (empty.txt)" in caplog.messages
+
+
+def test_names_that_are_no_utf_8_are_read_like_others(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    (tmp_path / name).write_text("coffee")
+    (tmp_path / "tea.txt").write_text("tea")
+    pinned = pin_source(source(tmp_path))
+    assert [piece.text for piece in pinned.pieces()] == ["coffee", "tea"]
+    assert len(pinned.parts) == 2
+
+
+def test_a_home_that_is_not_known_is_a_matter_of_dataset(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^DATASET=~nobody-at-all/a.txt: .*write the whole path"):
+        documents(source("~nobody-at-all/a.txt"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -47,9 +78,12 @@ def test_what_may_not_be_read_is_access_denied(tmp_path: Path) -> None:
     closed.mkdir(mode=0o000)
     for dataset in (closed, closed / "a.txt", tmp_path):
         with pytest.raises(
-            AccessDenied, match=r"^DATASET: .* cannot be used \(Permission denied\)"
+            AccessDenied, match=f"^DATASET: {closed}.* cannot be used .Permission denied"
         ):
             documents(source(dataset))
+    closed.rename(tmp_path / "lost+found")
+    path.chmod(0o600)
+    assert texts(tmp_path) == []
 
 
 def test_a_file_that_vanishes_is_not_found(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Datasets of the hub: streaming, going on, tokens, outages. A hub on loopback stands in."""
 
+import errno
 import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from app.data.retries import PAUSES
 from app.data.shard_index import ShardIndex
 from app.data.sources import PinnedSource, pin_source
 from app.data.tokenizer import read_tokenizer
-from app.errors import AccessDenied, ConfigError, Damaged, NotFound, Unavailable
+from app.errors import AccessDenied, AppError, ConfigError, Damaged, NotFound, Unavailable
 from app.settings.dataset_spec import HubName
 from app.settings.variables import DataSettings
 from tests.support.hubserver import REVISION, TOKEN, hub, use_endpoint
@@ -106,6 +108,44 @@ def test_a_broken_file_of_the_hub_is_damaged(
     files = {"train.jsonl": b'{"text": "a"}\n{"text": '}
     with hub(monkeypatch, tmp_path, files), pytest.raises(Damaged, match=r"^DATASET=o/good"):
         texts("o/good")
+
+
+class Unreadable:
+    """A dataset of the library that raises where a row is read."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __iter__(self) -> Iterator[Any]:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("raised", "opening", "reading"),
+    [
+        (KeyError("train"), ConfigError, Damaged),
+        (NotImplementedError("Extraction protocol for zstd"), ConfigError, Damaged),
+        (ImportError("To decode it, install another package"), ConfigError, Damaged),
+        (OSError(errno.ENOSPC, "No space left on device"), Unavailable, Unavailable),
+    ],
+    ids=repr,
+)
+def test_whatever_the_library_raises_is_said_in_one_line(
+    raised: Exception,
+    opening: type[AppError],
+    reading: type[AppError],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise raised
+
+    with hub(monkeypatch, tmp_path, HUB_FILES):
+        for load, expected in ((fails, opening), (lambda *_, **__: Unreadable(raised), reading)):
+            monkeypatch.setattr("datasets.load_dataset", load)
+            with pytest.raises(expected, match=r"o/good|HF_HOME") as caught:
+                next(documents(source("o/good"), sleep=lambda seconds: None))
+            assert caught.type is expected and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

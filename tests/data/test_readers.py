@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from app.data.limits import DEFAULT_LIMITS, DataLimits
 from app.data.pieces import Piece, held_out
 from app.errors import ConfigError, Damaged
-from tests.support.corpus_files import ROWS, jsonl, write_rows, write_zst
+from tests.support.corpus_files import ROWS, jsonl, write_rows, write_zst, zst
 from tests.support.read_corpus import peak_memory
 from tests.support.source_pieces import check_every_position, documents, source, texts
 
@@ -146,7 +146,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, spoil: Any, message:
 
 
 @given(st.text(st.sampled_from("ab\n\r é日"), max_size=40))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_the_pieces_of_a_text_file_are_its_content(tmp_path: Path, text: str) -> None:
     limits = DataLimits(piece_size=5, read_bytes=7, document_bytes=12)
     path = tmp_path / "a.txt"
@@ -230,6 +230,113 @@ def test_a_compressed_text_is_gone_on_with_at_any_piece(tmp_path: Path, suffix: 
     else:
         write_zst(path, text.encode())
     assert "".join(piece.text for piece in check_every_position(source(path))) == text
+
+
+MARKED = b"".join(b"Story %d.\nIt ends.\n<|endoftext|>\n" % number for number in range(40))
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
+def test_lines_of_end_of_text_separate_the_documents_of_a_text_file(
+    tmp_path: Path, line_end: bytes
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(MARKED.replace(b"\n", line_end))
+    ends = line_end.decode()
+    stories = [f"Story {number}.{ends}It ends.{ends}" for number in range(40)]
+    assert check_every_position(source(path)) == [Piece(story) for story in stories]
+    path.write_bytes(
+        b"<|endoftext|>\n <|endoftext|> \nfirst<|endoftext|>\n<|endoftext|>x\n<|endoftext|>"
+    )
+    assert check_every_position(source(path)) == [Piece("first<|endoftext|>\n<|endoftext|>x\n")]
+
+
+@given(st.lists(st.sampled_from(["a", "é日", "\n", "<|endoftext|>", " "]), max_size=40))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_document_between_marks_is_whole_or_cut_as_a_file_of_its_own(
+    tmp_path: Path, parts: list[str]
+) -> None:
+    limits = DataLimits(piece_size=5, read_bytes=7, document_bytes=24)
+    path = tmp_path / "a.txt"
+    path.write_text("".join(parts))
+    pieces = check_every_position(source(path), limits)
+    joined = "".join(piece.text + "|" * piece.ends_document for piece in pieces)
+    lines = re.split(r"^ {0,16}<\|endoftext\|> {0,16}(?:\n|\Z)", "".join(parts), flags=re.M)
+    assert joined == "".join(f"{text}|" for text in lines if text)
+
+
+def test_marks_of_byte_order_are_no_text_where_files_were_joined(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "a.jsonl").write_bytes(mark + jsonl(ROWS) + mark + jsonl(ROWS))
+    (tmp_path / "b.jsonl").write_bytes(mark)
+    (tmp_path / "c.txt").write_bytes(mark + b"one\n" + mark + b"two \xef\xbb\xbf")
+    (tmp_path / "d.txt").write_bytes(mark)
+    pieces = check_every_position(source(tmp_path))
+    assert [piece.text for piece in pieces] == [*ROWS, *ROWS, "one\ntwo \ufeff"]
+
+
+def several_gzip(data: bytes) -> bytes:
+    half = len(data) // 2
+    return b"".join(gzip.compress(part) for part in (data[:half], b"", data[half:], b""))
+
+
+def several_zst(data: bytes) -> bytes:
+    half = len(data) // 2
+    skipped = b"\x50\x2a\x4d\x18\x04\x00\x00\x00skip"
+    return zst(data[:half]) + skipped + zst(b"") + zst(data[half:]) + zst(b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "compressed"), [("a.jsonl.gz", several_gzip), ("a.jsonl.zst", several_zst)]
+)
+def test_a_compressed_file_of_several_parts_is_read_to_its_end(
+    tmp_path: Path, name: str, compressed: Any
+) -> None:
+    rows = [os.urandom(500).hex() for _ in range(20)]
+    path = tmp_path / name
+    whole = compressed(jsonl(rows))
+    path.write_bytes(whole)
+    assert texts(path) == rows
+    for cut in (1, 30, len(whole) // 3):
+        path.write_bytes(whole[: -cut - len(compressed(b"")) // 4])
+        with pytest.raises(Damaged, match=f"^{path} cannot be read"):
+            texts(path)
+
+
+def test_a_long_window_is_refused_with_the_command_that_undoes_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.zst"
+    rows = jsonl(ROWS)
+    last_block = (1 | len(rows) << 3).to_bytes(3, "little")
+    path.write_bytes(b"\x28\xb5\x2f\xfd\x00" + bytes([(31 - 10) << 3]) + last_block + rows)
+    with pytest.raises(ConfigError, match=r"long window .*memory.*: decompress it with zstd -d"):
+        texts(path)
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_text_of_any_type_of_parquet_is_read_and_a_null_is_an_empty_text(
+    tmp_path: Path, kind: Any
+) -> None:
+    rows = ["one", None, "two"]
+    pq.write_table(
+        pa.table({"text": pa.array(rows, pa.string()).cast(kind)}), tmp_path / "a.parquet"
+    )
+    assert texts(tmp_path) == ["one", "", "two"]
+
+
+@pytest.mark.parametrize("values", [[b"a"], [["a"]], [1], [{"text": "a"}]], ids=str)
+def test_a_column_that_holds_no_text_is_refused_with_the_file(tmp_path: Path, values: Any) -> None:
+    pq.write_table(pa.table({"text": values}), tmp_path / "a.parquet")
+    with pytest.raises(
+        ConfigError, match=r"^TEXT_COLUMN=text of .*/a\.parquet holds \w+, not text$"
+    ):
+        texts(tmp_path)
+
+
+def test_what_is_compressed_under_a_plain_name_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(gzip.compress(jsonl(ROWS)))
+    (tmp_path / "b.txt").write_bytes(zst(b"some text"))
+    assert texts(tmp_path) == [*ROWS, "some text"]
 
 
 def test_a_compressed_text_file_is_a_document_and_a_byte_order_mark_is_not_text(

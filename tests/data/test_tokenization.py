@@ -23,6 +23,7 @@ from app.data.tokenization import batches
 from app.data.tokenizer import TokenizerFiles
 from app.errors import AccessDenied, ConfigError, Damaged, Unavailable
 from app.settings.variables import DataSettings
+from tests.support.corpus_files import jsonl
 from tests.support.prepared import Killed, decoded_splits, prepared_files
 from tests.support.repository import ROOT
 from tests.support.small_corpus import (
@@ -65,6 +66,18 @@ def test_a_batch_ends_after_a_number_of_pieces_too() -> None:
         (3, {"piece": 6}),
         (1, {"piece": 7}),
     ]
+
+
+def test_text_that_spells_the_end_of_text_is_text_and_one_line_says_so(
+    tmp_path: Path, tokenizer: TokenizerFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [f"{number} <|endoftext|> two" for number in range(300)]
+    path.write_bytes(jsonl(rows))
+    train, validation = decoded_splits(prepare_corpus(path, tmp_path, tokenizer), tokenizer)
+    assert sorted(train + validation) == sorted(rows)
+    lines = [message for message in caplog.messages if "<|endoftext|>" in message]
+    assert len(lines) == 1 and lines[0].startswith(f"DATASET={path} spells the tokenizer's")
 
 
 def test_a_second_start_reads_and_writes_nothing(

@@ -15,9 +15,15 @@ def jsonl(rows: Iterable[object], column: str = "text") -> bytes:
     return b"".join(json.dumps({"id": 1, column: row}).encode() + b"\n" for row in rows)
 
 
-def write_zst(path: Path, data: bytes) -> None:
-    with pa.output_stream(str(path), compression="zstd") as stream:
+def zst(data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
         stream.write(data)
+    return bytes(sink.getvalue())
+
+
+def write_zst(path: Path, data: bytes) -> None:
+    path.write_bytes(zst(data))
 
 
 def write_rows(path: Path, rows: list[str]) -> Path:
