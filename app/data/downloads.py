@@ -9,16 +9,11 @@ are on the disk, whatever its size.
 import re
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
-<<<<<<< HEAD
-from typing import BinaryIO
-from urllib.parse import unquote, urlsplit
-=======
 from typing import Any, BinaryIO
->>>>>>> h-g
 
 from botocore.exceptions import ClientError
 
@@ -193,32 +188,8 @@ class S3Files(RemoteFiles):
             raise ConfigError(f"{self._setting} names no bucket: s3://bucket/folder")
         self._client, self._endpoint = open_client(self._setting)
         with s3_failures(self._setting, self._endpoint):
-<<<<<<< HEAD
             prefix = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
-            objects = {
-                item["Key"]: (item["Size"], item["ETag"].strip('"'))
-                for item in listing(self._client, bucket, prefix)
-            }
-        if any(mark in pattern for mark in "*?["):
-            keys = [key for key in objects if fnmatch.fnmatchcase(key, pattern)]
-        elif pattern in objects:
-            keys = [pattern]
-        else:
-            inside = f"{pattern.rstrip('/')}/" if pattern else ""
-            keys = [key for key in objects if key.startswith(inside)]
-        if pattern not in keys:
-            keys = [key for key in keys if key.endswith(FILE_ENDINGS)]
-        folders = {posixpath.dirname(f"/{key}") for key in keys}
-        root = posixpath.commonpath(folders) if folders else "/"
-        for key in sorted(keys):
-            uri = f"s3://{bucket}/{key}"
-            name = posixpath.relpath(f"/{key}", root)
-            yield ListedFile(uri, name, uri, *objects[key])
-=======
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=bucket, Prefix=re.split(r"[*?\[]", pattern, maxsplit=1)[0]
-            )
-            objects = {item["Key"]: item for page in pages for item in page.get("Contents", ())}
+            objects = {item["Key"]: item for item in listing(self._client, bucket, prefix)}
         tree = BucketTree(bucket, {key: item["Size"] for key, item in objects.items()})
         pattern = pattern.rstrip("/")
         found = choose(tree, tuple(pattern.split("/")) if pattern else (), self._setting)
@@ -228,7 +199,6 @@ class S3Files(RemoteFiles):
             yield ListedFile(uri, name, uri, objects[key]["Size"], _bare_etag(objects[key]))
         empty = [name for at, name in zip(found, names, strict=True) if not tree.size(at)]
         say_empty(self._setting, empty)
->>>>>>> h-g
 
     @contextmanager
     def _open(self, file: ListedFile, offset: int) -> Iterator[BinaryIO]:
@@ -241,93 +211,13 @@ class S3Files(RemoteFiles):
                     Bucket=bucket, Key=key, IfMatch=f'"{file.version}"', **ranged
                 )
             except RangeIgnored as error:
-                raise _Restarted from error
+                raise Restarted from error
             except ClientError as error:
                 if http_status(error) in (412, 416):
                     raise replaced(file) from error
                 raise
             with closing(answer["Body"]) as body:
                 # Some servers ignore If-Match.
-<<<<<<< HEAD
-                # Some list an ETag without quotes, and answer a GET with them.
-                if str(answer.get("ETag", "")).strip('"') != file.version:
-                    raise _replaced(file)
-                yield body
-
-
-class WebFile(RemoteFiles):
-    """One file at an http:// or https:// address."""
-
-    def _list(self, uri: str) -> Iterable[ListedFile]:
-        """Size and version come with a GET of the first byte: signed addresses allow no HEAD.
-
-        Raises ConfigError where the server tells too little to notice that the file changed.
-        """
-        name = unquote(urlsplit(uri).path).rsplit("/", 1)[-1] or "download"
-        try:
-            with self._get(uri, {"Range": "bytes=0-0"}) as answer:
-                size, version = _whole_size(answer), _version(answer)
-        except urllib.error.HTTPError as error:
-            if error.code != 416:  # an empty file has no first byte
-                raise self._refusal(error) from error
-            size, version = _whole_size(error), _version(error)
-        if size is None or not version:
-            raise ConfigError(
-                f"{self._setting}: the server names neither ETag nor Last-Modified, or no size, so "
-                "a change would go unnoticed: put the file into a bucket or a folder"
-            )
-        return [ListedFile(uri, name, uri, size, version)]
-
-    @contextmanager
-    def _open(self, file: ListedFile, offset: int) -> Iterator[BinaryIO]:
-        headers = {"If-Match": file.version} if file.version.startswith('"') else {}
-        if offset:
-            headers["Range"] = f"bytes={offset}-"
-        try:
-            with self._get(file.place, headers) as answer:
-                if (_whole_size(answer), _version(answer)) != (file.size, file.version):
-                    raise _replaced(file)
-                if offset and answer.status != 206:
-                    raise _Restarted
-                yield answer
-        except urllib.error.HTTPError as error:
-            if error.code in (412, 416):
-                raise _replaced(file) from error
-            raise self._refusal(error) from error
-
-    @contextmanager
-    def _get(self, uri: str, headers: dict[str, str]) -> Iterator[HTTPResponse]:
-        try:
-            with urllib.request.urlopen(
-                urllib.request.Request(uri, headers=headers), timeout=_TIMEOUT
-            ) as answer:
-                yield answer
-        except urllib.error.HTTPError:
-            raise
-        except InvalidURL:  # its text can hold a part of a password
-            raise ConfigError(f"{self._setting} is no address of a web server") from None
-        except _NO_ANSWER as error:
-            raise Unavailable(f"{self._setting} cannot be reached: {error}") from error
-
-    def _refusal(self, error: urllib.error.HTTPError) -> AppError:
-        if error.code in (401, 403):
-            return AccessDenied(f"{self._setting}: the server refuses access ({error.code})")
-        if error.code in (404, 410):
-            return NotFound(f"{self._setting}: there is no such file ({error.code})")
-        return Unavailable(f"{self._setting}: the server answers {error.code}")
-
-
-def _whole_size(answer: HTTPResponse | urllib.error.HTTPError) -> int | None:
-    """The size of the whole file, whatever part of it the answer holds."""
-    if of_range := re.search(r"/(\d+)$", answer.headers.get("Content-Range", "")):
-        return int(of_range[1])
-    length = answer.headers.get("Content-Length")
-    return int(length) if length is not None and length.isdigit() else None
-
-
-def _version(answer: HTTPResponse | urllib.error.HTTPError) -> str:
-    return answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
-=======
                 if _bare_etag(answer) != file.version:
                     raise replaced(file)
                 yield body
@@ -336,4 +226,3 @@ def _version(answer: HTTPResponse | urllib.error.HTTPError) -> str:
 def _bare_etag(answer: Mapping[str, Any]) -> str:
     """The ETag without quotes: some servers list it without, and answer a GET with them."""
     return str(answer.get("ETag", "")).strip('"')
->>>>>>> h-g

@@ -10,12 +10,7 @@ import json
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 
-<<<<<<< HEAD
 from app.data.builtin import BUILTIN, BuiltinText, image_text
-from app.data.downloads import list_remote
-=======
-from app.data.builtin import BUILTIN, builtin_documents, builtin_fingerprint
->>>>>>> h-g
 from app.data.files import Files, FileSource, list_local
 from app.data.hub_dataset import open_hub
 from app.data.kinds import kind_of
