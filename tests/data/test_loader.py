@@ -13,7 +13,7 @@ import pytest
 from torch import Tensor
 
 from app.data.loader import training_loader
-from app.data.sample_order import BatchGeometry
+from app.data.sample_order import BatchGeometry, Numbers
 from app.data.shards import TokenShards
 from app.errors import Unavailable
 from tests.support.sample_tokens import write_counting_shards
