@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 _FORMAT = 1
 _MOST_BYTES = 64 * 2**20  # decompressed; the text of Python 3.11 has 10.8 MB
 _MOST_IDS = 1 << 16  # a token id has 16 bits
-_LEVEL = 3  # half a second for the text, and a tenth larger than at the highest level
+_LEVEL = 3  # 0.3 s of work for the text, and a tenth larger than at the highest level
 _FILES = (".json", ".jinja")  # what a tokenizer is read from; the rest is the same in other forms
 
 _FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$")]

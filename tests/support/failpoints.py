@@ -168,6 +168,8 @@ def category_of(key: str) -> str:
     name = key.rsplit("/", 1)[-1]
     if name.startswith(RESERVED):
         return "check"
+    if key.startswith("inputs/"):
+        return "record"
     return names.get(name, "logs" if key.startswith("logs/") else "data")
 
 
