@@ -61,12 +61,13 @@ class Tree(Protocol):
 
 @dataclass
 class LeftOut:
-    """The names that are not read, by the reason."""
+    """What is not read, by the reason. It is named relative to the folder `depth` names deep."""
 
+    depth: int
     names: dict[str, set[str]] = field(default_factory=dict)
 
-    def note(self, reason: str, name: str) -> None:
-        self.names.setdefault(reason, set()).add(name)
+    def note(self, reason: str, at: At) -> None:
+        self.names.setdefault(reason, set()).add("/".join(at[self.depth :]))
 
     def __str__(self) -> str:
         return "; ".join(
@@ -89,14 +90,13 @@ def choose(tree: Tree, pattern: At, setting: str) -> list[At]:
         return [_checked(tree, fixed, what, setting)]
     if what != "folder":
         raise NotFound(f"{setting} does not exist")
-    left = LeftOut()
+    left = LeftOut(len(fixed))
     chosen = []
     for at, what in dict(_walk(tree, fixed, pattern[len(fixed) :] or (_ANY,), left, ())).items():
-        name = "/".join(at[len(fixed) :])
-        if kind_of(name) is None or what == "folder":
-            left.note(_REASONS[what], name)
-        elif is_plain_json(name) and not _names_json(pattern):
-            left.note(".json, which is only read where DATASET says .json", name)
+        if kind_of(at[-1]) is None or what == "folder":
+            left.note(_REASONS[what], at)
+        elif is_plain_json(at[-1]) and not _names_json(pattern):
+            left.note(".json, which is only read where DATASET says .json", at)
         else:
             chosen.append(_checked(tree, at, what, setting))
     if not chosen and fixed != pattern and not left.names:
@@ -146,7 +146,7 @@ def _walk(
     deep = first == _ANY
     here = tree.identity(folder)
     if here in above:
-        left.note("links in a circle", folder[-1])
+        left.note("links in a circle", folder)
         return
     if deep and rest:
         yield from _walk(tree, folder, rest, left, above)
@@ -156,14 +156,16 @@ def _walk(
         at = (*folder, name)
         goes_on = bool(rest) or deep
         if name == _OF_A_DISK != first and what == "folder":
-            left.note("the disk's own", name)
+            left.note("the disk's own", at)
         elif name.startswith(".") and not first.startswith("."):
             if not rest or what == "folder":
-                left.note("hidden", name)
+                left.note("hidden", at)
         elif what == "folder" and goes_on:
             yield from _walk(tree, at, pattern if deep else rest, left, (*above, here))
         elif not rest:
             yield at, what
+        elif what == "dangling link" and kind_of(name) is None:  # perhaps to a folder
+            left.note(_REASONS[what], at)
 
 
 def _names_json(pattern: At) -> bool:

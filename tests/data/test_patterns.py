@@ -151,7 +151,19 @@ def test_a_linked_folder_is_read_and_a_circle_of_links_is_not(
         caplog.clear()
         found = choose(LocalTree(tmp_path), at(pattern), "DATASET=it")
         assert names_in_common_folder(found) == ["a.txt", "more/b.txt"]
-        assert "left out: links in a circle: 1 (back)" in caplog.text
+        assert "left out: links in a circle: 1 (more/back)" in caplog.text
+
+
+@pytest.mark.parametrize("pattern", ["set", "set/**/*.txt", "set/*/*.txt"])
+def test_what_may_be_a_folder_that_is_gone_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, pattern: str
+) -> None:
+    caplog.set_level(logging.INFO, "app")
+    on_disk(tmp_path, ("set/in/a.txt", "set/in/old/b.txt"))
+    for name in ("set/gone", "set/in/old/.hidden", "set/in/old/gone"):
+        (tmp_path / name).symlink_to("nowhere")
+    choose(LocalTree(tmp_path), at(pattern), "DATASET=it")
+    assert "links to nothing: " in caplog.text and "gone" in caplog.text
 
 
 @pytest.mark.parametrize("pattern", ["set", "set/*.txt", "set/b.txt"])
