@@ -1,9 +1,8 @@
 """`prepare`: tokenize the dataset without training."""
 
 import argparse
-from pathlib import Path
 
-from app.cli.arguments import Commands
+from app.cli.arguments import Commands, place
 from app.failures import disk_failures
 from app.settings.combined import Settings
 from app.training.preemption import StopRequest
@@ -14,7 +13,9 @@ def add_commands(commands: Commands) -> None:
     command.add_argument(
         "--all", action="store_true", help="the whole dataset, not only what the run needs"
     )
-    command.add_argument("--tokenizer_only", metavar="DIR", help="only train the builtin tokenizer")
+    command.add_argument(
+        "--tokenizer_only", type=place, metavar="DIR", help="only train the builtin tokenizer"
+    )
 
 
 def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
@@ -26,7 +27,7 @@ def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -
 
     if arguments.tokenizer_only:
         with disk_failures(f"--tokenizer_only {arguments.tokenizer_only}"):
-            files = build_builtin_tokenizer(Path(arguments.tokenizer_only))
+            files = build_builtin_tokenizer(arguments.tokenizer_only)
         print(f"{files.directory}: {files.vocab_size:,} tokens")
         return
     steps = range(settings.run.total_steps + settings.run.additional_steps)

@@ -14,6 +14,7 @@ from app.data.limits import DEFAULT_LIMITS, DataLimits
 from app.data.pieces import Pieces, Placed, PlacedPieces, Position
 from app.data.readers import FILE_ENDINGS, TXT_ENDINGS, file_failures, file_pieces
 from app.errors import ConfigError, Damaged, NotFound
+from app.settings.local_paths import local_path
 
 WHOLE_BYTES = 64 * 2**20
 
@@ -118,7 +119,7 @@ def list_local(
     Raises NotFound, AccessDenied, Unavailable, or ConfigError (not a file of ours, or one file
     under two names).
     """
-    path = Path(spec).expanduser()
+    path = local_path(spec)
     with file_failures(str(path)):
         found = _matching(path, spec)
         stats = [file.stat() for file in found]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import ConfigError, Damaged, NotFound
-from app.model.hub_snapshot import hub_snapshot, looks_like_path
+from app.model.hub_snapshot import hub_snapshot, local_directory
 from app.settings.presets import ModelConfig
 
 MODEL_FILE = "model.safetensors"
@@ -32,12 +32,8 @@ _FILES = ["config.json", MODEL_FILE, "model-*.safetensors", INDEX_FILE, "tokeniz
 
 def model_directory(spec: str, variable: str) -> Path:
     """The local directory of `spec`, a path or a hub id; `variable` is named in errors."""
-    path = Path(spec)
-    if path.is_dir():
-        return path
-    if looks_like_path(spec):
-        raise NotFound(f"{variable}={spec}: there is no such directory")
-    return hub_snapshot(spec, f"{variable}={spec}", _FILES)
+    setting = f"{variable}={spec}"
+    return local_directory(spec, setting) or hub_snapshot(spec, setting, _FILES)
 
 
 def read_config(directory: Path) -> ModelConfig:

@@ -11,6 +11,7 @@ from app.errors import ConfigError
 from app.model.huggingface import model_directory, read_config
 from app.run.record import Identity, one_path
 from app.settings.combined import Settings
+from app.settings.local_paths import local_path
 from app.settings.presets import ModelConfig
 from app.settings.variables import ModelSettings
 from app.training.compute import Compute, resolve_compute, resolve_model
@@ -93,4 +94,4 @@ def _resolve_model(
 
 def _one_name(spec: str | None) -> str | None:
     """A folder's resolved path, however it was typed; a hub id stays as it is."""
-    return one_path(spec) if spec and Path(spec).is_dir() else spec
+    return one_path(str(path)) if spec and (path := local_path(spec)).is_dir() else spec
