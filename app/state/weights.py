@@ -11,19 +11,35 @@ from app.errors import Damaged, IncompatibleRun, NotFound
 from app.model.huggingface import INDEX_FILE, MODEL_FILE
 from app.state.tensor_files import read_shapes, read_tensors
 
+# What some files hold beside the weights: the output layer, which is tied to the embedding, and
+# buffers of older versions of transformers that follow from rope_theta.
+_REDUNDANT = (
+    "lm_head.weight",
+    "rotary_emb.inv_freq",
+    "rotary_emb.cos_cached",
+    "rotary_emb.sin_cached",
+)
+
 
 def load_weights(paths: Sequence[Path], model: nn.Module) -> None:
-    """Copy safetensors files into `model`; a redundant lm_head.weight is left out.
+    """Copy safetensors files into `model`; what follows from other tensors is left out.
 
-    Raises Damaged for an unreadable file, IncompatibleRun for tensors of another model.
+    Raises Damaged for an unreadable file or for numbers that are not finite, IncompatibleRun for
+    tensors of another model.
     """
     own = dict(model.state_dict())
-    found = {name: shape for path in paths for name, shape in read_shapes(path).items()}
-    found.pop("lm_head.weight", None)
+    found = {
+        name: shape
+        for path in paths
+        for name, shape in read_shapes(path).items()
+        if not name.endswith(_REDUNDANT)
+    }
     same_tensors(paths[0], {name: tensor.shape for name, tensor in own.items()}, found)
     with torch.no_grad():
         for path in paths:
             for name, tensor in read_tensors(path, own):
+                if not tensor.isfinite().all():
+                    raise Damaged(f"{path} holds numbers in {name} that are not finite")
                 own[name].copy_(tensor)
 
 
