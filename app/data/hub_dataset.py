@@ -65,11 +65,12 @@ class HubSource:
                 backoff.failed(error)
 
     def _stream(self, after: Position) -> Iterator[Placed]:
-        import datasets
+        setting = f"DATASET={self.pinned}"
+        with hub_failures(setting):
+            import datasets
         from datasets.exceptions import DatasetsError
         from pyarrow import ArrowException
 
-        setting = f"DATASET={self.pinned}"
         dataset = self._open(setting)
         rows, first = int(after.get("rows", 0)), int(after.get("part", 0))
         state = after.get("state")
@@ -145,9 +146,9 @@ def _at_commit(name: HubName, setting: str) -> HubName:
     if name.is_pinned:
         return name
 
-    from huggingface_hub import HfApi
-
     with hub_failures(setting):
+        from huggingface_hub import HfApi
+
         api = HfApi()
         info = api.dataset_info(name.repo_id, revision=name.revision, timeout=30)
         if info.gated:  # everybody sees its description, but not everybody its files

@@ -35,9 +35,9 @@ def hub_snapshot(repo_id: str, setting: str, patterns: Sequence[str]) -> Path:
     """Fetch those files of a repository that match `patterns`; the local folder they are in.
 
     `setting` is like "TOKENIZER=owner/name", for messages. Raises NotFound, AccessDenied,
-    Unavailable.
+    Unavailable, ConfigError.
     """
-    from huggingface_hub import snapshot_download
+    with disk_failures("the hub's cache (HF_HOME)"), hub_failures(setting):
+        from huggingface_hub import snapshot_download
 
-    with hub_failures(setting), disk_failures("the hub's cache (HF_HOME)"):
         return Path(snapshot_download(repo_id, allow_patterns=list(patterns)))
