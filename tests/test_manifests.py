@@ -151,6 +151,8 @@ def pod_problems(docs: list[dict[str, Any]]) -> Iterator[str]:
     hardened = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     if not hardened.items() <= pod["securityContext"].items():
         yield f"securityContext of the pod: needs {hardened}"
+    if pod.get("enableServiceLinks") is not False:
+        yield "enableServiceLinks: a Service could set a variable of the job"
     hardened = {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
@@ -269,6 +271,7 @@ BOX = f"{POD} containers 0"
         ("Job", f"{RULES} 0", None, "disruption"),
         ("Job", f"{POD} restartPolicy", "Always", "restartPolicy"),
         ("Job", f"{POD} securityContext runAsNonRoot", None, "runAsNonRoot"),
+        ("Job", f"{POD} enableServiceLinks", None, "enableServiceLinks"),
         ("Job", f"{POD} securityContext seccompProfile type", "RuntimeDefalt", "RuntimeDefalt"),
         ("Job", f"{POD} tolerations 0 key", "nvidia.com/gpus", "nvidia.com/gpus"),
         ("Job", f"{POD} tolerations 1 key", "cloud.google.com/spot", "cloud.google.com/spot"),

@@ -2,10 +2,12 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from app.errors import UsageError
 from app.settings.combined import Settings
+from app.settings.local_paths import local_path
 from app.settings.variables import SECTIONS, variables
 from app.training.preemption import StopRequest
 
@@ -49,6 +51,14 @@ def settings_flags() -> Parser:
             variable.flag, metavar=variable.unit.upper() or "VALUE", help=text
         )
     return shared
+
+
+def place(text: str) -> Path:
+    """The type of a flag that names a file or folder."""
+    try:
+        return local_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
 
 
 def number_between(low: float, high: float) -> Callable[[str], float]:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from app.cli.arguments import Commands, count_from
+from app.cli.arguments import Commands, count_from, place
 from app.cli.changes import add_checkpoint_commands
 from app.cli.named_run import existing_run, scratch_folder
 from app.console import counted, size
@@ -33,7 +33,9 @@ def add_commands(commands: Commands) -> None:
     listing.add_argument("--json", action="store_true", help="as JSON")
     pull = verbs.add("pull", pull_checkpoint, "copy a verified checkpoint here")
     pull.add_argument("checkpoint", nargs="?", help="step or name; default: the newest")
-    pull.add_argument("--to", metavar="DIR", help="folder to create; default: RUN-step-N")
+    pull.add_argument(
+        "--to", type=place, metavar="DIR", help="folder to create; default: RUN-step-N"
+    )
     pull.add_argument("--weights_only", action="store_true", help="leave the optimizer out")
     verify = verbs.add(
         "verify",

@@ -2,9 +2,8 @@
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 
-from app.cli.arguments import Commands
+from app.cli.arguments import Commands, place
 from app.data.data_dir import DataDir
 from app.failures import disk_failures
 from app.heartbeat import show_life_of
@@ -18,7 +17,9 @@ def add_commands(commands: Commands) -> None:
     command.add_argument(
         "--all", action="store_true", help="the whole dataset, not only what the run needs"
     )
-    command.add_argument("--tokenizer_only", metavar="DIR", help="only train the builtin tokenizer")
+    command.add_argument(
+        "--tokenizer_only", type=place, metavar="DIR", help="only train the builtin tokenizer"
+    )
 
 
 def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
@@ -30,7 +31,7 @@ def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -
 
     if arguments.tokenizer_only:
         with disk_failures(f"--tokenizer_only {arguments.tokenizer_only}"):
-            files = build_builtin_tokenizer(Path(arguments.tokenizer_only))
+            files = build_builtin_tokenizer(arguments.tokenizer_only)
         show(f"{files.directory}: {files.vocab_size:,} tokens")
         return
     DataDir(settings.data.data_dir).take_temporary_files()

@@ -4,7 +4,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from app.cli.arguments import Commands
+from app.cli.arguments import Commands, place
 from app.cli.named_run import existing_run
 from app.failures import disk_failures
 from app.observe.report import page
@@ -15,7 +15,9 @@ from app.training.preemption import StopRequest
 
 def add_commands(commands: Commands) -> None:
     command = commands.add("report", report, "write a page with the curves and attempts of a run")
-    command.add_argument("--to", metavar="FILE", help="page to write; default: RUN-report.html")
+    command.add_argument(
+        "--to", type=place, metavar="FILE", help="page to write; default: RUN-report.html"
+    )
 
 
 def report(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:

@@ -19,7 +19,7 @@ from app.data.pieces import Pieces, Placed, PlacedPieces, Position
 from app.data.readers import checked_head, file_failures, file_pieces
 from app.data.stand_ins import compression_of, is_page
 from app.errors import ConfigError, Damaged
-from app.failures import first_line
+from app.settings.local_paths import local_path
 
 log = logging.getLogger(__name__)
 
@@ -190,10 +190,7 @@ def list_local(
     Raises NotFound, AccessDenied, Unavailable, or ConfigError (not a file of ours, or one file
     under two names).
     """
-    try:
-        path = Path(spec).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"DATASET={spec}: {first_line(error)}: write the whole path") from error
+    path = local_path(spec)
     tree = LocalTree(Path(path.anchor))
     setting = f"DATASET={spec}"
     found = choose(tree, path.parts[bool(path.anchor) :], setting)

@@ -166,9 +166,9 @@ def _at_commit(name: HubName, setting: str) -> HubName:
     if name.is_pinned:
         return name
 
-    from huggingface_hub import HfApi
-
     with hub_failures(setting):
+        from huggingface_hub import HfApi
+
         api = HfApi()
         info = api.dataset_info(name.repo_id, revision=name.revision, timeout=30)
         if info.gated:  # everybody sees its description, but not everybody its files

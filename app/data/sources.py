@@ -147,9 +147,9 @@ class _Opener:
             return _Builtin(self.builtin)
         if is_hub_id(settings.dataset):
             return open_hub(settings, revision, self.limits, self.sleep)
-        spec = settings.dataset.removeprefix("file://")
+        spec = settings.dataset
         files: Files
-        if "://" in spec:
+        if "://" in spec and not spec.lower().startswith("file://"):
             files = list_remote(spec, settings.data_dir, self.alive, self.limits, self.sleep)
         else:
             files = list_local(spec, self.alive, self.limits)

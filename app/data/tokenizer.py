@@ -7,9 +7,8 @@ Whatever TOKENIZER names becomes a local directory that
 import hashlib
 import json
 import os
-import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,15 +23,19 @@ from app.data.builtin import BUILTIN, builtin_documents, builtin_fingerprint
 from app.data.data_dir import DataDir
 from app.errors import ConfigError, Damaged, NotFound
 from app.failures import disk_failures
-from app.model.hub_snapshot import hub_snapshot, looks_like_path
+from app.model.hub_snapshot import hub_snapshot, local_directory
 
 BUILTIN_DIRECTORY = Path("/opt/builtin/tokenizer")
 BUILTIN_VOCAB_SIZE = 49_152
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILE_TYPES = (".json", ".txt", ".model", ".jinja")
 
-_HUB_FILES = ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "config.json"]
-_HUB_FILES += ["vocab.*", "merges.txt", "*.model", "chat_template*"]
+_CONFIG_FILE, _ROLES_FILE = "tokenizer_config.json", "special_tokens_map.json"
+_HUB_FILES = ["tokenizer*", _ROLES_FILE, "config.json", "vocab.*", "*.model", "*.tiktoken"]
+_HUB_FILES += ["chat_template*"]
+# This class takes tokenizer.json as it is, where other classes rebuild parts of it.
+_FAITHFUL_CLASS = "PreTrainedTokenizerFast"
+_FORM = "as-is"  # of the copies in DATA_DIR; earlier versions kept rebuilt ones under other names
 # Parts of tokenizer.json that TextEncoder switches off, so that they change no token id.
 _NOT_USED = ("padding", "post_processor", "truncation")
 
@@ -65,7 +68,7 @@ def load_tokenizer(
     is trained now from `library`, as in `builtin_documents`; training is deterministic, so both
     are the same.
 
-    Raises ConfigError (no end-of-text token, not a fast tokenizer, more tokens than
+    Raises ConfigError (no end-of-text token, no tokenizer.json, more tokens than
     `vocab_size_limit`), NotFound, AccessDenied, Unavailable, Damaged.
     """
     place = DataDir(data_dir)
@@ -89,7 +92,7 @@ def load_tokenizer(
 def changes_by_itself(spec: str) -> bool:
     """Whether TOKENIZER=`spec` may be another tokenizer tomorrow, though nobody here changed it: in
     another image, or on the hub."""
-    return spec == BUILTIN or not (looks_like_path(spec) or Path(spec).exists())
+    return spec == BUILTIN or local_directory(spec, f"TOKENIZER={spec}") is None
 
 
 def install_tokenizer(files: Mapping[str, str], data_dir: Path, setting: str) -> TokenizerFiles:
@@ -150,15 +153,13 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
     roles = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
     config = {
         **roles,
-        # This class takes tokenizer.json as it is, where other classes rebuild parts of it.
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": _FAITHFUL_CLASS,
         "clean_up_tokenization_spaces": False,
     }
     # Not tokenizer.save(): it reports a full disk as a plain Exception.
     (directory / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), "utf-8")
-    for name, content in (("tokenizer_config", config), ("special_tokens_map", roles)):
-        path = directory / f"{name}.json"
-        path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
+    _write_json(directory / _CONFIG_FILE, config)
+    _write_json(directory / _ROLES_FILE, roles)
 
 
 def read_tokenizer(directory: Path, setting: str) -> TokenizerFiles:
@@ -167,7 +168,7 @@ def read_tokenizer(directory: Path, setting: str) -> TokenizerFiles:
     Raises ConfigError (no end-of-text token), NotFound, Damaged.
     """
     content = _read_json(directory / "tokenizer.json")
-    config = _read_json(directory / "tokenizer_config.json")
+    config = _read_json(directory / _CONFIG_FILE)
     vocabulary = open_tokenizer(directory / "tokenizer.json").get_vocab(with_added_tokens=True)
     relevant = {key: content[key] for key in content if key not in _NOT_USED}
     canonical = json.dumps(relevant, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -223,47 +224,61 @@ class TextEncoder:
 
 def _load_foreign(spec: str, cache: Path, place: str) -> TokenizerFiles:
     setting = f"TOKENIZER={spec}"
-    path = Path(spec).expanduser()
+    source = local_directory(spec, setting)
     with disk_failures(setting):
-        if path.is_dir():
-            source, name = path, f"{path.name}-{_content_hash(path)}"
-        elif looks_like_path(spec) or path.exists():
-            raise NotFound(f"{setting}: there is no such directory")
-        else:
-            source, name = None, spec.replace("/", "--")
+        name = f"{source.name}-{_content_hash(source)}" if source else spec.replace("/", "--")
     with disk_failures(place):
-        directory = cache / name
-        # A tokenizer that was converted before needs neither the hub nor the import of
-        # transformers, which takes seconds.
+        directory = cache / f"{name}-{_FORM}"
+        # One that was fetched before does not need the hub.
         if not directory.is_dir():
             with _appearing_at(directory) as scratch:
-                _convert(source or hub_snapshot(spec, setting, _HUB_FILES), scratch, setting)
+                _adopt(source or hub_snapshot(spec, setting, _HUB_FILES), scratch, setting)
     return read_tokenizer(directory, setting)
 
 
-def _convert(source: Path, target: Path, setting: str) -> None:
-    """Have transformers read `source` and write it out as a fast tokenizer."""
-    for path in sorted(source.glob("*.json")):
-        _read_json(path)
-    if (source / "tokenizer.json").is_file():
-        open_tokenizer(source / "tokenizer.json")
+def _adopt(source: Path, target: Path, setting: str) -> None:
+    """Copy the tokenizer in `source`, so that it gives the ids of its tokenizer.json everywhere.
 
-    from transformers import AutoTokenizer
+    transformers 5 has many classes build the tokenizer anew from the vocabulary alone. With
+    GPT2Tokenizer, which SmolLM2's own names, digits are then no longer split. So the copy names the
+    class that takes the file as it is.
+    """
+    if not (source / "tokenizer.json").is_file():
+        raise ConfigError(f"{setting} cannot be loaded as a tokenizer: {_without_json(source)}")
+    tokenizer = open_tokenizer(source / "tokenizer.json")
+    roles, config, model = (
+        _read_json(path) if path.is_file() else {}
+        for path in map(source.joinpath, (_ROLES_FILE, _CONFIG_FILE, "config.json"))
+    )
+    named = {
+        role: tokenizer.id_to_token(number)
+        for role in ("eos_token", "bos_token")
+        if isinstance(number := model.get(f"{role}_id"), int) and number >= 0
+    }
+    config = {**named, **roles, **config, "tokenizer_class": _FAITHFUL_CLASS}
+    config.pop("auto_map", None)  # a program of its own, which is never run here
+    # Not tokenizer.save(): it reports a full disk as a plain Exception.
+    (target / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), "utf-8")
+    _write_json(target / _CONFIG_FILE, config)
+    for path in (source / _ROLES_FILE, *source.glob("chat_template*")):
+        if path.is_file():
+            shutil.copyfile(path, target / path.name)
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{setting} cannot be loaded as a tokenizer: {reason}") from error
-    if not getattr(tokenizer, "is_fast", False):
-        raise ConfigError(f"{setting} has no fast version (tokenizer.json): choose another")
-    try:
-        tokenizer.save_pretrained(target)
-    except Exception as error:
-        # The library, written in Rust, gives an error of the system as "… (os error 28)".
-        if number := re.search(r"\(os error (\d+)\)", str(error)):
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-        raise
+
+def _without_json(source: Path) -> str:
+    """What is said of a folder that holds no tokenizer.json."""
+    kinds = {"SentencePiece": "*.model", "tiktoken": "*.tiktoken", "BPE or WordPiece": "vocab.*"}
+    found = [
+        f"only a {kind} file ({path.name})"
+        for kind, pattern in kinds.items()
+        for path in sorted(source.glob(pattern))[:1]
+    ]
+    if not found:
+        return "it holds no tokenizer.json"
+    return (
+        f"it holds no tokenizer.json, {found[0]}: make one with transformers and what it asks for, "
+        "AutoTokenizer.from_pretrained(…).save_pretrained(FOLDER), and name FOLDER"
+    )
 
 
 def _content_hash(directory: Path) -> str:
@@ -281,10 +296,12 @@ def _appearing_at(directory: Path) -> Iterator[Path]:
     If another process has made `directory` meanwhile, that one stays and the scratch is removed.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".partial-", dir=directory.parent))
+    # Not tempfile.mkdtemp(): it makes a folder that only its owner may read, and some file systems
+    # refuse to change that.
+    scratch = directory.parent / f".partial-{secrets.token_hex(8)}"
+    scratch.mkdir()
     try:
         yield scratch
-        scratch.chmod(0o755)  # mkdtemp's 0700 would hide an image's tokenizer from its user
         for path in scratch.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -295,6 +312,10 @@ def _appearing_at(directory: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

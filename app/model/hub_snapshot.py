@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from app.errors import ConfigError, NotFound
 from app.failures import disk_failures
 from app.model.hub_failures import hub_failures
+from app.settings.local_paths import local_path
 
 
 def looks_like_path(spec: str) -> bool:
@@ -12,13 +14,30 @@ def looks_like_path(spec: str) -> bool:
     return spec.startswith(("/", ".", "~")) or spec.count("/") > 1
 
 
+def local_directory(spec: str, setting: str) -> Path | None:
+    """The folder of this machine that `spec` names; None where only the hub can have it.
+
+    `setting` is like "TOKENIZER=owner/name", for messages. Raises NotFound, ConfigError.
+    """
+    try:
+        path = local_path(spec)
+    except ValueError as error:
+        raise ConfigError(f"{setting} cannot be used: {error}") from error
+    with disk_failures(setting):
+        if path.is_dir():
+            return path
+        if looks_like_path(spec) or path.exists():
+            raise NotFound(f"{setting}: there is no such directory")
+    return None
+
+
 def hub_snapshot(repo_id: str, setting: str, patterns: Sequence[str]) -> Path:
     """Fetch those files of a repository that match `patterns`; the local folder they are in.
 
     `setting` is like "TOKENIZER=owner/name", for messages. Raises NotFound, AccessDenied,
-    Unavailable.
+    Unavailable, ConfigError.
     """
-    from huggingface_hub import snapshot_download
+    with disk_failures("the hub's cache (HF_HOME)"), hub_failures(setting):
+        from huggingface_hub import snapshot_download
 
-    with hub_failures(setting), disk_failures("the hub's cache (HF_HOME)"):
         return Path(snapshot_download(repo_id, allow_patterns=list(patterns)))

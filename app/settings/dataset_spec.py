@@ -7,7 +7,8 @@ anything else                        builtin, a path, pattern or URI
 
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
+
+from app.settings.local_paths import local_path
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _PART = re.compile(rf"(?P<spec>.+?):(?P<weight>{_NUMBER})(?:,|$)")
@@ -66,8 +67,8 @@ def _meant_as_mixture(dataset: str) -> bool:
 def exists(path: str) -> bool:
     """Whether there is a file or folder `path`. What cannot be looked at counts as missing."""
     try:
-        return Path(path).expanduser().exists()
-    except (OSError, RuntimeError, ValueError):  # the name is too long, or ~user is unknown
+        return local_path(path).exists()
+    except (OSError, ValueError):  # the name is too long, or it cannot be read as a path
         return False
 
 

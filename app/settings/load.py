@@ -9,45 +9,63 @@ Two more things are read here: the addresses of the clouds' metadata servers
 """
 
 import os
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from dotenv import dotenv_values
 from pydantic import ValidationError
 
 from app.console import redacted
-from app.errors import AccessDenied, ConfigError
+from app.errors import ConfigError
 from app.settings.aws import aws_problems
 from app.settings.combined import Settings, Source, impossible_combinations
+from app.settings.env_file import ENV_FILE, read_env_file
 from app.settings.spelling import misspelled
 from app.settings.values import CREDENTIALS
-from app.settings.variables import ENV_FILE, SECTIONS, Section, variables
+from app.settings.variables import SECTIONS, MetadataServers, Section, variables
+
+S = TypeVar("S", bound=Section)
 
 _WHERE = {"flag": "a flag", "environment": "the environment", "file": str(ENV_FILE)}
+
+# Each launcher tells a process in its own way how many of its kind were started.
+_LAUNCHERS = {
+    "WORLD_SIZE": "torchrun",
+    "SLURM_STEP_NUM_TASKS": "srun, or with --ntasks=1",  # SLURM_NTASKS is set in a batch script too
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpiexec",
+    "MV2_COMM_WORLD_SIZE": "mpirun",
+    "JSM_NAMESPACE_SIZE": "jsrun",
+}
+_SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://[^/\s]+:\d+")
 
 
 def load_settings(flags: Mapping[str, str] | None = None) -> Settings:
     """Settings from `flags` (lower-case names), the environment, `.env` and the defaults.
 
-    Raises ConfigError, with one line for each problem.
+    Raises ConfigError, with one line for each problem, and AccessDenied for a `.env` that cannot
+    be read.
     """
-    given = {name: value for name, value in (flags or {}).items() if value != ""}
-    sources = _sources(given)
+    places: dict[Source, Mapping[str, str]] = {
+        "file": _by_name(read_env_file()),
+        "environment": _by_name(_environment()),
+        "flag": _by_name(flags or {}),
+    }
+    given = {name: text for place in places.values() for name, text in place.items()}
+    sources = _sources(places)
     problems = [
         f"{name} is not a variable of this job; did you mean {nearest}?"
-        for name, nearest in misspelled([*os.environ, *_env_file()])
+        for name, nearest in misspelled([*places["environment"], *places["file"]])
     ]
     sections: dict[str, Section] = {}
     for name, section in SECTIONS.items():
-        known: dict[str, Any] = {
-            key: value for key, value in given.items() if key in section.model_fields
-        }
         try:
-            sections[name] = section(**known)
+            sections[name] = _filled(section, given)
         except ValidationError as error:
             problems += [_problem(detail, sources) for detail in error.errors()]
     if not problems:
-        settings = Settings(**sections, sources=sources)  # type: ignore[arg-type]
+        servers = _filled(MetadataServers, given)
+        settings = Settings(**sections, metadata_servers=servers, sources=sources)  # type: ignore[arg-type]
         problems = list(impossible_combinations(settings))
         if settings.uses_s3:
             problems += aws_problems(os.environ)
@@ -62,38 +80,47 @@ def refuse_several_processes() -> None:
     One process would train while the others wait for its lease, and the user would take this
     for distributed training.
     """
-    started = os.environ.get("WORLD_SIZE", "")
-    if started.isdecimal() and int(started) > 1:
-        raise ConfigError(
-            f"WORLD_SIZE={started} (from the environment) cannot be used: the job trains in one "
-            "process on one GPU; start it without torchrun"
-        )
+    for name, launcher in _LAUNCHERS.items():
+        started = os.environ.get(name, "")
+        if started.isdecimal() and int(started) > 1:
+            raise ConfigError(
+                f"{name}={started} (from the environment) cannot be used: the job trains in one "
+                f"process on one GPU; start it without {launcher}"
+            )
 
 
-def _env_file() -> dict[str, str | None]:
-    """Raises ConfigError or AccessDenied for a file that cannot be read."""
-    try:
-        return dotenv_values(ENV_FILE) if ENV_FILE.is_file() else {}
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{ENV_FILE} is not UTF-8 text ({error.reason}): convert it") from error
-    except OSError as error:
-        raise AccessDenied(f"{ENV_FILE} cannot be read ({error.strerror})") from error
+def _environment() -> dict[str, str]:
+    """The environment without what Kubernetes put into it for a Service of the same name.
+
+    A Service `metrics` makes METRICS_PORT=tcp://10.0.0.5:9090 in each pod of its namespace.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not (name.endswith("_PORT") and _SERVICE_LINK.fullmatch(value))
+    }
 
 
-def _sources(flags: Mapping[str, str]) -> dict[str, Source]:
-    environment = {name.upper() for name, value in os.environ.items() if value}
-    file = {name.upper() for name, value in _env_file().items() if value}
-    sources: dict[str, Source] = {}
-    for variable in variables():
-        name = variable.name
-        if name.lower() in flags:
-            sources[name] = "flag"
-        elif name in environment:
-            sources[name] = "environment"
-        elif name in file:
-            sources[name] = "file"
-        else:
-            sources[name] = "default"
+def _by_name(values: Mapping[str, str]) -> dict[str, str]:
+    """What is set, by the names of the variables; an empty value, as compose passes on, is not."""
+    known = {variable.name for variable in variables()}
+    return {
+        name.upper() if name.upper() in known else name: value
+        for name, value in values.items()
+        if value != ""
+    }
+
+
+def _filled(section: type[S], given: Mapping[str, str]) -> S:
+    named = {key: key.upper() for key in section.model_fields}
+    known: dict[str, Any] = {key: given[name] for key, name in named.items() if name in given}
+    return section(**known)
+
+
+def _sources(places: Mapping[Source, Mapping[str, str]]) -> dict[str, Source]:
+    sources: dict[str, Source] = {variable.name: "default" for variable in variables()}
+    for source, place in places.items():
+        sources |= {name: source for name in sources if name in place}
     return sources
 
 

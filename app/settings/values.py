@@ -4,9 +4,12 @@ Each check gives the value back, and raises ValueError, which pydantic reports w
 """
 
 import re
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
+
+from app.settings.local_paths import local_path, path_of_file_uri
 
 CREDENTIALS = "credentials do not belong in a URI"
 
@@ -24,6 +27,38 @@ def path_safe(signs: str, longest: int) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def as_meant(value: str) -> str:
+    """A value as it was typed. Raises ValueError for what a shell or a file left around it."""
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        raise ValueError("the quotes are a part of the value here: leave them out")
+    if any(sign < " " or sign == "\x7f" for sign in value):
+        raise ValueError("it holds a line end or another control character: leave it out")
+    if any("\ud800" <= sign <= "\udfff" for sign in value):
+        raise ValueError("it is not UTF-8: rename the file or folder")
+    return value
+
+
+def folder(path: str | Path) -> Path:
+    """The absolute path of a folder on this machine."""
+    return local_path(str(path)).absolute()
+
+
+def directory_or_hub_id(spec: str) -> str:
+    """`spec`, whose path can be read as `local_path` does."""
+    local_path(without_credentials(spec))
+    return spec
+
+
+def data_source(spec: str) -> str:
+    """`spec`: a local path as `local_path` reads it, or the address of files elsewhere."""
+    without_credentials(spec)
+    if "://" not in spec or spec.lower().startswith("file://"):
+        local_path(spec)
+    elif spec != spec.strip():
+        raise ValueError("spaces or line ends stand around the address: leave them out")
+    return spec
 
 
 def without_credentials(spec: str) -> str:
@@ -54,20 +89,21 @@ def store_uri(uri: str) -> str:
         raise ValueError("not a URI") from error
     if "@" in parts.netloc:
         raise ValueError(f"{CREDENTIALS}; set AWS_ACCESS_KEY_ID instead")
-    if parts.query or parts.fragment or ".." in parts.path.split("/"):
+    if uri != uri.strip():
+        raise ValueError("spaces or line ends stand around the URI: leave them out")
+    path = path_of_file_uri(uri) if parts.scheme == "file" else parts.path
+    if parts.query or parts.fragment or ".." in path.split("/"):
         raise ValueError("'?', '#' and '..' have no meaning here")
     if parts.scheme == "file":
-        if parts.netloc or not parts.path.startswith("/"):
-            raise ValueError("a file URI has three slashes: file:///absolute/folder")
-    elif parts.scheme == "s3":
-        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", parts.netloc):
-            raise ValueError(
-                "an s3 URI names a bucket, of 3 to 63 small letters, digits, dots and dashes: "
-                "s3://bucket/prefix"
-            )
-    else:
+        return f"file://{parts.path.rstrip('/') or '/'}"
+    if parts.scheme != "s3":
         raise ValueError("it starts with file:/// or s3://")
-    return uri.rstrip("/") if parts.path.strip("/") else f"{parts.scheme}://{parts.netloc}/"
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", parts.netloc):
+        raise ValueError(
+            "an s3 URI names a bucket, of 3 to 63 small letters, digits, dots and dashes: "
+            "s3://bucket/prefix"
+        )
+    return uri.rstrip("/") if parts.path.strip("/") else f"s3://{parts.netloc}/"
 
 
 def as_typed(value: object) -> str:

@@ -9,26 +9,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.settings.dataset_spec import mixture_parts
-from app.settings.values import path_safe, store_uri, without_credentials
+from app.settings.values import (
+    as_meant,
+    data_source,
+    directory_or_hub_id,
+    folder,
+    path_safe,
+    store_uri,
+    without_credentials,
+)
 
-ENV_FILE = Path(".env")
 MAX_VALIDATION_TOKENS = 4_000_000  # held-out text beyond this is not tokenized
 
 
 Resume = Literal["auto", "must", "never"]
 
 
-class Section(BaseSettings):
-    """A group of variables. An empty value counts as unset, so that compose can pass it on."""
+class Section(BaseModel):
+    """A group of variables. What is not given has its default: the environment is not read here."""
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="ignore", env_ignore_empty=True, env_file=ENV_FILE
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_meant(cls, value: Any) -> Any:
+        return as_meant(value) if isinstance(value, str) else value
 
 
 def _field(default: Any, description: str, unit: str = "", **bounds: Any) -> Any:
@@ -76,7 +85,7 @@ class ModelSettings(Section):
         ge=8,
         le=131_072,
     )
-    init_from: Annotated[str, AfterValidator(without_credentials)] | None = _field(
+    init_from: Annotated[str, AfterValidator(directory_or_hub_id)] | None = _field(
         None, "start from the weights of a Hugging Face directory or hub id"
     )
     init: Literal["normal", "scaled"] = _field(
@@ -99,13 +108,15 @@ class DataSettings(Section):
     dataset_config: str | None = _field(None, "configuration (subset) of a hub dataset")
     dataset_split: str = _field("train", "split of the dataset", min_length=1)
     text_column: str = _field("text", "column that holds the text", min_length=1)
-    tokenizer: Annotated[str, AfterValidator(without_credentials)] = _field(
+    tokenizer: Annotated[str, AfterValidator(directory_or_hub_id)] = _field(
         "builtin", "builtin, or a Hugging Face directory or hub id", min_length=1
     )
     document_mask: bool = _field(
         False, "documents packed into one sequence do not attend to each other"
     )
-    data_dir: Path = _field(Path("/data"), "folder for prepared tokens, caches and local logs")
+    data_dir: Annotated[Path, BeforeValidator(folder)] = _field(
+        Path("/data"), "folder for prepared tokens, caches and local logs"
+    )
     val_every_steps: int = _field(0, "validation loss every so many steps; 0: off", "steps", ge=0)
     val_tokens: int = _field(
         131_072, "size of the validation set", "tokens", ge=256, le=MAX_VALIDATION_TOKENS
@@ -121,13 +132,8 @@ class DataSettings(Section):
             without_credentials(dataset)
             raise
         for spec in specs:
-            without_credentials(spec)
+            data_source(spec)
         return dataset
-
-    @field_validator("data_dir")
-    @classmethod
-    def _absolute(cls, path: Path) -> Path:
-        return path.absolute()
 
 
 class BatchSettings(Section):

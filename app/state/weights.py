@@ -14,17 +14,29 @@ from app.state.tensor_files import read_shapes, read_tensors
 
 _BLOCK = 1 << 20  # bytes
 
+# What some files hold beside the weights: the output layer, which is tied to the embedding, and
+# buffers of older versions of transformers that follow from rope_theta.
+_REDUNDANT = (
+    "lm_head.weight",
+    "rotary_emb.inv_freq",
+    "rotary_emb.cos_cached",
+    "rotary_emb.sin_cached",
+)
+
 
 def load_weights(paths: Sequence[Path], model: nn.Module) -> None:
-    """Copy safetensors files into `model`; a redundant lm_head.weight is left out.
+    """Copy safetensors files into `model`; what follows from other tensors is left out.
 
-    Raises Damaged for an unreadable file, IncompatibleRun for tensors of another model.
+    Raises Damaged for an unreadable file or for numbers that are not finite, IncompatibleRun for
+    tensors of another model.
     """
     _check_shapes(paths, model)
     own = dict(model.state_dict())
     with torch.no_grad():
         for path in paths:
             for name, tensor in read_tensors(path, own):
+                if not tensor.isfinite().all():
+                    raise Damaged(f"{path} holds numbers in {name} that are not finite")
                 own[name].copy_(tensor)
 
 

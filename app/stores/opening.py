@@ -1,9 +1,9 @@
 """The store that CHECKPOINT_URI names."""
 
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from app.errors import ConfigError
+from app.settings.local_paths import local_path
 from app.stores.contract import Store, is_key
 from app.stores.limits import DEFAULT_LIMITS, StoreLimits
 from app.stores.local import LocalStore
@@ -19,7 +19,7 @@ def open_store(uri: str, run_name: str, limits: StoreLimits = DEFAULT_LIMITS) ->
         raise ConfigError(f"RUN_NAME={run_name!r} cannot name a folder")
     parts = urlsplit(uri)
     if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
-        return LocalStore(Path(unquote(parts.path)) / run_name, limits)
+        return LocalStore(local_path(uri) / run_name, limits)
     if parts.scheme == "s3" and parts.netloc:
         from app.stores.s3 import S3Store
 

@@ -17,14 +17,14 @@ from app.heartbeat import beat
 from app.model.huggingface import model_directory, read_config
 from app.run.checkpoints import read_manifest
 from app.run.fetching import fetch
-from app.run.view import RunView, read_view
+from app.run.view import RunView
 from app.settings.combined import Settings
+from app.settings.local_paths import local_path
 from app.settings.presets import ModelConfig
 from app.state.identity import RunRecord, one_path, same_place
 from app.state.snapshot import Expected, tokenizer_files
 from app.state.weights import weights_digest
 from app.stores.contract import Store
-from app.stores.opening import open_store
 
 log = logging.getLogger(__name__)
 
@@ -96,10 +96,8 @@ class BegunRun:
         return files.fingerprint == self.record.identity.tokenizer_fingerprint
 
 
-def begun_run(checkpoint_uri: str, name: str) -> BegunRun | None:
-    """The run of this name; None if it has no record yet. Raises what `load_record` does."""
-    store = open_store(checkpoint_uri, name)
-    view = read_view(store)
+def begun_run(store: Store, view: RunView) -> BegunRun | None:
+    """The run in the store; None if it has no record yet."""
     return BegunRun(store, view, view.record.record) if view.record else None
 
 
@@ -138,12 +136,12 @@ def first_weights(
 
 
 def _in_directory(settings: Settings, spec: str, identified: bool) -> FirstWeights:
-    directory = model_directory(spec, "INIT_FROM")
+    directory, path = model_directory(spec, "INIT_FROM"), local_path(spec)
     with disk_failures(f"INIT_FROM={spec}"):
         config = read_config(directory)
         digest = weights_digest(directory, beat) if identified else None
     name = settings.model.init_name
     assert name is not None
     return FirstWeights(
-        name, config, one_path(spec) if Path(spec).is_dir() else spec, digest, directory
+        name, config, one_path(str(path)) if path.is_dir() else spec, digest, directory
     )

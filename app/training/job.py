@@ -1,13 +1,12 @@
 """A job: the settings with everything decided that depends on device, model and tokenizer."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from app.console import redacted
 from app.data.sample_order import BatchGeometry
 from app.data.tokenizer import TokenizerFiles, load_tokenizer
-from app.errors import ConfigError
+from app.errors import AccessDenied, ConfigError, NotFound, Unavailable
 from app.settings.combined import Settings
 from app.settings.presets import ModelConfig
 from app.state.identity import Identity
@@ -51,20 +50,24 @@ class Job:
         )
 
 
+def run_name_of(settings: Settings) -> str:
+    """The name of the run, which follows from the device where MODEL=auto."""
+    preset, _ = resolve_model(settings.model.model, resolve_compute(settings.compute).device)
+    return settings.run.run_name or settings.model.init_name or preset
+
+
 def resolve_job(
-    settings: Settings, begun_as: Callable[[str], BegunRun | None] | None = None
+    settings: Settings, begun: BegunRun | None = None, *, identified: bool = False
 ) -> Job:
     """Decide device, model, sequence length and tokenizer.
 
-    `begun_as` finds the run of a name, if it was begun: INIT_FROM is needed only before there is
-    a checkpoint. Without `begun_as` nobody asks what INIT_FROM holds.
+    `begun` is the run, if it has a record: what INIT_FROM and TOKENIZER name is needed only before
+    there is a checkpoint. Only if the run is to be `identified`, INIT_FROM is read to its end.
     """
     compute = resolve_compute(settings.compute)
     model = settings.model
     preset, shape = resolve_model(model.model, compute.device)
-    run_name = settings.run.run_name or model.init_name or preset
-    begun = begun_as(run_name) if begun_as else None
-    init = first_weights(settings, begun, identified=begun_as is not None)
+    init = first_weights(settings, begun, identified=identified)
     name, config = (init.model, init.config) if init else (preset, shape)
     if init is None and model.model == "auto":
         log.info("MODEL=auto: %s, since this is %s", name, compute.device_name)
@@ -80,7 +83,7 @@ def resolve_job(
         compute=compute,
         model_name=name,
         config=config,
-        run_name=run_name,
+        run_name=run_name_of(settings),
         geometry=BatchGeometry(batch.batch_size, batch.global_batch_size, seq_len),
         init=init,
         tokenizer=_tokenizer(settings, config, init, begun),
@@ -96,4 +99,11 @@ def _tokenizer(
         if init.directory is None and begun is not None:
             return begun.tokenizer(data_dir)
         spec = str(init.directory)
-    return load_tokenizer(spec, data_dir, config.vocab_size)
+    try:
+        return load_tokenizer(spec, data_dir, config.vocab_size)
+    except (AccessDenied, NotFound, Unavailable) as error:
+        # A hub that is away does not stop a run whose checkpoints hold the tokenizer.
+        if begun is None or begun.record.identity.tokenizer != spec or not begun.has_checkpoints():
+            raise
+        log.warning("%s; the tokenizer in the run's newest checkpoint is used", error)
+        return begun.tokenizer(data_dir)

@@ -19,6 +19,7 @@ from app.run.recorded_source import difference
 from app.run.retention import abandoned_writes
 from app.run.verification import traces_of_checkpoints
 from app.run.view import CheckpointState, RunView
+from app.settings.combined import Settings
 from app.settings.variables import Resume
 from app.state.identity import RunRecord
 from app.state.progress import MAX_STATE_BYTES, STATE_FILE, decode_progress
@@ -28,17 +29,17 @@ from app.stores.contract import Store
 from app.training.job import Job
 
 
-def check_place(job: Job, store: Store) -> None:
+def check_place(settings: Settings, store: Store) -> None:
     """Raises ConfigError where the run would lie in a working folder of DATA_DIR, or around one."""
     if not store.uri.startswith("file://"):
         return
-    data_dir = DataDir(job.settings.data.data_dir)
+    data_dir = DataDir(settings.data.data_dir)
     folder = data_dir.overlapped_by(Path(unquote(urlsplit(store.uri).path)))
     if folder is not None:
         raise ConfigError(
-            f"CHECKPOINT_URI={job.settings.checkpoints.checkpoint_uri} with RUN_NAME="
-            f"{job.run_name} overlaps {folder}, where the job keeps and removes working files of "
-            f"{data_dir.setting}: name another folder for the checkpoints, or another DATA_DIR"
+            f"CHECKPOINT_URI={settings.checkpoints.checkpoint_uri} with RUN_NAME="
+            f"{store.uri.rsplit('/', 1)[1]} overlaps {folder}, where the job keeps and removes "
+            f"working files of {data_dir.setting}: name another folder for the checkpoints, or another DATA_DIR"
         )
 
 

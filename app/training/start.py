@@ -10,7 +10,6 @@ import gc
 import logging
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 
 from app.data.sources import PinnedSource
 from app.data.token_progress import TokenProgress
@@ -32,7 +31,7 @@ from app.stores.opening import open_store
 from app.training.attempt import Attempt, Trainer
 from app.training.first_weights import begun_run
 from app.training.held_run import HeldRun
-from app.training.job import Job, resolve_job
+from app.training.job import Job, resolve_job, run_name_of
 from app.training.opening import open_under_lease
 from app.training.out_of_memory import memory_failures
 from app.training.preemption import GracePeriod, StopRequest, ended_by
@@ -100,11 +99,11 @@ def _train(trainer: Trainer, attempt: Attempt, settings: Settings) -> BaseExcept
 def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     """An attempt with its state restored, or None if the run is finished."""
     beat()
-    job = resolve_job(settings, partial(begun_run, settings.checkpoints.checkpoint_uri))
-    store = open_store(settings.checkpoints.checkpoint_uri, job.run_name)
-    check_place(job, store)
+    store = open_store(settings.checkpoints.checkpoint_uri, run_name_of(settings))
+    check_place(settings, store)
     store.check()
     view = read_view(store)
+    job = resolve_job(settings, begun_run(store, view), identified=True)
     record = view.record.record if view.record else None
     job = replace(job, tokenizer=tokenizer_of_run(settings.data, record, store, job.tokenizer))
     progress = TokenProgress()

@@ -264,7 +264,6 @@ def test_the_length_of_a_sequence_is_the_jobs(flags: dict[str, str]) -> None:
 
 
 def test_looking_at_data_takes_no_torch(flags: dict[str, str]) -> None:
-    find_tokens(load_settings(flags))  # converts the tokenizer once, which does take torch
     words = [word for name, value in flags.items() for word in (f"--{name}", value)]
     code = (
         "import sys; from app.cli.parser import main; "

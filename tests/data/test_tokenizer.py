@@ -221,27 +221,83 @@ def test_a_training_that_fails_leaves_nothing_behind(
     assert not list((tmp_path / "tokenizers").iterdir())
 
 
-def test_a_hugging_face_directory_is_converted_once_and_kept(
-    foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hugging_face_directory_is_copied_once_and_kept(foreign: Path, tmp_path: Path) -> None:
     first = load_tokenizer(str(foreign), tmp_path, 300)
     assert first.directory.parent == tmp_path / "tokenizers"
     assert first.eos_token_id == read_tokenizer(foreign, "TOKENIZER=x").eos_token_id
-    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", None)
+    before = first.directory.stat()
     assert load_tokenizer(str(foreign), tmp_path, 300) == first
+    assert first.directory.stat() == before
 
 
-def test_a_full_disk_is_unavailable_also_when_the_rust_side_meets_it(
+@pytest.mark.parametrize(
+    "named", ["GPT2Tokenizer", "LlamaTokenizer", "Qwen2Tokenizer", "GPTNeoXTokenizer", None]
+)
+def test_the_ids_are_those_of_tokenizer_json_whatever_class_stands_beside_it(
+    named: str | None, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = Tokenizer(models.BPE())
+    steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["f(x)\n    22 + 4567\n"] * 9, trainer)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    save_tokenizer(tokenizer, theirs)
+    given = edited(theirs, tmp_path / "given", "tokenizer_config.json", tokenizer_class=named)
+    files = load_tokenizer(str(given), tmp_path, 300)
+    text = "f(x)\n    1\n    22 + 4567\n"
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    assert TextEncoder(files).encode_batch([text])[0].tolist() == ids
+    (files.directory / "config.json").write_text('{"model_type": "llama"}')
+    assert AutoTokenizer.from_pretrained(files.directory).encode(text) == ids
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("tokenizer.model", "SentencePiece"),
+        ("qwen.tiktoken", "tiktoken"),
+        ("vocab.json", "BPE or WordPiece"),
+    ],
+)
+def test_a_tokenizer_of_another_form_is_refused_with_what_to_do(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / name).write_bytes(b"x")
+    with pytest.raises(ConfigError, match=rf"only a {kind} file \({name}\): make one") as caught:
+        load_tokenizer(str(tmp_path / "t"), tmp_path, 300)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_end_of_text_token_may_be_named_by_its_number_in_config_json(
+    foreign: Path, tmp_path: Path
+) -> None:
+    directory = edited(foreign, tmp_path / "t", "tokenizer_config.json")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        (directory / name).write_text("{}")  # as GPT-2's
+    (directory / "config.json").write_text('{"eos_token_id": 0}')
+    assert load_tokenizer(str(directory), tmp_path, 300).eos_token_id == 0
+
+
+def test_a_file_system_that_changes_no_permissions_is_enough(
     foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers import PreTrainedTokenizerBase
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
 
-    def full(*_: object, **__: object) -> None:
-        raise Exception("No space left on device (os error 28)")  # noqa: TRY002
-
-    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", full)
-    with pytest.raises(Unavailable, match=f"DATA_DIR={tmp_path} is full"):
-        load_tokenizer(str(foreign), tmp_path, 300)
+    monkeypatch.setattr("os.chmod", refuse)
+    monkeypatch.setattr("os.fchmod", refuse)
+    assert load_tokenizer(str(foreign), tmp_path, 300).directory.is_dir()
 
 
 def test_a_directory_with_other_content_is_another_tokenizer(
@@ -256,7 +312,7 @@ def test_a_directory_with_other_content_is_another_tokenizer(
     assert first.fingerprint != second.fingerprint
 
 
-def test_the_fingerprint_survives_a_round_trip_through_transformers(
+def test_the_fingerprint_of_a_copy_is_that_of_the_original(
     small: TokenizerFiles, tmp_path: Path
 ) -> None:
     assert load_tokenizer(str(small.directory), tmp_path, 300).fingerprint == small.fingerprint

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from app.settings.load import load_settings
+from app.errors import ConfigError
+from app.settings.load import load_settings, refuse_several_processes
 from tests.support.refused_settings import problems
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
@@ -86,3 +87,28 @@ def test_a_wrong_value_names_the_variable_the_value_and_where_it_came_from(
 
 def test_every_problem_gets_a_line_of_its_own() -> None:
     assert len(problems(total_steps="0", seed="x", model="huge").splitlines()) == 3
+
+
+@pytest.mark.parametrize("link", ["tcp://10.0.0.5:9090", "udp://[fd00::5]:53"])
+@pytest.mark.parametrize("name", ["METRICS_PORT", "METRIC_PORT"])
+def test_what_kubernetes_sets_for_a_service_of_that_name_counts_as_unset(
+    name: str, link: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(".env").write_text("METRICS_PORT=9100\n")
+    monkeypatch.setenv(name, link)
+    settings = load_settings()
+    assert (settings.logs.metrics_port, settings.sources["METRICS_PORT"]) == (9100, "file")
+
+
+@pytest.mark.parametrize(
+    "name", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]
+)
+def test_a_launcher_that_starts_several_processes_is_named(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "4")  # a batch script has it too, where one process starts
+    monkeypatch.setenv(name, "1")
+    refuse_several_processes()
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(ConfigError, match=f"^{name}=2 .* start it without "):
+        refuse_several_processes()
