@@ -39,7 +39,8 @@ def check_place(settings: Settings, store: Store) -> None:
         raise ConfigError(
             f"CHECKPOINT_URI={settings.checkpoints.checkpoint_uri} with RUN_NAME="
             f"{store.uri.rsplit('/', 1)[1]} overlaps {folder}, where the job keeps and removes "
-            f"working files of {data_dir.setting}: name another folder for the checkpoints, or another DATA_DIR"
+            f"working files of {data_dir.setting}: name another folder for the checkpoints, or "
+            "another DATA_DIR"
         )
 
 
