@@ -1,6 +1,6 @@
 """What a disk says, as one of our errors.
 
-`app.model.hub_failures` does the same for the Hugging Face hub and `app.stores.s3_client` for S3.
+`app.model.hub_failures` does the same for the Hugging Face hub and `app.stores.s3_answers` for S3.
 Each translates the failures that its outside party is known for and lets everything else pass,
 since that would be a bug of ours.
 """

@@ -103,8 +103,7 @@ class Store(Protocol):
     def check(self) -> None:
         """Try to reach the store, list, write, read back and delete, before training begins.
 
-        Waits a while for credentials that are not there yet. Raises as described above, and leaves
-        nothing behind unless the store deletes nothing.
+        Raises as described above, and leaves nothing behind unless the store deletes nothing.
         """
         ...
 

@@ -10,10 +10,11 @@ from app.stores.local import LocalStore
 
 
 def open_store(uri: str, run_name: str, limits: StoreLimits = DEFAULT_LIMITS) -> Store:
-    """The store of `run_name` below CHECKPOINT_URI. Contacts nobody yet.
+    """The store of `run_name` below CHECKPOINT_URI, which is not contacted yet.
 
     Raises ConfigError for a URI that is neither file:///folder nor s3://bucket/prefix,
-    and for AWS settings that cannot be used.
+    and for AWS settings that cannot be used; NoCredentials where no credentials come for a while,
+    and AccessDenied where they are refused.
     """
     if not is_key(run_name) or "/" in run_name:
         raise ConfigError(f"RUN_NAME={run_name!r} cannot name a folder")

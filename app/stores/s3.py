@@ -64,8 +64,8 @@ _IN_PARTS = ("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload")
 class S3Store:
     """See `app.stores.contract.Store` for the contract.
 
-    Raises ConfigError for AWS settings that boto3 cannot use. `page_size` is the number
-    of keys in one answer to a listing.
+    Waits for credentials that are not there yet. Raises what `open_client` raises. `page_size` is
+    the number of keys in one answer to a listing.
     """
 
     def __init__(
