@@ -100,6 +100,7 @@ def take_over(settings: Settings, arguments: argparse.Namespace, _: StopRequest)
         "after all, it ends with exit code 79 before it commits anything more",
         arguments.yes,
     )
+    store.check()
     take_from(store, record, etag)
     show("the next start does not wait")
 
@@ -190,6 +191,7 @@ def _under_lease(
     before = read_view(store)
     planned = plan(before)
     confirmed(f"{store.uri}: {planned}", arguments.yes)
+    store.check()  # what the store can do, and may not
     lease = Lease(store, settings.checkpoints.lease_ttl, holder_identity())
     wait = settings.checkpoints.lease_wait
     lease.acquire(wait, log.info, lambda: stop.requested, above=before.highest_epoch)
