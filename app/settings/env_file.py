@@ -36,7 +36,7 @@ def read_env_file(path: Path = ENV_FILE) -> dict[str, str]:
     bindings = list(parse_stream(StringIO(text)))
     problems = [f"{path}, line {_line(b)}: {problem}" for b in bindings for problem in _problems(b)]
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(*problems)
     values = dotenv_values(stream=StringIO(text))
     # Between single quotes compose takes every sign as it is.
     literal = {
