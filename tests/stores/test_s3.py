@@ -413,6 +413,15 @@ class TestS3Store:
         assert [half.stale for half in patient.half_written()] == [False]
         assert [half.stale for half in s3.half_written()] == [True]
 
+    def test_an_upload_that_a_server_gives_no_date_is_found_and_not_called_stale(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        # SeaweedFS 4.47
+        upload = "<Upload><Key>some/prefix/run/a/b</Key><UploadId>u-1</UploadId></Upload>"
+        result = f"<ListMultipartUploadsResult>{upload}</ListMultipartUploadsResult>"
+        s3_answers.answering = only("GET", (200, result), query="uploads")
+        assert [(half.key, half.stale) for half in s3.half_written()] == [("a/b", False)]
+
     def test_who_uploads_on_what_was_discarded_is_told_and_can_upload_again(
         self, s3: S3Store, s3_answers: Interposed
     ) -> None:
