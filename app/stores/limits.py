@@ -12,6 +12,8 @@ class StoreLimits:
     stale_file_elsewhere: float = 86_400.0
     stale_upload: float = 86_400.0  # nobody knows whether its writer is alive: a day is enough
     read_timeout: float = 60.0  # of an S3 server; a large copy takes it a while
+    restart_wait: float = 30.0  # for a server that starts while the job does
+    restart_pause: float = 2.0
     conflict_pauses: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8)  # before a write is sent again
 
 
