@@ -152,15 +152,12 @@ class S3Store:
             Prefix=self._prefix + folder,
             PaginationConfig={"PageSize": self._page_size},
         )
-        found = []
         with self._failures(self._place(folder)):
             for page in pages:
                 for entry in page.get("Contents", ()):
                     key = entry["Key"].removeprefix(self._prefix)
                     if is_key(key):
-                        found.append(ObjectInfo(key, entry["Size"], entry["ETag"]))
-        # S3 sorts by key, and not every server does: SeaweedFS has `a/b` before `a-b`.
-        yield from sorted(found, key=lambda info: info.key)
+                        yield ObjectInfo(key, entry["Size"], entry["ETag"])
 
     def delete(self, keys: Sequence[str]) -> None:
         self._delete([check_key(key) for key in keys])
@@ -180,8 +177,7 @@ class S3Store:
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
                 for upload in page.get("Uploads", ()):
                     key = upload["Key"].removeprefix(self._prefix)
-                    # SeaweedFS 4.47 leaves the date out: who knows no age calls nothing stale.
-                    stale = "Initiated" in upload and upload["Initiated"] < before
+                    stale = upload["Initiated"] < before
                     found.append(HalfWritten(key, 0, stale, upload["UploadId"]))
         return found
 
