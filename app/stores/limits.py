@@ -14,6 +14,8 @@ class StoreLimits:
     read_timeout: float = 60.0  # of an S3 server; a large copy takes it a while
     credentials_wait: float = 60.0  # a metadata server may boot as long as the machine does
     credentials_pause: float = 2.0  # between two looks for credentials
+    restart_wait: float = 30.0  # for a server that starts while the job does
+    restart_pause: float = 2.0
     conflict_pauses: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8)  # before a write is sent again
 
 

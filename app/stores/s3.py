@@ -95,8 +95,7 @@ class S3Store:
 
     def check(self) -> None:
         key = f"{RESERVED}probe-{secrets.token_hex(8)}"
-        with self._failures(self.uri):
-            self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+        self._reach()
         try:
             if not knows(lambda: self._keeps_content(key), "SignatureDoesNotMatch"):
                 self._client, _ = open_client(
@@ -205,6 +204,23 @@ class S3Store:
 
     def exclusive_lock(self) -> ExclusiveLock | None:
         return None
+
+    def _reach(self) -> None:
+        """A first request. A server that starts while the job does must not cost a start of it."""
+        deadline = time.monotonic() + self._limits.restart_wait
+        while True:
+            try:
+                with self._failures(self.uri):
+                    self._client.list_objects_v2(
+                        Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1
+                    )
+                return
+            except Unavailable as error:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise
+                log.warning("%s (tried again for %.0f s)", error, left)
+            time.sleep(self._limits.restart_pause)
 
     def _place(self, key: str) -> str:
         return f"s3://{self._bucket}/{self._prefix}{key}"

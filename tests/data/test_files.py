@@ -168,3 +168,9 @@ def test_the_text_column_does_not_count_for_files_that_have_none(tmp_path: Path)
     (tmp_path / "a.txt").write_text("x")
     plain = fingerprint_of(source(tmp_path))
     assert fingerprint_of(source(tmp_path, text_column="body")) == plain
+
+
+def test_a_file_uri_is_decoded(tmp_path: Path) -> None:
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "a b" / "x.txt").write_text("one")
+    assert texts(f"file://{tmp_path}/a%20b/*.txt") == ["one"]

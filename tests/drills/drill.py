@@ -1,7 +1,6 @@
 """The whole job against a real container engine: train, kill, resume, extend, pull, generate.
 
-    python3 tests/drills/drill.py                  # object store: tests/support/s3server.py
-    python3 tests/drills/drill.py --stack-store    # object store: the stack's own image
+    python3 tests/drills/drill.py
 
 Needs Docker with compose v2, and nothing of Python but its standard library. It uses
 a compose project of its own, and removes it in the end. It follows the log and asks the
@@ -43,6 +42,11 @@ RESUMED = r"resumed from step (?P<step>\d+) .*target step (?P<target>\d+)"
 REACHED = r"target reached: step (?P<step>\d+)"
 NOTHING = r"nothing to do: \S+ is finished at step (?P<step>\d+)"
 
+READ_RULES = (
+    "import urllib.request as r\n"
+    "print(r.urlopen('http://127.0.0.1:8888/etc/seaweedfs/filer.conf').read().decode())"
+)
+
 DRILL_SECONDS = 1200.0
 BUILD_SECONDS = 900.0
 STEP_SECONDS = 180.0
@@ -60,7 +64,7 @@ class DrillError(Exception):
 class Drill:
     """One compose project, its clock and its score."""
 
-    def __init__(self, files: list[Path]) -> None:
+    def __init__(self) -> None:
         self.started = time.monotonic()
         self.passed = self.failed = self.slow = 0
         self.followed: list[subprocess.Popen[str]] = []
@@ -68,7 +72,8 @@ class Drill:
             **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
             **JOB,
             "COMPOSE_PROJECT_NAME": f"smollm2-drill-{os.getpid()}",
-            "COMPOSE_FILE": os.pathsep.join(str(path) for path in files),
+            "COMPOSE_FILE": str(ROOT / "docker-compose.yml"),
+            "S3_PORT": "0",  # any that is free
             "COMPOSE_ENV_FILES": os.devnull,  # a .env of the developer's must not change the drill
             "COMPOSE_ANSI": "never",
             "BUILDKIT_PROGRESS": "plain",
@@ -225,11 +230,10 @@ class Training:
         return "\n".join(f"    | {line}" for line in self.lines[-25:])
 
 
-def build(drill: Drill, stack_store: bool) -> float:
-    print("build the image")
+def build(drill: Drill) -> float:
+    print("build the images")
     started = time.monotonic()
-    services = ["train"] if stack_store else ["train", "s3"]
-    done = drill.docker("compose", "build", *services, timeout=BUILD_SECONDS)
+    done = drill.docker("compose", "build", "train", "s3", timeout=BUILD_SECONDS)
     cached = len(re.findall(r"^#\d+ CACHED$", done.stdout + done.stderr, re.M))
     print(f"         {time.monotonic() - started:.1f} s, {cached} steps from the cache")
     return time.monotonic() - started
@@ -261,9 +265,26 @@ def kill_in_the_middle(drill: Drill, build_seconds: float) -> int:
     return newest
 
 
+def look_at_the_store(drill: Drill) -> None:
+    print("look at the object store")
+
+    def inside(*command: str) -> str:
+        allowed = tuple(range(256))
+        return drill.docker("compose", "exec", "-T", "s3", *command, allowed=allowed).stdout
+
+    drill.check("it runs as a user of its own", inside("id", "-u").strip() == "10002")
+    drill.check("its root is read-only", inside("sh", "-c", "touch /new || echo refused") != "")
+    key = inside("cat", "/key/credentials")
+    made = re.search(r"aws_access_key_id = stack-\w{16}\naws_secret_access_key = \S{40}\n", key)
+    drill.check("its key was made for this installation", made is not None)
+    rules = inside("python", "-c", READ_RULES)
+    synced = [rule["locationPrefix"] for rule in json.loads(rules)["locations"] if rule["fsync"]]
+    drill.check("what is written to a bucket is synced", synced == ["/buckets/"], synced)
+
+
 def stop_in_the_middle(drill: Drill, newest: int) -> int:
     """Start again after the kill, then SIGTERM; the step of the newest checkpoint."""
-    print("start again, and docker stop in the middle")
+    print("start again, restart the store beside it, and docker stop in the middle")
     training = Training(drill)
     resumed = training.wait_for(RESUMED, STEP_SECONDS)
     drill.check(
@@ -272,6 +293,7 @@ def stop_in_the_middle(drill: Drill, newest: int) -> int:
     first = training.wait_for_step(0)
     drill.check("and continues with the step after it", first == newest + 1, first)
     print(f"         from start to resumed step: {time.monotonic() - training.started:.1f} s")
+    drill.docker("compose", "restart", "s3")
     training.wait_for_step(newest + 2)
     started = time.monotonic()
     drill.docker("stop", "--time", "30", training.container())
@@ -371,8 +393,9 @@ def fail(drill: Drill) -> None:
     drill.docker("compose", "stop", "train")
 
 
-def drilled(drill: Drill, stack_store: bool, build_seconds: float) -> None:
-    newest = kill_in_the_middle(drill, build_seconds + build(drill, stack_store))
+def drilled(drill: Drill, build_seconds: float) -> None:
+    newest = kill_in_the_middle(drill, build_seconds + build(drill))
+    look_at_the_store(drill)
     newest = stop_in_the_middle(drill, newest)
     finish(drill, newest)
     use_the_result(drill, extend(drill))
@@ -381,16 +404,12 @@ def drilled(drill: Drill, stack_store: bool, build_seconds: float) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--stack-store", action="store_true", help="use the stack's own S3 server")
     parser.add_argument("--build-seconds", type=float, default=0.0, help="of the build just made")
     arguments = parser.parse_args()
-    files = [ROOT / "docker-compose.yml"]
-    if not arguments.stack_store:
-        files.append(ROOT / "tests" / "compose.ci.yml")
-    drill = Drill(files)
+    drill = Drill()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` cleans up
     try:
-        drilled(drill, arguments.stack_store, arguments.build_seconds)
+        drilled(drill, arguments.build_seconds)
     except DrillError as error:
         drill.check("the drill goes on", False, error)
     finally:

@@ -1,8 +1,8 @@
 """Kill the job anywhere, start it again, and compare with a run that was never killed.
 
     python -m tests.drills.kill_anywhere --store local --kills 50 --seed 1
-    python -m tests.drills.kill_anywhere --store s3 --kills 2000        # for hours
-    python -m tests.drills.kill_anywhere --store s3 --zombies           # paused, not killed
+    python -m tests.drills.kill_anywhere --store s3 --kills 2000          # moto, for hours
+    python -m tests.drills.kill_anywhere --store seaweedfs --zombies      # paused, not killed
 
 Each attempt is a process that ends itself with SIGKILL at a failpoint
 (tests/support/failpoints.py), or is killed from outside after a random time. Runs that reach
@@ -22,6 +22,7 @@ import itertools
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -30,11 +31,13 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import boto3
 import torch
 import torch._dynamo
 
@@ -44,6 +47,7 @@ from app.stores.contract import Store
 from app.stores.opening import open_store
 from tests.support.failpoints import KINDS, OPERATIONS, ZOMBIES, DeadlyStore, Failpoint
 from tests.support.job import ROOT, outcome
+from tests.support.seaweedfs import KEY, seaweedfs
 from tests.support.small_job import make_tokenizer, small_job
 
 TOTAL_STEPS, EVERY = 8, 2
@@ -245,41 +249,49 @@ def kill_anywhere(arena: Arena, kills: int, seed: int) -> None:
     print(f"{fell.total()} kills, {hunt.compared} finished runs equal the reference", flush=True)
 
 
-def s3_server(folder: Path) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
-    """The S3 server of the tests in a process of its own, with a bucket in it."""
-    import socket
+@contextmanager
+def s3_server(kind: str, folder: Path) -> Iterator[dict[str, str]]:
+    """An S3 server in a process of its own, with a bucket in it: variables of the job."""
+    with moto(folder) if kind == "s3" else seaweedfs(folder / "seaweedfs") as endpoint:
+        environment = {
+            "AWS_ENDPOINT_URL_S3": endpoint,
+            "AWS_ACCESS_KEY_ID": KEY[0],
+            "AWS_SECRET_ACCESS_KEY": KEY[1],
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        os.environ.update(environment)
+        client: Any = boto3.session.Session().client("s3")
+        client.create_bucket(Bucket="bucket")
+        yield environment
 
-    import boto3
 
+@contextmanager
+def moto(folder: Path) -> Iterator[str]:
+    """URL of the S3 server of the tests."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = (folder / "s3.log").open("wb")
     command = [sys.executable, "tests/support/s3server.py", str(port)]
-    server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-    environment = {
-        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    os.environ.update(environment)
-    deadline = time.monotonic() + 60
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        if time.monotonic() > deadline:
-            raise RuntimeError((folder / "s3.log").read_text())
-        time.sleep(0.05)
-    client: Any = boto3.session.Session().client("s3")
-    client.create_bucket(Bucket="bucket")
-    return server, environment
+    with (folder / "s3.log").open("wb") as log:
+        server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            if time.monotonic() > deadline:
+                raise RuntimeError((folder / "s3.log").read_text())
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--store", choices=("local", "s3"), default="local")
+    parser.add_argument("--store", choices=("local", "s3", "seaweedfs"), default="local")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--zombies", action="store_true", help="pause and wake instead of killing")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 100_000)
@@ -297,25 +309,20 @@ def main() -> int:
             "KEEP_TOP": "1",
             "LEASE_TTL": "2",
         }
-        server = None
-        uri = f"file://{folder}/store"
-        if arguments.store == "s3":
-            uri = "s3://bucket/prefix"
-            server, extra = s3_server(folder)
-            environment |= extra
-        arena = Arena(environment, uri, folder)
-        try:
-            if arguments.zombies:
-                zombies(arena, arguments.seed)
-            else:
-                kill_anywhere(arena, arguments.kills, arguments.seed)
-        except Wrong as wrong:
-            print(f"PROBLEM (seed {arguments.seed}): {wrong}")
-            return 1
-        finally:
-            if server is not None:
-                server.kill()
-                server.wait()
+        with ExitStack() as servers:
+            uri = f"file://{folder}/store"
+            if arguments.store != "local":
+                uri = "s3://bucket/prefix"
+                environment |= servers.enter_context(s3_server(arguments.store, folder))
+            arena = Arena(environment, uri, folder)
+            try:
+                if arguments.zombies:
+                    zombies(arena, arguments.seed)
+                else:
+                    kill_anywhere(arena, arguments.kills, arguments.seed)
+            except Wrong as wrong:
+                print(f"PROBLEM (seed {arguments.seed}): {wrong}")
+                return 1
     return 0
 
 

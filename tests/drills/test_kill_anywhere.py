@@ -1,4 +1,4 @@
-"""Kills and pauses at every kind of write, on both stores, and not one bit of difference.
+"""Kills and pauses at every kind of write, on three stores, and not one bit of difference.
 
 `python -m tests.drills.kill_anywhere` is the same for hours.
 """
@@ -16,7 +16,7 @@ SEED = 20_261_124
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.parametrize("store", ["local", "s3"]),
+    pytest.mark.parametrize("store", ["local", "s3", "seaweedfs"]),
 ]
 
 

@@ -22,6 +22,7 @@ from app.stores.s3 import S3Store
 from tests.support.interposed import Answer, Answering, Interposed
 from tests.support.store_contents import keys, leave_half_written
 
+AT_ONCE = StoreLimits(restart_wait=0)
 MIB = 2**20
 
 
@@ -65,10 +66,34 @@ class TestS3Store:
         self, closed_endpoint: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", closed_endpoint)
-        store = open_store("s3://bucket", "run")
+        store = open_store("s3://bucket", "run", AT_ONCE)
         for use in (store.check, lambda: store.put("a", [b"x"]), lambda: keys(store)):
             with pytest.raises(Unavailable, match=closed_endpoint):
                 use()
+
+    @pytest.mark.usefixtures("no_backoff")
+    def test_a_server_that_starts_while_the_job_does_is_waited_for(
+        self, bucket: str, s3_answers: Interposed, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        left = 7  # more than the SDK's own tries
+
+        def starting(environ: dict[str, Any]) -> Answer | None:
+            nonlocal left
+            left -= 1
+            return (503, xml("ServiceUnavailable")) if left >= 0 else None
+
+        s3_answers.answering = starting
+        open_store(f"s3://{bucket}", "run", StoreLimits(restart_pause=0)).check()
+        said = [record.message for record in caplog.records if "tried again for" in record.message]
+        assert len(said) == 2
+
+    @pytest.mark.usefixtures("no_backoff")
+    def test_a_server_that_does_not_come_is_waited_for_no_longer_than_said(
+        self, bucket: str, s3_answers: Interposed
+    ) -> None:
+        s3_answers.answering = lambda environ: (503, xml("ServiceUnavailable"))
+        with pytest.raises(Unavailable, match="does not serve now"):
+            open_store(f"s3://{bucket}", "run", AT_ONCE).check()
 
     @pytest.mark.usefixtures("bucket", "no_backoff")
     def test_a_server_that_says_nothing_is_spoken_of_at_each_try(
@@ -78,7 +103,8 @@ class TestS3Store:
             url = f"http://127.0.0.1:{silent.getsockname()[1]}"
             monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
             with pytest.raises(Unavailable, match=url):
-                open_store("s3://bucket", "run", StoreLimits(read_timeout=0.2)).check()
+                hasty = StoreLimits(read_timeout=0.2, restart_wait=0)
+                open_store("s3://bucket", "run", hasty).check()
         assert [record.message for record in caplog.records if "app." in record.name] == [
             f"{url} does not answer (ListObjectsV2, try {n} of 3)" for n in (1, 2, 3)
         ]
@@ -141,8 +167,9 @@ class TestS3Store:
 
     @pytest.mark.usefixtures("no_backoff")
     def test_a_web_server_that_is_no_s3_is_unavailable(
-        self, s3: S3Store, s3_answers: Interposed
+        self, bucket: str, s3_answers: Interposed
     ) -> None:
+        s3 = open_store(f"s3://{bucket}", "run", AT_ONCE)
         s3_answers.answering = lambda environ: (200, "<!doctype html><html><br>console</html>")
         for use in (s3.check, lambda: keys(s3)):
             with pytest.raises(Unavailable, match="does not serve now"):
@@ -571,6 +598,15 @@ class TestS3Store:
         patient = S3Store(bucket, "some/prefix/run", limits=century)
         assert [half.stale for half in patient.half_written()] == [False]
         assert [half.stale for half in s3.half_written()] == [True]
+
+    def test_an_upload_that_a_server_gives_no_date_is_found_and_not_called_stale(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        # SeaweedFS 4.47
+        upload = "<Upload><Key>some/prefix/run/a/b</Key><UploadId>u-1</UploadId></Upload>"
+        result = f"<ListMultipartUploadsResult>{upload}</ListMultipartUploadsResult>"
+        s3_answers.answering = only("GET", (200, result), query="uploads")
+        assert [(half.key, half.stale) for half in s3.half_written()] == [("a/b", False)]
 
     def test_who_uploads_on_what_was_discarded_is_told_and_can_upload_again(
         self, s3: S3Store, s3_answers: Interposed

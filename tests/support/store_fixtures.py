@@ -23,10 +23,11 @@ from app.stores.opening import open_store
 from tests.support.forwarded import Forwarded
 from tests.support.interposed import Interposed
 from tests.support.s3server import AtomicConditionalWrites, WsgiApp
+from tests.support.seaweedfs import KEY, seaweedfs
 
 _AWS = {
-    "AWS_ACCESS_KEY_ID": "testing",
-    "AWS_SECRET_ACCESS_KEY": "testing-secret",
+    "AWS_ACCESS_KEY_ID": KEY[0],
+    "AWS_SECRET_ACCESS_KEY": KEY[1],
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_CONFIG_FILE": "/nonexistent/config",
@@ -134,9 +135,32 @@ def _listens(port: int) -> bool:
 @pytest.fixture
 def rclone_bucket(rclone_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a new, empty bucket of rclone's; AWS_ENDPOINT_URL_S3 points to it."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", rclone_server)
+    return new_bucket(rclone_server, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def seaweedfs_server(
+    aws_environment: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """URL of the S3 server that the stack has."""
+    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def seaweedfs_bucket(seaweedfs_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a new, empty bucket of SeaweedFS's; AWS_ENDPOINT_URL_S3 points to it."""
+    name = new_bucket(seaweedfs_server, monkeypatch)
+    yield name
+    # Each takes a volume of 64 MiB of what is free.
+    client: Any = boto3.session.Session().client("s3", endpoint_url=seaweedfs_server)
+    client.delete_bucket(Bucket=name)
+
+
+def new_bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
     name = f"bucket-{secrets.token_hex(4)}"
-    client: Any = boto3.session.Session().client("s3", endpoint_url=rclone_server)
+    client: Any = boto3.session.Session().client("s3", endpoint_url=endpoint)
     client.create_bucket(Bucket=name)
     return name
 
@@ -147,12 +171,12 @@ def store_limits() -> StoreLimits:
     return DEFAULT_LIMITS
 
 
-@pytest.fixture(params=["local", "s3", "rclone"])
+@pytest.fixture(params=["local", "s3", "seaweedfs", "rclone"])
 def store(request: pytest.FixtureRequest, tmp_path: Path, store_limits: StoreLimits) -> Store:
-    """Each kind of store in turn, empty: a folder, and two independent S3 servers."""
+    """Each kind of store in turn, empty: a folder, and three independent S3 servers."""
     if request.param == "local":
         return open_store(f"file://{tmp_path}/store", "run", store_limits)
-    bucket = {"s3": "bucket", "rclone": "rclone_bucket"}[request.param]
+    bucket = "bucket" if request.param == "s3" else f"{request.param}_bucket"
     uri = f"s3://{request.getfixturevalue(bucket)}/some/prefix"
     store = open_store(uri, "run", store_limits)
     if request.param == "rclone" or "S3_UNDER_TEST" in os.environ:

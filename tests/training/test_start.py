@@ -450,4 +450,6 @@ def test_a_missing_bucket_and_a_dead_endpoint(
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server)
     assert_refused(train(CHECKPOINT_URI="s3://no-such-bucket/x"), 78, "no-such-bucket")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    at_once = functools.partial(open_store, limits=StoreLimits(restart_wait=0))
+    monkeypatch.setattr("app.training.start.open_store", at_once)
     assert_refused(train(CHECKPOINT_URI="s3://bucket/x"), 75, "127.0.0.1:9")
