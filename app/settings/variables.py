@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.settings.dataset_spec import mixture_parts
 from app.settings.values import (
@@ -29,10 +30,26 @@ MAX_VALIDATION_TOKENS = 4_000_000  # held-out text beyond this is not tokenized
 Resume = Literal["auto", "must", "never"]
 
 
-class Section(BaseModel):
-    """A group of variables. What is not given has its default: the environment is not read here."""
+class Section(BaseSettings):
+    """A group of variables. What is not given has its default.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    `load` hands in what flags, the environment and the file say, in this order, since each of
+    them needs a word of its own before it counts. So no section reads a source by itself.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what is handed in."""
+        return (init_settings,)
 
     @field_validator("*", mode="before")
     @classmethod
