@@ -219,7 +219,7 @@ def main() -> int:
     from app.training.compute import resolve_compute
 
     chosen = {"device": arguments.device or "auto", "precision": arguments.precision or "auto"}
-    compute = resolve_compute(ComputeSettings(**chosen))
+    compute = resolve_compute(ComputeSettings(**chosen))  # type: ignore[arg-type]
     cuda = compute.device.type == "cuda"
     names = [name for name in arguments.only.split(",") if name in CANDIDATES]
     about = machine()

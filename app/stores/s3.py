@@ -19,7 +19,15 @@ from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
 from app.console import redacted
-from app.errors import AccessDenied, AppError, ConfigError, Damaged, NotFound, Unavailable
+from app.errors import (
+    AccessDenied,
+    AppError,
+    ConfigError,
+    Damaged,
+    NoCredentials,
+    NotFound,
+    Unavailable,
+)
 from app.stores.buffer_reader import BufferReader
 from app.stores.contract import (
     MAX_GET_BYTES,
@@ -215,6 +223,8 @@ class S3Store:
                         Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1
                     )
                 return
+            except NoCredentials:
+                raise  # they were waited for
             except Unavailable as error:
                 left = deadline - time.monotonic()
                 if left <= 0:

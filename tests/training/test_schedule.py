@@ -7,7 +7,7 @@ from app.training.schedule import Schedule
 
 
 def schedule(horizons: list[int], **changes: object) -> Schedule:
-    return Schedule(OptimizerSettings(**changes), horizons)
+    return Schedule(OptimizerSettings(**changes), horizons)  # type: ignore[arg-type]
 
 
 def test_warm_up_is_linear_and_reaches_the_peak() -> None:
