@@ -50,7 +50,7 @@ WORKDIR /app
 
 # Only the files that training the tokenizer needs: an edit elsewhere does not train it again.
 FROM environment AS tokenizer
-COPY app/__init__.py app/errors.py app/failures.py app/
+COPY app/__init__.py app/errors.py app/failures.py app/printable.py app/
 COPY app/data/__init__.py app/data/builtin.py app/data/data_dir.py app/data/tokenizer.py app/data/
 COPY app/model/__init__.py app/model/hub_failures.py app/model/hub_snapshot.py app/model/
 COPY app/settings/__init__.py app/settings/local_paths.py app/settings/

@@ -41,8 +41,12 @@ def load_weights(paths: Sequence[Path], model: nn.Module) -> None:
 
 
 def _check_shapes(paths: Sequence[Path], model: nn.Module) -> None:
-    found = {name: shape for path in paths for name, shape in read_shapes(path).items()}
-    found.pop("lm_head.weight", None)
+    found = {
+        name: shape
+        for path in paths
+        for name, shape in read_shapes(path).items()
+        if not name.endswith(_REDUNDANT)
+    }
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     same_tensors(paths[0], expected, found)
 

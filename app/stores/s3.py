@@ -19,15 +19,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
 from app.console import redacted
-from app.errors import (
-    AccessDenied,
-    AppError,
-    ConfigError,
-    Damaged,
-    NoCredentials,
-    NotFound,
-    Unavailable,
-)
+from app.errors import AccessDenied, AppError, ConfigError, Damaged, NotFound, Unavailable
 from app.stores.buffer_reader import BufferReader
 from app.stores.contract import (
     MAX_GET_BYTES,
@@ -50,7 +42,14 @@ from app.stores.s3_answers import (
     retried,
     s3_failures,
 )
-from app.stores.s3_client import RangeIgnored, explained_head, listing, open_client, transfer
+from app.stores.s3_client import (
+    RangeIgnored,
+    explained_head,
+    listing,
+    open_client,
+    transfer,
+    until_it_answers,
+)
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +102,7 @@ class S3Store:
 
     def check(self) -> None:
         key = f"{RESERVED}probe-{secrets.token_hex(8)}"
-        self._reach()
+        until_it_answers(self._reach, self._limits)
         try:
             if not knows(lambda: self._keeps_content(key), "SignatureDoesNotMatch"):
                 self._client, _ = open_client(
@@ -214,23 +213,8 @@ class S3Store:
         return None
 
     def _reach(self) -> None:
-        """A first request. A server that starts while the job does must not cost a start of it."""
-        deadline = time.monotonic() + self._limits.restart_wait
-        while True:
-            try:
-                with self._failures(self.uri):
-                    self._client.list_objects_v2(
-                        Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1
-                    )
-                return
-            except NoCredentials:
-                raise  # they were waited for
-            except Unavailable as error:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise
-                log.warning("%s (tried again for %.0f s)", error, left)
-            time.sleep(self._limits.restart_pause)
+        with self._failures(self.uri):
+            self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
 
     def _place(self, key: str) -> str:
         return f"s3://{self._bucket}/{self._prefix}{key}"

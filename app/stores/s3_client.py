@@ -19,7 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from app.console import redacted
-from app.errors import NoCredentials
+from app.errors import NoCredentials, Unavailable
 from app.stores.limits import DEFAULT_LIMITS, StoreLimits
 from app.stores.s3_answers import NO_SENSE, PATH_FORBIDDEN, s3_failures, unusable
 
@@ -245,3 +245,22 @@ def _say_silence(
             attempts,
             _TRIES,
         )
+
+
+def until_it_answers(ask: Callable[[], None], limits: StoreLimits) -> None:
+    """Make a first request. A server that starts while the job does must not cost a start of it.
+
+    Raises what `ask` does: Unavailable only once `limits.restart_wait` is over.
+    """
+    deadline = time.monotonic() + limits.restart_wait
+    while True:
+        try:
+            return ask()
+        except NoCredentials:
+            raise  # they were waited for
+        except Unavailable as error:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise
+            log.warning("%s (tried again for %.0f s)", error, left)
+        time.sleep(limits.restart_pause)

@@ -53,9 +53,9 @@ def test_a_run_that_is_made_while_it_is_read_is_not_taken_for_one_that_lost_its_
 ) -> None:
     get = folder.get
 
-    def overtaken(key: str) -> tuple[bytes, str]:
+    def overtaken(key: str, *more: int, **named: int) -> tuple[bytes, str]:
         try:
-            return get(key)
+            return get(key, *more, **named)
         except NotFound:
             if key == LATEST:
                 create_record(folder, "run", IDENTITY, 10)

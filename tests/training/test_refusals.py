@@ -141,7 +141,8 @@ def test_a_resume_lists_no_prefix_more_than_twice(
     monkeypatch.setattr(Attempt, "begin", begin)
     code, log = train()
     assert code == 143 and "resumed from step 2" in log, log
-    assert until_training == {"": 2, f"checkpoints/{newest_checkpoint(run).name}/": 1}
+    checkpoint = f"checkpoints/{newest_checkpoint(run).name}/"
+    assert until_training == {"": 2, checkpoint: 1, "inputs": 1}
 
 
 def contents(store: Path) -> dict[str, bytes]:

@@ -274,27 +274,28 @@ def test_a_notice_after_the_end_is_not_acted_on() -> None:
     assert not watch.thread.is_alive()
 
 
+def servers(cloud: FakeCloud) -> MetadataServers:
+    given = {name.lower(): value for name, value in cloud.environment().items()}
+    return MetadataServers.model_validate(given)
+
+
 @pytest.mark.parametrize("name", CLOUDS)
 def test_before_training_a_notice_ends_the_process_where_it_strikes(
     name: str, cloud: FakeCloud, own_handlers: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for variable, value in cloud.environment().items():
-        monkeypatch.setenv(variable, value)
     cloud.noticed = True
     stop = StopRequest()
     stop.install()
     settings = CheckpointSettings.model_validate({"spot_notices": name})
-    watched = watched_for_notices(settings, MetadataServers(), PATIENT)
+    watched = watched_for_notices(settings, servers(cloud), PATIENT)
     with pytest.raises(Interrupted), watched:
         threading.Event().wait(30)
     assert stop.requested
 
 
 def test_off_asks_nobody(cloud: FakeCloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable, value in cloud.environment().items():
-        monkeypatch.setenv(variable, value)
     before = set(threading.enumerate())
-    with watched_for_notices(CheckpointSettings(), MetadataServers()):
+    with watched_for_notices(CheckpointSettings(), servers(cloud)):
         assert set(threading.enumerate()) <= before
     assert cloud.requests == []
 
