@@ -10,12 +10,20 @@ from app.cli.arguments import Commands, count_from
 from app.cli.confirmation import confirmed
 from app.cli.named_run import existing_run, scratch_folder
 from app.console import counted, size
-from app.errors import Damaged, NotFound, Unavailable
+from app.errors import ConfigError, Damaged, NotFound, Unavailable
 from app.printable import show
-from app.run.layout import QUARANTINE, REASON, CheckpointName
+from app.run.layout import QUARANTINE, REASON
 from app.run.lease import Lease, holder_identity, read_lease, take_from
-from app.run.retention import Reason, prune, superfluous
-from app.run.rollback import Return, accepted, carry_out, purge, rollback_to, size_in_quarantine
+from app.run.retention import Reason, delete, superfluous
+from app.run.rollback import (
+    Return,
+    accepted,
+    carry_out,
+    complete_move,
+    purge,
+    rollback_to,
+    size_in_quarantine,
+)
 from app.run.view import RunView, read_view
 from app.settings.combined import Settings
 from app.stores.contract import Store
@@ -57,15 +65,14 @@ def rollback_run(settings: Settings, arguments: argparse.Namespace, stop: StopRe
     if not change.beyond:
         show(f"nothing to do: {change.to} is the newest checkpoint")
         return
-    _return_to(change, change.to, settings, arguments, stop, lambda v: rollback_to(v, arguments.to))
+    _return_to(store, settings, arguments, stop, lambda view: rollback_to(view, str(change.to)))
 
 
 def accept_checkpoint(settings: Settings, arguments: argparse.Namespace, stop: StopRequest) -> None:
     """Let the run go on from a checkpoint that is late, or that was set aside."""
-    text = arguments.checkpoint
-    change = accepted(read_view(existing_run(settings)), text)
-    place = change.to.in_quarantine if change.set_aside else change.to
-    _return_to(change, place, settings, arguments, stop, lambda view: accepted(view, text))
+    store = existing_run(settings)
+    name = str(accepted(read_view(store), arguments.checkpoint).to)
+    _return_to(store, settings, arguments, stop, lambda view: accepted(view, name))
 
 
 def prune_checkpoints(settings: Settings, arguments: argparse.Namespace, stop: StopRequest) -> None:
@@ -81,7 +88,10 @@ def prune_checkpoints(settings: Settings, arguments: argparse.Namespace, stop: S
         return f"{counted(len(names), 'checkpoint')} will be deleted: {', '.join(names)}"
 
     def act(view: RunView, lease: Lease) -> None:
-        for name in prune(store, view, keep, [], lease):
+        names = superfluous(store, view, keep, [])
+        _check_deletes(store)
+        delete(store, names, lease)
+        for name in names:
             show(f"deleted {name}")
 
     _under_lease(store, settings, arguments, stop, plan, act)
@@ -136,6 +146,7 @@ def purge_quarantine(settings: Settings, arguments: argparse.Namespace, stop: St
         return f"{total} in {QUARANTINE}/ will be deleted for good: {', '.join(folders)}"
 
     def act(view: RunView, lease: Lease) -> None:
+        _check_deletes(store)
         for folder in chosen(view):
             purge(store, view, folder, lease)
             show(f"deleted {QUARANTINE}/{folder}")
@@ -147,33 +158,29 @@ def purge_quarantine(settings: Settings, arguments: argparse.Namespace, stop: St
 
 
 def _return_to(
-    change: Return,
-    place: CheckpointName,
+    store: Store,
     settings: Settings,
     arguments: argparse.Namespace,
     stop: StopRequest,
     plan: Callable[[RunView], Return],
 ) -> None:
-    """Carry out a change whose checkpoint lies at `place`, once every byte of it was verified."""
+    """Let the run go on from a checkpoint, once every byte of it was verified."""
     from app.run.verification import Verification
     from app.state.snapshot import STATE_FILES, Expected
 
-    store = existing_run(settings)
-    record = read_view(store).record
-    expected = Expected(record.record if record else None)
-    scratch = partial(scratch_folder, settings)
-    finding = Verification(store, scratch, STATE_FILES, expected).one(place)
-    if not finding.whole:
-        raise Damaged(f"{change.to} is not whole, nothing was changed: {finding.text}")
-    _under_lease(
-        store,
-        settings,
-        arguments,
-        stop,
-        plan,
-        lambda view, lease: carry_out(plan(view), store, lease),
-    )
-    show(f"the next start goes on from step {change.to.step}")
+    def act(view: RunView, lease: Lease) -> None:
+        change = plan(view)
+        complete_move(store, view, change.to, lease)
+        expected = Expected(view.record.record if view.record else None)
+        scratch = partial(scratch_folder, settings)
+        place = change.to.in_quarantine if change.set_aside else change.to
+        finding = Verification(store, scratch, STATE_FILES, expected).one(place)
+        if not finding.whole:
+            raise Damaged(f"{change.to} is not whole, nothing was changed: {finding.text}")
+        carry_out(change, store, lease)
+        show(f"the next start goes on from step {change.to.step}")
+
+    _under_lease(store, settings, arguments, stop, plan, act)
 
 
 def _under_lease(
@@ -203,6 +210,13 @@ def _under_lease(
         act(view, lease)
     finally:
         lease.release()
+
+
+def _check_deletes(store: Store) -> None:
+    if not store.deletes:
+        raise ConfigError(
+            f"{store.uri} forbids deletion: allow it to this key, nothing was deleted"
+        )
 
 
 def _add_yes(command: argparse.ArgumentParser) -> None:

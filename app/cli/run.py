@@ -34,8 +34,8 @@ def repair_run(settings: Settings, arguments: argparse.Namespace, stop: StopRequ
     Raises ConfigError where run.json is whole, and what reading checkpoints and the lease raise.
     """
     store = _run_with_checkpoints(settings)
-    _check_needed(store)
     name, record = _record_in_checkpoint(store, settings)
+    _check_needed(store, record)
     identity = record.identity
     confirmed(
         f"{store.uri}/{RECORD} would be written as {name} says it: MODEL={identity.model} "
@@ -49,7 +49,7 @@ def repair_run(settings: Settings, arguments: argparse.Namespace, stop: StopRequ
     above = _view(store).highest_epoch
     lease.acquire(checkpoints.lease_wait, log.info, lambda: stop.requested, above)
     try:
-        _check_needed(store)
+        _check_needed(store, record)
         lease.put(RECORD, encode_document(record))
     finally:
         lease.release()
@@ -75,13 +75,14 @@ def _view(store: Store) -> RunView:
     return read_view(store, lambda _: None)
 
 
-def _check_needed(store: Store) -> None:
+def _check_needed(store: Store, record: RunRecord) -> None:
+    """Raises ConfigError if run.json can be read and knows all that the checkpoint does."""
     try:
         stored = load_record(store)
     except Damaged as error:
         log.warning("%s", error)
         return
-    if stored is not None:
+    if stored is not None and record.target <= stored.record.target:
         raise ConfigError(f"{store.uri}/{RECORD} is there and can be read: nothing to repair")
 
 

@@ -4,15 +4,18 @@ Only the manifest makes it a checkpoint, so a process that dies before that leav
 """
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from app.errors import Damaged, Unavailable
+from app.errors import AccessDenied, ConfigError, Damaged, Unavailable
 from app.run.checkpoints import FileEntry, Manifest, check_sizes, write_latest
 from app.run.clock import utc_now
-from app.run.layout import MANIFEST, CheckpointName
+from app.run.layout import LATEST, MANIFEST, CheckpointName
 from app.run.lease import WriteRight
 from app.stores.contract import Data, Store
+
+log = logging.getLogger(__name__)
 
 
 def commit(
@@ -47,7 +50,11 @@ def commit(
         raise Unavailable(f"{store.uri} did not keep what was written: {error}") from error
     lease.check()
     store.put(name.key(MANIFEST), [manifest.model_dump_json(indent=1).encode()])
-    write_latest(name, lease)
+    try:
+        write_latest(name, lease)
+    except (AccessDenied, ConfigError, Unavailable) as error:
+        # It is a hint: the checkpoint counts without it.
+        log.warning("%s does not name %s yet: %s", LATEST, name, error)
     return manifest
 
 

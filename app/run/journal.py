@@ -38,7 +38,8 @@ class AttemptRecord(BaseModel):
     from, as far as they were written down anywhere. `longest_upload_lag` is the time from a
     snapshot to its commit. `saves` counts the snapshots that were asked for, `commits` those that
     are in the store, and `failed_saves` the tries that the store did not take. `ended` is None in
-    the record of an attempt that was killed, or that is still running. `additional_steps` is the
+    the record of an attempt that was killed, or that is still running. `closed` is False from then
+    until nothing is left to be done but to exit; None where nobody asked. `additional_steps` is the
     ADDITIONAL_STEPS that it was started with, if no EXTENSION_ID named them, and else 0.
     """
 
@@ -61,6 +62,12 @@ class AttemptRecord(BaseModel):
     stall_seconds: _Seconds = 0.0
     longest_upload_lag: _Seconds = 0.0
     ended: str | None = Field(None, max_length=_LONGEST_END)
+    closed: bool | None = None
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether its process may have been killed before it exited, at its very end included."""
+        return self.ended is None or self.closed is False
 
     @property
     def key(self) -> str:
@@ -135,14 +142,22 @@ class AttemptJournal:
         return {self._record.key: [encode_document(self.record)]}
 
     def end(self, why: str) -> bool:
-        """Write the record for the last time. Returns False if the store does not take it.
+        """Say in the record why the attempt ends. Returns False if the store does not take it.
 
         A process that has lost the run does this too. The file is its own, since its epoch is in
         the name, and nobody decides anything by what the record says. But its successor may have
         removed the run, or begun it anew with the same epoch. So the record is written only over
         one of the same holder.
         """
-        self.note(ended=why[:_LONGEST_END])
+        self.note(ended=why[:_LONGEST_END], closed=False)
+        return self._rewrite()
+
+    def close(self) -> None:
+        """Say in the record that nothing is left to be done but to exit. The last thing written."""
+        self.note(closed=True)
+        self._rewrite()
+
+    def _rewrite(self) -> bool:
         record = self.record
 
         def last_words(stored: bytes) -> bytes | None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.errors import AccessDenied, ConfigError, Damaged, IncompatibleRun, Unavailable
 from app.run.checkpoints import Manifest, read_manifest, write_latest
 from app.run.clock import utc_now
-from app.run.layout import CHECKPOINTS, MANIFEST, QUARANTINE, REASON, CheckpointName, file_of
+from app.run.layout import CHECKPOINTS, MANIFEST, QUARANTINE, REASON, CheckpointName
 from app.run.lease import WriteRight
 from app.run.view import CheckpointState, RunView
 from app.stores.contract import HalfWritten, Store
@@ -45,9 +45,14 @@ def prune(
         for name in view.without_manifest
         if newest and name < newest and name.epoch == newest.epoch
     ]
-    for name in [*doomed, *given_up]:
-        _delete(store, name, lease)
+    delete(store, [*doomed, *given_up], lease)
     return doomed
+
+
+def delete(store: Store, names: Sequence[CheckpointName], lease: WriteRight) -> None:
+    """Delete these checkpoints, of each the manifest first."""
+    for name in names:
+        _delete(store, name, lease)
 
 
 def superfluous(
@@ -80,7 +85,7 @@ def _clear_up(store: Store, view: RunView, epoch: int, lease: WriteRight) -> Non
             log.error("LATE CHECKPOINT %s moved aside: another attempt had gone on before it", name)
     with _as_far_as_possible():
         for name in view.of_state(CheckpointState.LEAVING):
-            _move_aside(store, name, lease)
+            move_aside(store, name, lease)
             log.warning("the rest of %s moved to quarantine: that had been cut short", name)
     with _as_far_as_possible():
         for name in remove_unfinished(store, view, epoch, lease):
@@ -118,7 +123,7 @@ def quarantine(store: Store, name: CheckpointName, reason: str, lease: WriteRigh
     content = json.dumps(explanation, indent=1).encode()
     store.put_if_absent(name.quarantine_key(REASON), content)
     if store.deletes:
-        _move_aside(store, name, lease)
+        move_aside(store, name, lease)
     return name.quarantine_key().removesuffix("/")
 
 
@@ -158,11 +163,12 @@ def _abandoned(half: HalfWritten, epoch: int) -> bool:
     return half.stale if name is None else name.epoch < epoch
 
 
-def _move_aside(store: Store, name: CheckpointName, lease: WriteRight) -> None:
+def move_aside(store: Store, name: CheckpointName, lease: WriteRight) -> None:
+    """Move what is left of a checkpoint to quarantine: its manifest first."""
     keys = [info.key for info in store.list(name.key())]
-    for key in sorted(keys, key=lambda key: not key.endswith(f"/{MANIFEST}")):
+    for key in sorted(keys, key=lambda key: key != name.key(MANIFEST)):
         lease.check()
-        store.move(key, name.quarantine_key(file_of(key)))
+        store.move(key, name.quarantine_key(key.removeprefix(name.key())))
 
 
 def _delete(store: Store, name: CheckpointName, lease: WriteRight) -> None:

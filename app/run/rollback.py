@@ -10,10 +10,10 @@ from app.errors import NotFound
 from app.run.checkpoints import write_latest
 from app.run.clock import utc_now
 from app.run.journal import AttemptJournal, AttemptRecord
-from app.run.layout import MANIFEST, QUARANTINE, REASON, CheckpointName, file_of
+from app.run.layout import MANIFEST, QUARANTINE, REASON, CheckpointName
 from app.run.lease import Lease, WriteRight
-from app.run.retention import quarantine
-from app.run.view import RunView
+from app.run.retention import move_aside, quarantine
+from app.run.view import CheckpointState, RunView
 from app.stores.contract import Store
 
 
@@ -21,7 +21,7 @@ from app.stores.contract import Store
 class Return:
     """The run goes on from `to`; the checkpoints `beyond` it are set aside.
 
-    `set_aside` says that `to` lies in quarantine, from where it is moved back.
+    `set_aside` says that `to` lies whole in quarantine, from where it is moved back.
     """
 
     to: CheckpointName
@@ -54,11 +54,13 @@ def accepted(view: RunView, text: str) -> Return:
             f"{text!r} does not name one checkpoint of {view.uri} that is late or in quarantine; "
             f"there are: {known}"
         )
-    return _return(view, found[0], set_aside=found[0] not in view.late)
+    manifest = found[0].quarantine_key(MANIFEST)
+    return _return(view, found[0], set_aside=manifest in view.objects)
 
 
 def _return(view: RunView, to: CheckpointName, set_aside: bool) -> Return:
-    beyond = [name for name in [*view.committed, *view.late] if name > to]
+    lost = view.of_state(CheckpointState.LOST_MANIFEST)
+    beyond = [name for name in [*view.committed, *view.late, *lost] if name > to]
     return Return(to, sorted(beyond), set_aside)
 
 
@@ -69,8 +71,7 @@ def carry_out(change: Return, store: Store, lease: Lease) -> None:
     Raises Fenced, and the store's errors.
     """
     why = f"an operator let the run go on from {change.to}"
-    if change.set_aside:
-        _bring_back(store, change.to, lease)
+    _bring_back(store, change.to, lease)
     record = AttemptRecord(
         epoch=lease.epoch,
         holder=lease.holder,
@@ -92,13 +93,21 @@ def carry_out(change: Return, store: Store, lease: Lease) -> None:
             quarantine(store, name, why, lease)
 
 
+def complete_move(store: Store, view: RunView, name: CheckpointName, lease: WriteRight) -> None:
+    """Move to quarantine what is left of a checkpoint that lies half there."""
+    if name in view.of_state(CheckpointState.LEAVING):
+        move_aside(store, name, lease)
+
+
 def _bring_back(store: Store, name: CheckpointName, lease: WriteRight) -> None:
-    """Move a checkpoint back from quarantine: its manifest last, which makes it a checkpoint."""
-    files = {file_of(info.key) for info in store.list(name.quarantine_key())}
-    for file in [*sorted(files - {MANIFEST, REASON}), MANIFEST]:
+    """Move what is in quarantine back: the manifest last, which makes it a checkpoint."""
+    prefix = name.quarantine_key()
+    files = [info.key.removeprefix(prefix) for info in store.list(prefix)]
+    for file in sorted(set(files) - {REASON}, key=lambda file: file == MANIFEST):
         lease.check()
         store.move(name.quarantine_key(file), name.key(file))
-    store.delete([name.quarantine_key(REASON)])
+    if REASON in files and store.deletes:
+        store.delete([name.quarantine_key(REASON)])
 
 
 def purge(store: Store, view: RunView, folder: str, lease: WriteRight) -> None:

@@ -4,6 +4,7 @@ Finds what a start of the job would call damaged, and also damage to older check
 start does not read.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from app.run.view import CheckpointState, RunView, StoredCheckpoint, read_view
 from app.stores.contract import Store
 
 _WHOLE = "ok"
+_MOST_METRICS = 1 << 30  # bytes
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Verification:
             yield _damage(view.latest, f"{LATEST} names it, and it is not there")
         elif any(finding.damaged or finding.whole for finding in found) or view.record is None:
             return
-        elif traces := traces_of_checkpoints(self.store, view):
+        elif (traces := traces_of_checkpoints(self.store, view)) and not self._commits_now():
             yield _damage(RECORD, f"{traces[0]}, but no checkpoint is left")
 
     def _of(self, checkpoint: StoredCheckpoint, view: RunView) -> Finding:
@@ -96,6 +98,10 @@ class Verification:
             return _damage(str(name), str(error))
         return Finding(str(name), _WHOLE)
 
+    def _commits_now(self) -> bool:
+        """Whether a running job has made its first checkpoint in the meantime."""
+        return bool(read_view(self.store).committed)
+
     def _vanished(self, view: RunView, found: Sequence[Finding]) -> bool:
         latest = view.latest
         if latest in [finding.name for finding in found] or read_latest(self.store) != latest:
@@ -114,14 +120,28 @@ def traces_of_checkpoints(store: Store, view: RunView) -> list[str]:
         traces.append(f"{RECORD} has an extension from step {extensions[0].base}")
     if (begun := max((attempt.start_step for attempt in view.attempts), default=0)) > 0:
         traces.append(f"{ATTEMPTS} has one that went on from step {begun}")
-    if commits := sum(record.commits for record in read_attempts(store, view.attempts)):
+    records = read_attempts(store, view.attempts)
+    if commits := sum(record.commits for record in records):
         traces.append(f"{ATTEMPTS} records {counted(commits, 'commit')}")
+    if len(records) < len(view.attempts):
+        traces.append(f"{ATTEMPTS} has one that cannot be read")
     if view.quarantined:
         traces.append(f"{QUARANTINE} has {max(view.quarantined)}")
     # Rows may go into the store before the first checkpoint, but never before an attempt's record.
-    if view.has_metrics and not view.attempts:
-        traces.append(f"{METRICS_KEY} has rows of an attempt")
+    if view.has_metrics and (not view.attempts or _tells_of_commits(store)):
+        traces.append(f"{METRICS_KEY} has rows of an attempt that saved")
     return traces
+
+
+def _tells_of_commits(store: Store) -> bool:
+    """Whether a row was written after a checkpoint of its attempt."""
+    try:
+        content, _ = store.get(METRICS_KEY, max_bytes=_MOST_METRICS)
+    except NotFound:
+        return False
+    except Damaged:
+        return True  # far too many rows for a run without checkpoints
+    return re.search(rb'"saves_committed": *[1-9]', content) is not None
 
 
 def _damage(name: str, what: str) -> Finding:

@@ -228,6 +228,8 @@ class Attempt:
         self.grace.give_lease_back(self.lease.release)
         # Closing the corpus stores tokens, which may take long: the lease goes first.
         self.corpus.close()
+        if not self.stop.requested:
+            self.journal.close()
 
     def _raise_if_stopping(self) -> None:
         if self.stop.requested:

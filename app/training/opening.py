@@ -28,7 +28,7 @@ from app.training.checkpointing import Checkpointing
 from app.training.held_run import HeldRun
 from app.training.optimizer import build_optimizer
 from app.training.preemption import GracePeriod, StopRequest, ended_by
-from app.training.refusals import check_against_record
+from app.training.refusals import check_against_record, check_ledger
 from app.training.restoring import Resumed, restore_newest
 from app.training.saver import CheckpointSaver
 from app.training.schedule import Schedule
@@ -57,8 +57,10 @@ def open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> A
     optimizer = build_optimizer(model, settings.optimizer, job.compute.device)
     resumed = restore_newest(run, view, stored.record, model, optimizer)
     step = resumed.progress.step if resumed else 0
-    if step >= stored.record.target and _takes_the_place_of_a_killed_start(run, view):
-        run.lease.release()
+    if resumed:
+        check_ledger(stored.record, resumed.progress, run.store)
+    if step >= stored.record.target and (killed := _killed_at_its_end(run, view)):
+        _take_its_place(run, killed)
         return None
     outcome = extend(
         run.store,
@@ -93,27 +95,34 @@ def open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> A
         raise
 
 
-def _takes_the_place_of_a_killed_start(run: HeldRun, view: RunView) -> bool:
-    """Whether the attempt before was killed when it had reached the target, with the same
-    ADDITIONAL_STEPS and no EXTENSION_ID.
-
-    An orchestrator starts the job again after a kill, and that start may not extend the run a
-    second time. So it records the end of the one before, and the start after it is a new one.
-    """
+def _killed_at_its_end(run: HeldRun, view: RunView) -> AttemptRecord | None:
+    """The attempt before, if it was killed when it had reached the target, with the same
+    ADDITIONAL_STEPS and no EXTENSION_ID."""
     asked = run.job.settings.run.unnamed_steps
     for before in read_attempts(run.store, view.newest_attempts(1)):
-        if asked and before.ended is None and before.additional_steps == asked:
-            run.lease.check()
-            AttemptJournal(run.store, before).end(f"{TARGET_REACHED}, then killed")
-            log.info(
-                "nothing to do: attempt %d reached its target, step %d, and was killed before it "
-                "could say so. This start takes its place: ADDITIONAL_STEPS=%d is for the next one",
-                before.epoch,
-                before.step,
-                asked,
-            )
-            return True
-    return False
+        if asked and before.was_killed and before.additional_steps == asked:
+            return before
+    return None
+
+
+def _take_its_place(run: HeldRun, killed: AttemptRecord) -> None:
+    """Record the end of an attempt that could not, and give the lease back.
+
+    An orchestrator starts the job again after a kill, and that start may not extend the run a
+    second time. The start after it is a new one.
+    """
+    journal = AttemptJournal(run.store, killed)
+    run.lease.check()
+    journal.end(f"{TARGET_REACHED}, then killed")
+    log.info(
+        "nothing to do: attempt %d reached its target, step %d, and was killed before it "
+        "could say so. This start takes its place: ADDITIONAL_STEPS=%d is for the next one",
+        killed.epoch,
+        killed.step,
+        killed.additional_steps,
+    )
+    run.lease.release()
+    journal.close()
 
 
 def _record(run: HeldRun, view: RunView, source: PinnedSource) -> StoredRecord:

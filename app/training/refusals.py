@@ -8,21 +8,21 @@ import torch
 from app.console import size
 from app.data.data_dir import DataDir, own_folder
 from app.data.sources import PinnedSource
-from app.errors import ConfigError, Damaged, NotFound, Unavailable
+from app.errors import ConfigError, Damaged, IncompatibleRun, NotFound, Unavailable
 from app.failures import disk_failures
 from app.model.smollm2 import SmolLM2
 from app.observe.metrics import check_logs
 from app.run.checkpoints import check_sizes, read_manifest
-from app.run.layout import LEASE
+from app.run.layout import LEASE, RECORD
 from app.run.record import check_identity, same_dataset
 from app.run.recorded_source import difference
 from app.run.retention import abandoned_writes
 from app.run.verification import traces_of_checkpoints
-from app.run.view import CheckpointState, RunView
+from app.run.view import CheckpointState, RunView, read_view
 from app.settings.combined import Settings
 from app.settings.variables import Resume
 from app.state.identity import RunRecord
-from app.state.progress import MAX_STATE_BYTES, STATE_FILE, decode_progress
+from app.state.progress import MAX_STATE_BYTES, STATE_FILE, Progress, decode_progress
 from app.state.snapshot import checkpoint_bytes
 from app.state.weights import check_pretrained
 from app.stores.contract import Store
@@ -89,7 +89,7 @@ def check_against_record(
     RESUME does not allow, and Damaged if the store has lost the record or all checkpoints.
     """
     settings, stored = job.settings, view.record
-    _check_resume(settings.run.resume, view)
+    check_resume(settings.run.resume, view)
     if stored is None:
         if traces := _traces(view):
             repair = "make it again with `python -m app run repair`, " if view.committed else ""
@@ -121,7 +121,8 @@ def _traces(view: RunView) -> list[str]:
     return sorted(set(view.objects) - {LEASE})
 
 
-def _check_resume(resume: Resume, view: RunView) -> None:
+def check_resume(resume: Resume, view: RunView) -> None:
+    """Raises ConfigError for what RESUME does not allow."""
     if resume == "must" and not view.committed:
         raise ConfigError(
             f"RESUME=must, but {view.uri} holds no checkpoint to go on from: check that the volume "
@@ -136,8 +137,6 @@ def _check_resume(resume: Resume, view: RunView) -> None:
 
 def _check_fresh_start(view: RunView, store: Store) -> None:
     """Raises Damaged if the run had checkpoints and none of them is left to go on from."""
-    if view.of_state(CheckpointState.LOST_MANIFEST):
-        return  # loading names everything that is damaged
     if view.late:
         newest = view.late[0]
         raise Damaged(
@@ -146,11 +145,25 @@ def _check_fresh_start(view: RunView, store: Store) -> None:
             f"app checkpoints accept {newest}` lets the run go on from the newest; or choose "
             "another RUN_NAME to start again"
         )
-    if traces := traces_of_checkpoints(store, view):
+    if view.of_state(CheckpointState.LOST_MANIFEST):
+        return  # loading names everything that is damaged
+    traces = traces_of_checkpoints(store, view)
+    # Another process may have made its first checkpoint since the view was read.
+    if traces and not read_view(store).committed:
         raise Damaged(
             f"{view.uri} has lost its checkpoints: {'; '.join(traces)}, but no checkpoint is left. "
             "Restore one from a backup, or from quarantine with `python -m app checkpoints "
             "accept`; or choose another RUN_NAME to start again"
+        )
+
+
+def check_ledger(record: RunRecord, progress: Progress, store: Store) -> None:
+    """Raises IncompatibleRun if a checkpoint knows extensions that run.json does not."""
+    if progress.run and progress.run.target > record.target:
+        raise IncompatibleRun(
+            f"{store.uri}/{RECORD} is older than the checkpoints: it says target step "
+            f"{record.target}, and step {progress.step} was made for target step "
+            f"{progress.run.target}. `python -m app run repair` makes it again from there"
         )
 
 
@@ -170,7 +183,10 @@ def nothing_left_to_do(job: Job, record: RunRecord, view: RunView, store: Store)
     try:
         check_sizes(store, newest, read_manifest(store, newest))
         content, _ = store.get(newest.key(STATE_FILE), MAX_STATE_BYTES)
-        decode_progress(content).check(newest.step, record)
+        progress = decode_progress(content)
+        progress.check(newest.step, record)
+        if progress.run and progress.run.target > record.target:
+            return False  # run.json is an older one: the start says so
     except (Damaged, NotFound):
         return False  # the start will set the checkpoint aside and make its steps again
     return True

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from app.console import duration, size
 from app.errors import AccessDenied, ConfigError, Damaged, Unavailable
 from app.observe.rows import Beginning
+from app.run.checkpoints import write_latest
 from app.run.committing import commit
 from app.run.journal import AttemptJournal
 from app.run.layout import CheckpointName
@@ -201,6 +202,8 @@ class CheckpointSaver:
             for key, buffers in self._journal.objects().items():
                 self.store.put(key, buffers)
             view, keep_top = read_view(self.store), self._settings.keep_top
+            if view.committed and view.latest != str(view.committed[0]):
+                write_latest(view.committed[0], self._lease)  # it was refused at the commit
             pruned = prune(self.store, view, keep_top, self._protected, self._lease)
         except (*_MAY_PASS, Damaged) as error:
             if not self._prune_failed:

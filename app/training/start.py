@@ -40,6 +40,7 @@ from app.training.refusals import (
     check_first_weights,
     check_folders,
     check_place,
+    check_resume,
     check_space,
     nothing_left_to_do,
 )
@@ -103,6 +104,7 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     check_place(settings, store)
     store.check()
     view = read_view(store)
+    check_resume(settings.run.resume, view)
     job = resolve_job(settings, begun_run(store, view), identified=True)
     record = view.record.record if view.record else None
     job = replace(job, tokenizer=tokenizer_of_run(settings.data, record, store, job.tokenizer))
