@@ -18,6 +18,7 @@ from app.state.progress import STATE_FILE
 from app.state.snapshot import STATE_FILES
 from app.state.tensor_files import tensor_file
 from app.stores.contract import Data, Store
+from app.stores.local import LocalStore
 from app.stores.opening import open_store
 from tests.support.stored_run import (
     IDENTITY,
@@ -262,3 +263,43 @@ def test_what_is_left_of_a_return_from_quarantine_is_still_listed(run: Store) ->
     clean_up(run, read_view(run), 3, FreeLease(run))
     files = {info.key.rpartition("/")[2] for info in run.list(named(6).quarantine_key())}
     assert files == {*STATE_FILES, MANIFEST, "reason.json"}
+
+
+def test_a_rollback_deletes_nothing_of_a_checkpoint_that_lost_its_manifest(
+    command: Command, run: Store
+) -> None:
+    run.delete([named(6).key(MANIFEST)])
+    assert command("checkpoints", "rollback", "--to", "2", "--yes")[0] == 0
+    clean_up(run, read_view(run), 9, FreeLease(run))
+    kept = {info.key.rpartition("/")[2] for info in run.list(named(6).quarantine_key())}
+    assert kept == {*STATE_FILES, "reason.json"}
+
+
+@pytest.mark.parametrize("moved", [1, len(STATE_FILES), len(STATE_FILES) + 1])
+def test_an_accept_that_was_killed_can_be_given_again(
+    command: Command, run: Store, moved: int
+) -> None:
+    quarantine(run, named(6), "taken for damaged", FreeLease(run))
+    for file in [*STATE_FILES, MANIFEST][:moved]:
+        run.move(named(6).quarantine_key(file), named(6).key(file))
+    code, text = command("checkpoints", "accept", str(named(6)), "--yes")
+    assert code == 0, text
+    view = read_view(run)
+    assert view.committed[0] == named(6) and not view.quarantined
+    assert command("checkpoints", "verify")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("checkpoints", "prune", "--keep", "0"), ("quarantine", "purge")],
+    ids=["prune", "purge"],
+)
+def test_where_deletion_is_forbidden_nothing_is_promised(
+    command: Command, run: Store, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quarantine(run, named(6), "damaged", FreeLease(run))
+    monkeypatch.setattr(LocalStore, "deletes", False)
+    before = keys(run)
+    code, text = command(*words, "--yes")
+    assert code == 78 and "forbids deletion" in text, text
+    assert set(keys(run)) - {LEASE} == set(before) - {LEASE}

@@ -133,3 +133,15 @@ def test_wherever_a_commit_is_paused_the_pointer_names_nothing_that_a_successor_
         if not seen:
             break
     assert before > len(FILES) + 5  # the sizes, two looks at the lease, manifest, LATEST
+
+
+def test_a_pointer_that_is_refused_costs_no_commit(
+    folder: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Refused(FreeLease):
+        def put(self, key: str, content: bytes) -> None:
+            raise Unavailable(f"{key} answers 412 for ever")
+
+    commit(folder, CheckpointName(20, 1), FILES, 1.0, Refused(folder))
+    assert committed_steps(folder) == [20]
+    assert "LATEST does not name step-0000000020-e000001 yet" in caplog.text

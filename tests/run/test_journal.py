@@ -121,3 +121,15 @@ def test_words_that_are_being_written_with_a_checkpoint_do_not_keep_the_last_one
     monkeypatch.setattr(folder, "get", overtaken)
     assert journal.end("exit 143")
     assert [read.ended for read in stored_attempts(folder, newest=9)] == ["exit 143"]
+
+
+def test_an_attempt_that_said_its_last_words_may_still_have_been_killed(folder: Store) -> None:
+    journal = AttemptJournal(folder, attempt_record())
+    journal.begin()
+    (begun,) = stored_attempts(folder, newest=1)
+    journal.end("target reached")
+    (ended,) = stored_attempts(folder, newest=1)
+    journal.close()
+    (closed,) = stored_attempts(folder, newest=1)
+    assert [read.was_killed for read in (begun, ended, closed)] == [True, True, False]
+    assert not attempt_record().model_copy(update={"ended": "by an earlier version"}).was_killed

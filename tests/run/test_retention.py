@@ -262,3 +262,11 @@ def test_no_age_makes_a_half_written_file_of_a_live_attempt_go(store: Store) -> 
     assert all(half.stale for half in store.half_written())
     clean_up(store, read_view(store), 2, FreeLease(store))
     assert [half.folder for half in store.half_written()] == [live]
+
+
+def test_quarantine_keeps_what_lies_deeper_in_the_folder_apart(folder: Store) -> None:
+    name = commit_step(folder, 20)
+    folder.put(name.key("onnx/manifest.json"), [b"of another tool"])
+    quarantine(folder, name, REASON, FreeLease(folder))
+    assert folder.get(name.quarantine_key("onnx/manifest.json"))[0] == b"of another tool"
+    assert json.loads(folder.get(name.quarantine_key(MANIFEST))[0])["step"] == 20

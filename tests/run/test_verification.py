@@ -17,6 +17,7 @@ from app.run.layout import LATEST, CheckpointName
 from app.run.record import create_record
 from app.run.retention import quarantine
 from app.run.verification import Verification
+from app.run.view import read_view
 from app.settings.variables import variables
 from app.state.progress import STATE_FILE
 from app.state.snapshot import STATE_FILES
@@ -182,3 +183,25 @@ def test_a_checkpoint_that_is_pruned_meanwhile_is_no_damage(
         ("ok", False),
         ("removed just now", False),
     ]
+
+
+def test_a_first_checkpoint_that_is_made_meanwhile_is_none_that_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(f"file://{tmp_path}", "tiny")
+    create_record(store, "tiny", IDENTITY, 6)
+    journal = AttemptJournal(store, attempt_record(1))
+    journal.begin()
+    views = [read_view(store)]
+    commit(store, CheckpointName(2, 1), {"state.json": [b"{}"]}, 1.0, FreeLease(store))
+    journal.committed(0.1)
+    journal.end("target reached")
+    monkeypatch.setattr(
+        "app.run.verification.read_view", lambda store: views.pop() if views else read_view(store)
+    )
+
+    @contextlib.contextmanager
+    def scratch() -> Iterator[Path]:
+        yield tmp_path
+
+    assert list(Verification(store, scratch, STATE_FILES).whole_run()) == []

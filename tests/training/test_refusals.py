@@ -1,5 +1,7 @@
 """What a start refuses, before it takes the run: the store stays as it was."""
 
+import dataclasses
+import json
 import shutil
 import socket
 from collections import Counter
@@ -13,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from app.cli import parser as cli
 from app.data.data_dir import DataDir
 from app.errors import Unavailable
+from app.run.journal import AttemptJournal
 from app.run.layout import LATEST
-from app.stores.contract import ObjectInfo
+from app.run.view import RunView, read_view
+from app.stores.contract import ObjectInfo, Store
 from app.stores.local import LocalStore
 from app.stores.opening import open_store
 from app.training.attempt import Attempt
@@ -213,3 +217,67 @@ def test_an_attempt_that_fails_before_its_first_step_says_how_it_ended(
     assert train()[0] == 75
     (attempt,) = stored_attempts(open_store(f"file://{tmp_path}/store", "tiny"), newest=9)
     assert attempt.ended == "exit 75: DATA_DIR is full"
+
+
+def test_a_first_checkpoint_that_is_made_while_this_start_prepares_is_none_that_was_lost(
+    run: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def before_the_first_checkpoint(store: Store) -> RunView:
+        return dataclasses.replace(read_view(store), checkpoints=[], latest=None)
+
+    monkeypatch.setattr("app.training.start.read_view", before_the_first_checkpoint)
+    code, log = train(ADDITIONAL_STEPS="2")
+    assert code == 0 and "resumed from step 4" in log, log
+
+
+def test_late_checkpoints_beside_a_damaged_one_are_not_moved_by_a_start_that_is_refused(
+    run: Path, train: Train
+) -> None:
+    (run / "attempts" / "e000002-from-0000000000.json").write_text("{}")
+    (newest_checkpoint(run) / "manifest.json").unlink()
+    before = files_below(run)
+    assert_refused(train(ADDITIONAL_STEPS="2"), 78, "checkpoints accept step-0000000002-e000001")
+    assert files_below(run) == before
+
+
+@pytest.mark.parametrize("attempt", ["{", None], ids=["unreadable", "without commits"])
+def test_rows_and_attempts_that_cannot_be_read_are_traces(
+    run: Path, train: Train, attempt: str | None
+) -> None:
+    lose_checkpoints(run)
+    (record,) = (run / "attempts").iterdir()
+    told = json.loads(record.read_text()) | {"commits": 0}
+    record.write_text(attempt or json.dumps(told))
+    rows = [json.loads(line) for line in (run / "logs" / "metrics.jsonl").read_text().splitlines()]
+    rows[-1]["saves_committed"] = 1 if attempt is None else 0
+    (run / "logs" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trace = "rows of an attempt that saved" if attempt is None else "one that cannot be read"
+    assert_refused(train(), 78, trace)
+
+
+def test_a_record_that_is_older_than_the_checkpoints_is_refused_and_can_be_repaired(
+    run: Path, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = (run / "run.json").read_text()
+    assert train(ADDITIONAL_STEPS="2")[0] == 0
+    (run / "run.json").write_text(old)
+    assert_refused(train(), 78, "python -m app run repair")
+    assert_refused(train(ADDITIONAL_STEPS="2"), 78, "python -m app run repair")
+    words = ["--model=tiny", f"--checkpoint_uri=file://{tmp_path}/store", f"--data_dir={tmp_path}"]
+    assert cli.main(["run", "repair", "--yes", *words]) == 0
+    capsys.readouterr()
+    code, log = train()
+    assert code == 0 and "finished at step 6" in log, log
+
+
+def test_a_kill_behind_the_last_words_is_no_second_extension(
+    run: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(AttemptJournal, "close", lambda journal: None)
+        assert train(ADDITIONAL_STEPS="2")[0] == 0
+    code, log = train(ADDITIONAL_STEPS="2")
+    assert code == 0 and "takes its place" in log, log
+    assert newest_checkpoint(run).name.startswith("step-0000000006")
+    assert train(ADDITIONAL_STEPS="2")[0] == 0
+    assert newest_checkpoint(run).name.startswith("step-0000000008")
