@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from app.cli import parser as cli
+
 INTERRUPTED, FINISHED = "interrupted", "finished"
 AS_IT_WAS = "as it was"  # every file, byte for byte
 RESUMED = "target reached: step 6 …"
@@ -134,6 +136,24 @@ def rename(to: str) -> Callable[[Path], None]:
     return act
 
 
+def command(*words: str) -> Callable[[Path], None]:
+    """Give a command of the job, with --yes."""
+
+    def act(run: Path) -> None:
+        where = [f"--checkpoint_uri=file://{run.parent}", f"--data_dir={run.parent}-data"]
+        assert cli.main([*words, "--yes", "--model=tiny", *where]) == 0
+
+    return act
+
+
+def both(*acts: Callable[[Path], None]) -> Callable[[Path], None]:
+    def act(run: Path) -> None:
+        for one in acts:
+            one(run)
+
+    return act
+
+
 def empty_folder(run: Path) -> None:
     (run / "checkpoints" / "step-0000000009-e000001").mkdir()
 
@@ -164,6 +184,8 @@ STEPS = "TOTAL_STEPS={}, but … was started with TOTAL_STEPS=6, … (exit 78)"
 EXTENDED = "target reached: step 8 …"
 MADE_AGAIN = kept(6, 4, 2, aside=(6,))
 FROM_BEFORE = kept(6, 4, 2, aside=(4,))
+EMPTIED = both(remove("checkpoints"), remove("LATEST"))
+LATER = write("attempts/e000009-from-0000000000.json", "{}")
 WEIGHTS, MOMENTS, MANIFEST = "model.safetensors", "optimizer.safetensors", "manifest.json"
 
 ROWS: list[Row] = [
@@ -238,7 +260,44 @@ ROWS: list[Row] = [
         "nothing to do: renamed is finished at step 6 …",
         RUN_NAME="renamed",
     ),
+    finished(
+        "`checkpoints rollback --to 2`",
+        command("checkpoints", "rollback", "--to", "2"),
+        RESUMED,
+        kept(6, 4, 2, aside=(6, 4)),
+    ),
+    finished("`checkpoints prune --keep 0`", command("checkpoints", "prune", "--keep", "0")),
+    finished(
+        "a holder of a dead machine in `lease.json`, then `checkpoints takeover`",
+        both(lease_of_a_dead_machine, command("checkpoints", "takeover")),
+    ),
+    finished("the checkpoints put back from a backup, after a start without them", LATER, REFUSED),
+    finished(
+        "that, then `checkpoints accept 6`", both(LATER, command("checkpoints", "accept", "6"))
+    ),
+    finished(
+        "`run.json` removed, then `run repair`", both(remove("run.json"), command("run", "repair"))
+    ),
+    finished("`RESUME=must`", RESUME="must"),
+    finished("`RESUME=must`, `RUN_NAME` mistyped", says=REFUSED, RESUME="must", RUN_NAME="tyni"),
+    finished("`RESUME=never`", says=REFUSED, RESUME="never"),
+    finished(
+        "`checkpoints/` and `LATEST` removed",
+        EMPTIED,
+        REFUSED,
+    ),
     interrupted("nothing"),
+    interrupted(
+        "`checkpoints rollback --to 2`",
+        command("checkpoints", "rollback", "--to", "2"),
+        left=FROM_BEFORE,
+    ),
+    interrupted(
+        "`checkpoints/` and `LATEST` removed",
+        EMPTIED,
+        REFUSED,
+        AS_IT_WAS,
+    ),
     interrupted("`LATEST` removed", remove("LATEST")),
     interrupted("`attempts/` removed", remove("attempts")),
     interrupted("`logs/` removed", remove("logs")),
