@@ -61,6 +61,18 @@ def test_streams_that_are_closed_or_full_change_no_exit_code(closed: str) -> Non
     assert ended(f'exec "$PY" -m app train --total_steps none {closed}').returncode == 78
 
 
+@pytest.mark.parametrize(("status", "code"), [("3", 3), ("0", 0), ("", 0), ("'text'", 1)])
+def test_a_process_that_something_in_it_ends_has_the_code_that_was_given(
+    status: str, code: int
+) -> None:
+    text = (
+        "import runpy; from unittest import mock;"
+        f"mock.patch('app.cli.parser.main', side_effect=SystemExit({status})).start();"
+        "runpy.run_module('app', run_name='__main__')"
+    )
+    assert ended(f'exec "$PY" -c "{text}"').returncode == code
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_character_that_the_output_does_not_have_is_replaced(encoding: str) -> None:
     text = (
