@@ -9,6 +9,6 @@ if __name__ == "__main__":
     keep_standard_streams()
     try:
         code = main(sys.argv[1:])
-    except SystemExit:  # argparse has printed its help
-        code = 0
+    except SystemExit as end:  # argparse has printed its help, or a library ends the process
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     end_process(code)

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from app.printable import printable
+from app.process import lines_lost
 
 
 class _Handler(logging.StreamHandler[Any]):
@@ -18,6 +19,10 @@ class _Handler(logging.StreamHandler[Any]):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
+            if lost := lines_lost(self.stream):
+                text = f"{counted(lost, 'line')} of the log lost: nobody read it for a while"
+                gap = logging.LogRecord(__name__, logging.WARNING, "", 0, text, None, None)
+                tqdm.write(self.format(gap), file=self.stream)
             tqdm.write(self.format(record), file=self.stream)
             self.flush()
         except (OSError, ValueError):

@@ -19,7 +19,7 @@ from html import escape
 from pathlib import Path
 
 # The one place where the order of the rooms is written. A room imports only from its left.
-GROUND = ("printable", "errors", "console", "heartbeat", "failures", "process")
+GROUND = ("printable", "errors", "heartbeat", "failures", "process", "console")
 ORDER = (
     *GROUND,
     "settings",

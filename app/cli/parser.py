@@ -70,7 +70,9 @@ def main(argv: Sequence[str]) -> int:
             return _bug()
         return EXIT_OK  # `generate | head` is fine
     except SystemExit:
-        raise
+        if handler is None:  # argparse, which has printed what was asked for
+            raise
+        return _bug()  # a library's: no end of a command, whatever its code says
     except BaseException:  # noqa: BLE001 - told, with its traceback
         return _bug()
     finally:

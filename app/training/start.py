@@ -58,7 +58,9 @@ def run(settings: Settings, stop: StopRequest) -> None:
         return
     why = TARGET_REACHED
     try:
-        attempt.finish(failure=_train(trainer, attempt, settings))
+        failure = _train(trainer, attempt, settings)
+        with memory_failures(settings):  # the copy for the last checkpoint is on the device too
+            attempt.finish(failure)
     except BaseException as error:
         why = ended_by(error)
         raise
@@ -92,6 +94,10 @@ def _train(trainer: Trainer, attempt: Attempt, settings: Settings) -> BaseExcept
         raise
     except Exception as failure:  # noqa: BLE001 - even a bug: the attempt raises it again
         return failure
+    except SystemExit as end:  # with its code, 0 perhaps, it would look like the end of the run
+        ended = RuntimeError(f"a library ended the training with SystemExit({end.code!r})")
+        ended.__cause__ = end
+        return ended
     finally:
         gc.unfreeze()
     return None

@@ -65,7 +65,10 @@ class LanguageModel(pl.LightningModule):
 
 
 def train(attempt: Attempt) -> None:
-    """Make optimizer steps from attempt.step to attempt.target, or until asked to stop."""
+    """Make optimizer steps from attempt.step to attempt.target, or until asked to stop.
+
+    Raises KeyboardInterrupt, out of which Lightning makes a SystemExit.
+    """
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     trainer = pl.Trainer(
@@ -82,4 +85,10 @@ def train(attempt: Attempt) -> None:
         use_distributed_sampler=False,
         plugins=[LightningEnvironment()],
     )
-    trainer.fit(LanguageModel(attempt))
+    try:
+        trainer.fit(LanguageModel(attempt))
+    except SystemExit as end:
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        attempt.stop.install()  # Lightning ignores SIGINT from here on
+        raise KeyboardInterrupt from end

@@ -5,6 +5,7 @@ with a lock that is never given back. Then the process would hold the GPU for ev
 restart policy nor a person would learn of it.
 """
 
+import contextlib
 import faulthandler
 import logging
 import os
@@ -13,13 +14,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from app.console import duration
 from app.errors import Preempted, Unavailable
 from app.heartbeat import beats_so_far
-from app.process import leave
+from app.process import leave, log_bytes
 from app.settings.variables import CheckpointSettings
 from app.training.preemption import STOP_SIGNALS, StopRequest
 
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 _OVER = b"\0"  # no signal has this number
 _LAST_WORDS_SECONDS = 5.0  # the log may be what hangs
 _SHORTEST_GRACE = 5.0  # seconds; a shorter one is no time in which a healthy process ends
+_LAST_RESORT = 16  # times HANG_SECONDS, four times what the first step may take
 
 
 @dataclass(frozen=True)
@@ -62,31 +63,35 @@ class Watch:
             return Verdict(
                 Unavailable.exit_code,
                 f"it hangs: no micro-step, save or data for {duration(self._silent)} "
-                f"(HANG_SECONDS={self._hang:g}). Where each thread is stands below; start again "
+                f"(HANG_SECONDS={self._hang:g}). Where each thread is stands above; start again "
                 "to go on from the newest checkpoint, or raise HANG_SECONDS if this was work",
             )
         return None
 
 
-@contextmanager
+@contextlib.contextmanager
 def watched_for_hangs(
     settings: CheckpointSettings,
     stop: StopRequest,
     poll_seconds: float = 1.0,
     end: Callable[[int], object] = leave,
+    last_resort_seconds: float | None = None,
 ) -> Iterator[None]:
     """In this block the process ends by itself when it hangs (75), or when GRACE_SECONDS are over
     (143). Only the main thread may enter it.
 
-    `end` is called with the exit code, from another thread.
+    `end` is called with the exit code, from another thread. Where that thread has not run for
+    `last_resort_seconds`, 16 times HANG_SECONDS by default, the process ends with 1.
     """
+    if last_resort_seconds is None:
+        last_resort_seconds = _LAST_RESORT * settings.hang_seconds
     # What Python calls on a signal waits for the main thread, which may hang. This pipe does not.
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     thread = threading.Thread(
         target=_watch,
-        args=(reader, Watch(settings), stop, poll_seconds, end),
+        args=(reader, Watch(settings), stop, poll_seconds, end, last_resort_seconds),
         name="watchdog",
         daemon=True,
     )
@@ -97,6 +102,7 @@ def watched_for_hangs(
         signal.set_wakeup_fd(before)
         os.write(writer, _OVER)  # closing it says nothing while a child has a copy
         thread.join()
+        faulthandler.cancel_dump_traceback_later()
         os.close(writer)
         os.close(reader)
 
@@ -107,10 +113,12 @@ def _watch(
     stop: StopRequest,
     poll_seconds: float,
     end: Callable[[int], object],
+    last_resort_seconds: float,
 ) -> None:
     """Until `reader` gives _OVER."""
     asked, now = False, time.monotonic()
     while True:
+        _put_off_last_resort(last_resort_seconds)
         numbers = b""
         if select.select([reader], [], [], poll_seconds)[0]:
             numbers = os.read(reader, 512)
@@ -122,18 +130,49 @@ def _watch(
         passed = min(now - before, 2 * poll_seconds)
         verdict = watch.look(passed, beats_so_far(), asked=asked, stepped=stop.deferred)
         if verdict is not None:
-            _last_words(verdict)
-            end(verdict.code)
+            try:
+                _last_words(verdict)
+            finally:
+                end(verdict.code)
             return
 
 
+def _put_off_last_resort(seconds: float) -> None:
+    """Let a thread that is not Python's end the process after that time, unless put off again.
+
+    Code that hangs with the interpreter's lock stops every thread of Python, the watchdog too.
+    What remains: the code of this end is always 1, its stacks wait for a log that nobody reads,
+    and a process that was paused (SIGSTOP) for longer is ended when it comes back. So the time is
+    a long one.
+    """
+    with contextlib.suppress(RuntimeError):  # no thread can be made now: the next look tries again
+        faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+
+
 def _last_words(verdict: Verdict) -> None:
-    """Say why, and where each thread is. The log has some seconds for it."""
+    """Say where each thread is, and why it ends. The log has some seconds for it."""
 
     def say() -> None:
+        log_bytes(_stacks())  # first: a thread that hangs may have the lock of the log's handler
         log.error("%s (exit %d)", verdict.why, verdict.code)
-        faulthandler.dump_traceback(2, all_threads=True)
 
     thread = threading.Thread(target=say, name="last words", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:  # no thread can be made, and what must not wait can say this
+        log_bytes(_stacks() + f"{verdict.why} (exit {verdict.code}; {error})\n".encode())
+        return
     thread.join(_LAST_WORDS_SECONDS)
+
+
+def _stacks() -> bytes:
+    """Where each thread is, as far as a pipe has room for it: 64 kB.
+
+    faulthandler keeps the interpreter's lock while it writes, so it must not wait for the log.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    faulthandler.dump_traceback(writer, all_threads=True)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        return pipe.read()

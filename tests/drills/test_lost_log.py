@@ -1,6 +1,7 @@
 """Whatever becomes of the terminal, the pipe or the disk of the log: training goes on, and the exit
 code is that of the run."""
 
+import contextlib
 import os
 import pty
 import signal
@@ -44,6 +45,16 @@ def log_nowhere() -> None:
         os.close(number)
 
 
+def log_to_a_pipe_that_nobody_reads() -> None:
+    _, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(writer, bytes(4096)):
+            pass
+    os.set_blocking(writer, True)
+    point(writer)
+
+
 def log_to_a_reader_who_goes(signalled: bool = False) -> None:
     reader, writer = os.pipe()
     point(writer)
@@ -66,7 +77,13 @@ def gone(descriptor: int, signalled: bool) -> None:
 @pytest.mark.parametrize("trainer", ["lightning", "torch"])
 @pytest.mark.parametrize(
     "lose",
-    [log_to_a_full_disk, log_nowhere, log_to_a_reader_who_goes, log_to_a_terminal_that_hangs_up],
+    [
+        log_to_a_full_disk,
+        log_nowhere,
+        log_to_a_pipe_that_nobody_reads,
+        log_to_a_reader_who_goes,
+        log_to_a_terminal_that_hangs_up,
+    ],
 )
 def test_a_log_that_is_lost_costs_nothing(
     lose: Callable[..., None], trainer: str, job: ForkedJobRunner

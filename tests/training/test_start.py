@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
 
 from app.data.data_dir import OWN_FOLDER, own_folder
 from app.run.layout import LEASE, CheckpointName
@@ -17,7 +18,9 @@ from app.run.view import read_view
 from app.stores.limits import StoreLimits
 from app.stores.opening import open_store
 from app.training.attempt import Attempt
+from app.training.checkpointing import Checkpointing
 from app.training.preemption import Interrupted
+from app.training.step_log import StepLog
 from tests.support.fake_time import FakeTime
 from tests.support.interposed import Answer, Interposed
 from tests.support.job import newest_checkpoint
@@ -453,3 +456,39 @@ def test_a_missing_bucket_and_a_dead_endpoint(
     at_once = functools.partial(open_store, limits=StoreLimits(restart_wait=0))
     monkeypatch.setattr("app.training.start.open_store", at_once)
     assert_refused(train(CHECKPOINT_URI="s3://bucket/x"), 75, "127.0.0.1:9")
+
+
+@pytest.mark.usefixtures("own_handlers")
+@pytest.mark.parametrize("trainer", ["lightning", "torch"])
+def test_a_second_ctrl_c_ends_with_130_and_commits_nothing(
+    trainer: str, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StepLog, "log_row", Mock(side_effect=KeyboardInterrupt))
+    code, log = train(TRAINER=trainer)
+    assert code == 130 and "interrupted twice" in log, log
+    assert read_view(open_store(f"file://{tmp_path}/store", "tiny")).newest_step == 0
+
+
+@pytest.mark.parametrize(("trainer", "status"), [("lightning", 0), ("torch", "text")])
+def test_a_library_that_ends_the_process_is_a_bug_that_costs_no_step(
+    trainer: str, status: int | str, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StepLog, "log_row", Mock(side_effect=SystemExit(status)))
+    code, log = train(TRAINER=trainer)
+    assert code == 1 and f"SystemExit({status!r})" in log and "a bug" in log, log
+    assert read_view(open_store(f"file://{tmp_path}/store", "tiny")).newest_step == 1
+
+
+def test_a_library_that_ends_the_process_before_the_training_is_a_bug_too(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.training.start.open_store", Mock(side_effect=SystemExit(0)))
+    assert train()[0] == 1
+
+
+def test_a_device_without_room_for_the_last_copy_ends_the_job_with_78(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    monkeypatch.setattr(Checkpointing, "wait_for_commits", Mock(side_effect=full))
+    assert_refused(train(TOTAL_STEPS="1"), 78, "2.00 GiB asked for")
