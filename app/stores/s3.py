@@ -254,21 +254,26 @@ class S3Store:
 
     def _put(self, key: str, data: Data) -> None:
         with self._failures(self._place(key)):
-            try:
-                self._upload(BufferReader(data), self._prefix + key)
-            except ClientError as error:
-                if error.operation_name not in _IN_PARTS or not not_known(error):
-                    raise
-                log.info("%s takes no upload in parts: objects go in one piece", self._endpoint)
-                self._upload_config = _IN_ONE_PIECE
-                self._upload(BufferReader(data), self._prefix + key)
+            self._upload(lambda: BufferReader(data), self._prefix + key)
 
-    def _upload(self, content: Any, full_key: str) -> None:
-        transfer(
-            lambda: self._client.upload_fileobj(
-                content, self._bucket, full_key, Config=self._upload_config
+    def _upload(self, opened: Callable[[], Any], full_key: str) -> None:
+        """Upload what `opened` gives, which is called again where another way has to be taken."""
+        try:
+            self._upload_once(opened, full_key)
+        except ClientError as error:
+            if error.operation_name not in _IN_PARTS or not not_known(error):
+                raise
+            log.info("%s takes no upload in parts: objects go in one piece", self._endpoint)
+            self._upload_config = _IN_ONE_PIECE
+            self._upload_once(opened, full_key)
+
+    def _upload_once(self, opened: Callable[[], Any], full_key: str) -> None:
+        with closing(opened()) as content:
+            transfer(
+                lambda: self._client.upload_fileobj(
+                    content, self._bucket, full_key, Config=self._upload_config
+                )
             )
-        )
 
     def _download(self, key: str, path: Path, alive: Callable[[], None]) -> None:
         transfer(
@@ -283,8 +288,7 @@ class S3Store:
 
     def _copy_through(self, source: dict[str, str], full_key: str) -> None:
         """Copy by way of this machine, in pieces, for a server that makes no copies itself."""
-        with closing(self._client.get_object(**source)["Body"]) as body:
-            self._upload(body, full_key)
+        self._upload(lambda: self._client.get_object(**source)["Body"], full_key)
 
     def _put_on_condition(self, key: str, content: bytes, condition: dict[str, str]) -> str | None:
         with self._failures(self._place(key)):

@@ -252,6 +252,21 @@ class TestS3Store:
         assert keys(s3) == ["b"]
         assert s3.get("b", 10 * MIB)[0] == content
 
+    def test_a_server_that_makes_neither_copies_nor_uploads_in_parts_gets_copies_in_one_piece(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        content = random.Random(7).randbytes(9 * MIB)
+        s3.put("a", [content])
+
+        def answering(environ: dict[str, Any]) -> Answer | None:
+            asked = "HTTP_X_AMZ_COPY_SOURCE" in environ or environ["QUERY_STRING"] == "uploads"
+            return (501, xml("NotImplemented")) if asked else None
+
+        s3_answers.answering = answering
+        s3.move("a", "b")
+        assert keys(s3) == ["b"]
+        assert s3.get("b", 10 * MIB)[0] == content
+
     @pytest.mark.parametrize("answer", [(403, xml("SignatureDoesNotMatch")), (411, "")])
     def test_checksums_that_a_server_takes_for_something_else_are_left_out(
         self, s3: S3Store, s3_answers: Interposed, answer: Answer
