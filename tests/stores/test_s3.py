@@ -507,6 +507,53 @@ class TestS3Store:
         s3_answers.reset()
         assert s3.get("a")[0] == b"content"
 
+    @pytest.mark.usefixtures("no_backoff")
+    @pytest.mark.parametrize(
+        ("answer", "believed"),
+        [
+            ((204, ""), True),
+            ((200, ""), True),
+            ((200, '<?xml version="1.0"?><DeleteResult/>'), True),
+            ((200, "<html>log in</html>"), False),
+            ((200, "<!doctype html><br>"), False),
+            ((200, '<?xml version="1.0"?><!DOCTYPE html><html>log in</html>'), False),
+            ((200, "deleted"), False),
+            ((202, ""), False),
+            ((203, "<html>log in</html>"), False),
+        ],
+    )
+    def test_a_page_in_the_place_of_an_answer_is_no_deletion(
+        self,
+        s3: S3Store,
+        s3_answers: Interposed,
+        caplog: pytest.LogCaptureFixture,
+        answer: Answer,
+        believed: bool,
+    ) -> None:
+        caplog.set_level("INFO")
+        leave_half_written(s3, "half")
+        (half,) = s3.half_written()
+        s3_answers.answering = only("DELETE", answer)
+        uses: list[Callable[[], object]] = [lambda: s3.delete(["a"]), s3.check]
+        for use in uses:
+            if believed:
+                use()
+            else:
+                with pytest.raises(Unavailable):
+                    use()
+        s3.discard(half)
+        assert s3.deletes
+        assert ("an unfinished upload may stay" in caplog.text) is not believed
+
+    @pytest.mark.usefixtures("no_backoff")
+    def test_an_upload_that_was_answered_without_an_etag_is_not_believed(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        s3_answers.answering = only("PUT", (204, ""))
+        s3_answers.headers = {"ETag": ""}
+        with pytest.raises(Unavailable):
+            s3.put("a", [b"x"])
+
     @pytest.mark.usefixtures("bucket", "no_backoff")
     def test_an_answer_that_ends_anywhere_is_never_taken_for_a_whole_one(
         self, monkeypatch: pytest.MonkeyPatch
