@@ -19,7 +19,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
 from app.console import redacted
-from app.errors import AccessDenied, AppError, ConfigError, Damaged, NotFound, Unavailable
+from app.errors import AppError, ConfigError, Damaged, NotFound, Unavailable
 from app.stores.buffer_reader import BufferReader
 from app.stores.contract import (
     MAX_GET_BYTES,
@@ -35,10 +35,13 @@ from app.stores.contract import (
 from app.stores.limits import DEFAULT_LIMITS, StoreLimits
 from app.stores.s3_answers import (
     NO_SENSE,
+    checksums_unknown,
+    conditions_unknown,
     error_code,
     http_status,
     knows,
     not_known,
+    refused,
     retried,
     s3_failures,
 )
@@ -104,7 +107,8 @@ class S3Store:
         key = f"{RESERVED}probe-{secrets.token_hex(8)}"
         until_it_answers(self._reach, self._limits)
         try:
-            if not knows(lambda: self._keeps_content(key), "SignatureDoesNotMatch"):
+            pause = self._limits.probe_pause
+            if not knows(lambda: self._keeps_content(key), checksums_unknown, pause):
                 self._client, _ = open_client(
                     self._place(""), upload_checksums=False, limits=self._limits
                 )
@@ -116,12 +120,14 @@ class S3Store:
                     "%s does not know the checksums of uploads: they are left out", self._endpoint
                 )
             self._conditional = True
-            self._conditional = knows(lambda: self._keeps_conditions(key))
+            self._conditional = knows(
+                lambda: self._keeps_conditions(key), conditions_unknown, pause
+            )
         except BaseException:
             with suppress(AppError):
                 self._delete([key])
             raise
-        self._deletes = self._may_delete(key)
+        self._deletes = knows(lambda: self._removes(key), refused, pause)
 
     def get(self, key: str, max_bytes: int = MAX_GET_BYTES) -> tuple[bytes, str]:
         return self._get(check_key(key), max_bytes)
@@ -376,15 +382,8 @@ class S3Store:
             with suppress(NotFound), self._failures(self._place(key)):
                 self._client.delete_object(**self._object(key))
 
-    def _may_delete(self, key: str) -> bool:
-        """Delete `key`, which this store wrote just now. False if deletion is what is refused."""
-        try:
-            self._delete([key])
-        except (AccessDenied, ConfigError) as error:
-            answer = error.__cause__
-            if not isinstance(answer, ClientError) or http_status(answer) == 404:
-                raise
-            return False
+    def _removes(self, key: str) -> bool:
+        self._delete([key])
         return True
 
     @contextmanager

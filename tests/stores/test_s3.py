@@ -32,7 +32,7 @@ def xml(code: str, message: str = "no") -> str:
 
 @pytest.fixture
 def s3(bucket: str) -> S3Store:
-    return S3Store(bucket, "some/prefix/run")
+    return S3Store(bucket, "some/prefix/run", limits=StoreLimits(probe_pause=0))
 
 
 class TestS3Store:
@@ -422,6 +422,68 @@ class TestS3Store:
         assert s3.put_if_match("a", b"2", etag)
         assert s3.get("a")[0] == b"2"
 
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            (501, xml("NotImplemented")),
+            (405, ""),
+            (411, ""),
+            (400, xml("KMS.KMSInternalException")),
+            (400, "<html>bad request</html>"),
+        ],
+    )
+    def test_one_odd_answer_switches_nothing_off(
+        self, s3: S3Store, s3_answers: Interposed, answer: Answer
+    ) -> None:
+        for asked in (conditional, only("DELETE", answer)):
+            odd = [answer]
+
+            def answering(
+                environ: dict[str, Any], odd: list[Answer] = odd, asked: Asked = asked
+            ) -> Answer | None:
+                return odd.pop() if odd and asked(environ) else None
+
+            s3_answers.answering = answering
+            s3.check()
+            assert odd == [] and s3.conditional_writes and s3.deletes
+
+    @pytest.mark.parametrize(
+        ("answers", "expected"),
+        [
+            ([(501, xml("NotImplemented")), (405, xml("MethodNotAllowed"))], Unavailable),
+            ([(501, xml("NotImplemented")), (403, xml("AccessDenied"))], AccessDenied),
+            ([(400, xml("KMS.DisabledException"))] * 2, Unavailable),
+            ([(400, "")] * 2, Unavailable),
+        ],
+    )
+    def test_what_a_server_does_not_say_twice_or_not_clearly_leaves_the_protection_on(
+        self,
+        s3: S3Store,
+        s3_answers: Interposed,
+        answers: list[Answer],
+        expected: type[AppError],
+    ) -> None:
+        left = list(answers)
+        s3_answers.answering = lambda environ: left.pop(0) if conditional(environ) else None
+        with pytest.raises(expected):
+            s3.check()
+        assert left == [] and s3.conditional_writes
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            (400, xml("InvalidArgument", "Unsupported header 'if-none-match' received")),
+            (400, xml("NotImplemented")),
+            (405, ""),
+        ],
+    )
+    def test_a_server_that_says_twice_that_it_knows_no_conditions_is_believed(
+        self, s3: S3Store, s3_answers: Interposed, answer: Answer
+    ) -> None:
+        s3_answers.answering = lambda environ: answer if conditional(environ) else None
+        s3.check()
+        assert not s3.conditional_writes
+
     def test_a_large_object_is_replaced_also_without_conditional_writes(
         self, s3: S3Store, s3_answers: Interposed
     ) -> None:
@@ -748,6 +810,13 @@ def only(method: str, answer: Answer, path: str = "", query: str = "") -> Answer
         return answer if meant else None
 
     return answering
+
+
+Asked = Callable[[dict[str, Any]], object]
+
+
+def conditional(environ: dict[str, Any]) -> bool:
+    return "HTTP_IF_MATCH" in environ or "HTTP_IF_NONE_MATCH" in environ
 
 
 def constant(answer: Answer) -> Answering:
