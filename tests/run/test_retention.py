@@ -262,3 +262,13 @@ def test_no_age_makes_a_half_written_file_of_a_live_attempt_go(store: Store) -> 
     assert all(half.stale for half in store.half_written())
     clean_up(store, read_view(store), 2, FreeLease(store))
     assert [half.folder for half in store.half_written()] == [live]
+
+
+@pytest.mark.parametrize("store_limits", [ALL_IS_STALE], ids=["impatient"])
+def test_what_others_upload_beside_a_run_is_left_alone_at_any_age(store: Store) -> None:
+    others = ["backups/all.tar", "checkpoints/mine/x", f"old/checkpoints/{CheckpointName(2, 1)}/x"]
+    for key in (*others, "logs/metrics.jsonl"):
+        leave_half_written(store, key)
+    clean_up(store, read_view(store), 2, FreeLease(store))
+    left = [half.folder for half in store.half_written()]
+    assert sorted(left) == sorted(key.rpartition("/")[0] for key in others)
