@@ -7,7 +7,7 @@
     downloads/                        files of DATASET while they are read
     restore/                          the checkpoint from which a run goes on, while it is read
     logs/<run>-<digest>/              the logs of a run; `store.txt` in it names the run's store
-    logs/<run>/                       as earlier versions kept them, whatever the store
+    logs/<run>-<digest>/, logs/<run>/ as earlier versions kept them: of all endpoints, of all stores
     tmp/                              temporary files, where the machine has no folder for them
     .scratch-…/                       downloads of a command that looks at a run (app.cli.named_run)
 
@@ -21,7 +21,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,14 +83,14 @@ class DataDir:
                 tempfile.TemporaryFile(dir=folder).close()
             tempfile.tempdir = str(folder)
 
-    def logs(self, run_name: str, store_uri: str) -> Path:
-        """The local logs of the run of this name in the store at `store_uri`."""
-        digest = hashlib.sha256(store_uri.encode()).hexdigest()[:8]
+    def logs(self, run_name: str, store_place: str) -> Path:
+        """The local logs of the run of this name in the store of this `place`."""
+        digest = hashlib.sha256(store_place.encode()).hexdigest()[:8]
         return self.path / "logs" / f"{run_name}-{digest}"
 
-    def former_logs(self, run_name: str) -> Path:
-        """Where earlier versions kept them, for all stores."""
-        return self.path / "logs" / run_name
+    def former_logs(self, run_name: str, store_uri: str) -> Sequence[Path]:
+        """Where earlier versions kept them, newest first: for all endpoints, and for all stores."""
+        return self.logs(run_name, store_uri), self.path / "logs" / run_name
 
     def tokens(self, fingerprint: str) -> Path:
         """Where the shards of this fingerprint (see `tokens_fingerprint`) lie."""

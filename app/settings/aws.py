@@ -42,6 +42,12 @@ _TEXTS = (
 _REGION = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")  # as in a host name
 
 
+def named_endpoint(environment: Mapping[str, str]) -> str:
+    """What names the endpoint of S3 first: a URL, or a profile that may hold one. "" for none."""
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_PROFILE")
+    return next((f"{name}={value}" for name in names if (value := environment.get(name))), "")
+
+
 def aws_problems(environment: Mapping[str, str]) -> Iterator[str]:
     """One line for each problem, which begins with the name of the variable."""
     bundle = next((name for name in _BUNDLES if name in environment), "AWS_CA_BUNDLE")

@@ -35,11 +35,11 @@ from app.stores.contract import (
 from app.stores.limits import DEFAULT_LIMITS, StoreLimits
 from app.stores.s3_answers import (
     NO_SENSE,
-    checksums_unknown,
-    conditions_unknown,
     error_code,
     http_status,
     knows,
+    no_checksums,
+    no_conditions,
     not_known,
     refused,
     retried,
@@ -48,6 +48,7 @@ from app.stores.s3_answers import (
 from app.stores.s3_client import (
     RangeIgnored,
     explained_head,
+    is_amazons,
     listing,
     open_client,
     transfer,
@@ -96,6 +97,10 @@ class S3Store:
         return f"s3://{self._bucket}/{self._prefix.rstrip('/')}"
 
     @property
+    def place(self) -> str:
+        return self.uri if is_amazons(self._endpoint) else f"{self.uri} at {self._endpoint}"
+
+    @property
     def conditional_writes(self) -> bool:
         return self._conditional
 
@@ -108,7 +113,7 @@ class S3Store:
         until_it_answers(self._reach, self._limits)
         try:
             pause = self._limits.probe_pause
-            if not knows(lambda: self._keeps_content(key), checksums_unknown, pause):
+            if not knows(lambda: self._keeps_content(key), no_checksums, pause):
                 self._client, _ = open_client(
                     self._place(""), upload_checksums=False, limits=self._limits
                 )
@@ -120,9 +125,7 @@ class S3Store:
                     "%s does not know the checksums of uploads: they are left out", self._endpoint
                 )
             self._conditional = True
-            self._conditional = knows(
-                lambda: self._keeps_conditions(key), conditions_unknown, pause
-            )
+            self._conditional = knows(lambda: self._keeps_conditions(key), no_conditions, pause)
         except BaseException:
             with suppress(AppError):
                 self._delete([key])

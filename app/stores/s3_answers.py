@@ -147,13 +147,13 @@ def knows(probe: Callable[[], bool], unknown: Callable[[AppError], bool], pause:
         raise
 
 
-def checksums_unknown(error: AppError) -> bool:
+def no_checksums(error: AppError) -> bool:
     """Some servers take a checksum for a part of the signature, or refuse it with any word."""
     status, code = _words(error) or (0, "")
     return status in (400, *_UNKNOWN_HEADER) or code == "SignatureDoesNotMatch"
 
 
-def conditions_unknown(error: AppError) -> bool:
+def no_conditions(error: AppError) -> bool:
     """A 400 may be about anything, as a key service that fails: it has to say what it means."""
     answer = error.__cause__
     if not isinstance(answer, ClientError):

@@ -76,6 +76,12 @@ def open_client(
     return client, redacted(str(client.meta.endpoint_url))
 
 
+def is_amazons(endpoint: str) -> bool:
+    """Whether `endpoint` (URL) is one of Amazon's, behind all of which a bucket is the same."""
+    host = urlsplit(endpoint).hostname or ""
+    return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
+
 def _with_credentials(place: str, limits: StoreLimits) -> Session:
     """A session that has credentials, which can come later than the process.
 

@@ -42,6 +42,18 @@ class TestS3Store:
             store.put(f"k/{number}", [b"x"])
         assert keys(store, "k") == [f"k/{number}" for number in range(10)]
 
+    def test_a_bucket_of_another_server_is_another_place_and_amazons_is_one(
+        self, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        uri = f"s3://{bucket}/run"
+        assert S3Store(bucket, "run").place == f"{uri} at {s3_server}"
+        monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+        for region in ("us-east-1", "eu-central-1", "cn-north-1"):
+            monkeypatch.setenv("AWS_DEFAULT_REGION", region)
+            assert S3Store(bucket, "run").place == uri
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://amazonaws.com.example")
+        assert S3Store(bucket, "run").place == f"{uri} at http://amazonaws.com.example"
+
     def test_sees_only_its_own_prefix(self, bucket: str) -> None:
         run, longer = open_store(f"s3://{bucket}/", "run"), open_store(f"s3://{bucket}", "run-2")
         longer.put("a", [b"x"])
