@@ -3,14 +3,15 @@
 import sys
 
 from app.errors import ConfigError
+from app.printable import show
 
 
 def confirmed(what: str, yes: bool) -> None:
-    """Print `what` would be done, and return if the user wants it: `yes`, or asked on a terminal.
+    """Show `what` would be done, and return if the user wants it: `yes`, or asked on a terminal.
 
     Raises ConfigError if the answer is no, and where there is no terminal to ask on.
     """
-    print(what, flush=True)
+    show(what)
     if yes:
         return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):

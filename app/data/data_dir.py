@@ -7,7 +7,7 @@
     downloads/                        files of DATASET while they are read
     restore/                          the checkpoint from which a run goes on, while it is read
     logs/<run>-<digest>/              the logs of a run; `store.txt` in it names the run's store
-    logs/<run>/                       as earlier versions kept them, whatever the store
+    logs/<run>-<digest>/, logs/<run>/ as earlier versions kept them: of all endpoints, of all stores
     tmp/                              temporary files, where the machine has no folder for them
     .scratch-…/                       downloads of a command that looks at a run (app.cli.named_run)
 
@@ -16,16 +16,19 @@ A lock is a file lock: the system releases it however the process that holds it 
 
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.failures import disk_failures
+
+log = logging.getLogger(__name__)
 
 OWN_FOLDER = "smollm2-own-"  # begins the name of each folder that `own_folder` makes
 _POLL_SECONDS = 0.2
@@ -80,14 +83,14 @@ class DataDir:
                 tempfile.TemporaryFile(dir=folder).close()
             tempfile.tempdir = str(folder)
 
-    def logs(self, run_name: str, store_uri: str) -> Path:
-        """The local logs of the run of this name in the store at `store_uri`."""
-        digest = hashlib.sha256(store_uri.encode()).hexdigest()[:8]
+    def logs(self, run_name: str, store_place: str) -> Path:
+        """The local logs of the run of this name in the store of this `place`."""
+        digest = hashlib.sha256(store_place.encode()).hexdigest()[:8]
         return self.path / "logs" / f"{run_name}-{digest}"
 
-    def former_logs(self, run_name: str) -> Path:
-        """Where earlier versions kept them, for all stores."""
-        return self.path / "logs" / run_name
+    def former_logs(self, run_name: str, store_uri: str) -> Sequence[Path]:
+        """Where earlier versions kept them, newest first: for all endpoints, and for all stores."""
+        return self.logs(run_name, store_uri), self.path / "logs" / run_name
 
     def tokens(self, fingerprint: str) -> Path:
         """Where the shards of this fingerprint (see `tokens_fingerprint`) lie."""
@@ -120,7 +123,11 @@ def write_durably(path: Path, data: bytes | memoryview) -> None:
 def locked_folder(directory: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Hold the directory's lock. `waiting` is called again and again while another process holds
     it; what it raises ends the wait."""
-    descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    path = directory / ".lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except PermissionError:
+        descriptor = os.open(path, os.O_RDONLY)  # another user's: a lock needs no right to write
     try:
         while not _locks(descriptor):
             waiting()
@@ -139,17 +146,11 @@ def own_folder(parent: Path) -> Iterator[Path]:
 
     Folders that killed processes left in `parent` are removed first: their name begins with the
     mark of this function, and nobody holds their lock. Whatever has another name was made by
-    somebody else, and stays.
+    somebody else, and stays. So does a link, and what this user may not remove.
     """
     parent.mkdir(parents=True, exist_ok=True)
     with locked_folder(parent, waiting=lambda: None):
-        for left in [path for path in parent.glob(f"{OWN_FOLDER}*") if path.is_dir()]:
-            with suppress(FileNotFoundError):  # its process removes it at this moment
-                if (descriptor := _try_lock(left)) is not None:
-                    try:
-                        shutil.rmtree(left)
-                    finally:
-                        os.close(descriptor)
+        _remove_left(parent)
         folder = Path(tempfile.mkdtemp(dir=parent, prefix=OWN_FOLDER))
         descriptor = _try_lock(folder)
     try:
@@ -160,9 +161,28 @@ def own_folder(parent: Path) -> Iterator[Path]:
             os.close(descriptor)
 
 
+def _remove_left(parent: Path) -> None:
+    kept = []
+    for left in parent.glob(f"{OWN_FOLDER}*"):
+        if left.is_symlink() or not left.is_dir():
+            continue
+        try:
+            if (descriptor := _try_lock(left)) is not None:
+                try:
+                    shutil.rmtree(left)
+                finally:
+                    os.close(descriptor)
+        except FileNotFoundError:
+            pass  # its process removes it at this moment
+        except OSError as error:
+            kept.append(f"{left} ({error.strerror or error})")
+    if kept:
+        log.warning("what killed processes left cannot be removed, and stays: %s", ", ".join(kept))
+
+
 def _try_lock(directory: Path) -> int | None:
     """A descriptor that holds the lock of the folder itself; None if another process has it."""
-    descriptor = os.open(directory, os.O_RDONLY)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_NOFOLLOW)
     if _locks(descriptor):
         return descriptor
     os.close(descriptor)

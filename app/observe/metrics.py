@@ -19,7 +19,7 @@ MOST_ROWS = 100_000  # 35 MB, sent with each checkpoint
 STORE_FILE = "store.txt"
 
 
-def check_logs(directory: Path, loggers: str, store_uri: str) -> None:
+def check_logs(directory: Path, loggers: str, store_place: str) -> None:
     """Make the folder of a run's local logs, and note in it which store the run is in.
 
     Raises AccessDenied, ConfigError or Unavailable where `MetricsLog` could not write. What is in
@@ -27,7 +27,7 @@ def check_logs(directory: Path, loggers: str, store_uri: str) -> None:
     """
     with disk_failures(f"DATA_DIR: {directory}"):
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / STORE_FILE).write_text(f"{store_uri}\n", "utf-8")
+        (directory / STORE_FILE).write_text(f"{store_place}\n", "utf-8")
         for file in (METRICS_FILE, *tracker_files(loggers)):
             path = directory / file
             path.parent.mkdir(exist_ok=True)

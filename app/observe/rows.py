@@ -90,16 +90,16 @@ def local_rows(directory: Path) -> list[Row]:
         return decode_rows(path.read_bytes())[0] if path.exists() else []
 
 
-def rows_left_here(directory: Path, former: Path, stored: Sequence[Row]) -> list[Row]:
+def rows_left_here(directory: Path, former: Sequence[Path], stored: Sequence[Row]) -> list[Row]:
     """Every row that the last attempt of a run left on this volume in `directory`.
 
-    Earlier versions kept the logs of runs of one name together, whatever their store, in `former`.
+    Earlier versions kept the logs of several runs of one name together, in the folders `former`.
     Rows from there are this run's if one of them is among the `stored` rows.
     """
-    rows = local_rows(directory)
-    if not rows and set(older := local_rows(former)) & set(stored):
-        return older
-    return rows
+    if rows := local_rows(directory):
+        return rows
+    older = (local_rows(folder) for folder in former)
+    return next((rows for rows in older if set(rows) & set(stored)), [])
 
 
 def decode_rows(content: bytes) -> tuple[list[Row], int]:

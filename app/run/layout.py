@@ -20,6 +20,8 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from app.stores.contract import RESERVED
+
 RECORD = "run.json"
 SOURCE = "source.json"
 INPUTS = "inputs"
@@ -32,9 +34,11 @@ MANIFEST = "manifest.json"
 LATEST = "LATEST"
 QUARANTINE = "quarantine"
 REASON = "reason.json"
-METRICS_KEY = "logs/metrics.jsonl"
-TENSORBOARD_KEY = "logs/tensorboard/events.out.tfevents.0"
-REPORT_KEY = "report/index.html"
+LOGS = "logs"
+METRICS_KEY = f"{LOGS}/metrics.jsonl"
+TENSORBOARD_KEY = f"{LOGS}/tensorboard/events.out.tfevents.0"
+REPORT = "report"
+REPORT_KEY = f"{REPORT}/index.html"
 
 HIGHEST_EPOCH = 10**12 - 1  # what the digits of a name can say
 
@@ -100,6 +104,17 @@ class AttemptName(NamedTuple):
     def key(self) -> str:
         origin = "" if self.resumed_epoch is None else f"-e{self.resumed_epoch:06d}"
         return f"{ATTEMPTS}/e{self.epoch:06d}-from-{self.start_step:010d}{origin}.json"
+
+
+def of_a_run(key: str) -> bool:
+    """Whether `key` lies where a run keeps something, also what the store itself writes there."""
+    first, _, rest = key.partition("/")
+    if not rest:
+        return first in (RECORD, SOURCE, LEASE, LATEST) or first.startswith(RESERVED)
+    if first in (CHECKPOINTS, QUARANTINE):
+        folder, _, file = rest.partition("/")
+        return CheckpointName.parse(folder) is not None and bool(file)
+    return first in (INPUTS, ATTEMPTS, LOGS, REPORT)
 
 
 def file_of(key: str) -> str:

@@ -15,12 +15,21 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.errors import AccessDenied, ConfigError, Damaged, IncompatibleRun, Unavailable
 from app.run.checkpoints import Manifest, read_manifest, write_latest
 from app.run.clock import utc_now
-from app.run.layout import CHECKPOINTS, MANIFEST, QUARANTINE, REASON, CheckpointName
+from app.run.layout import (
+    CHECKPOINTS,
+    MANIFEST,
+    QUARANTINE,
+    REASON,
+    CheckpointName,
+    of_a_run,
+)
 from app.run.lease import WriteRight
 from app.run.view import CheckpointState, RunView
 from app.stores.contract import HalfWritten, Store
 
 log = logging.getLogger(__name__)
+
+_NOT_CLEANED_UP = "what earlier attempts left was not all cleaned up"
 
 
 def prune(
@@ -73,32 +82,35 @@ def clean_up(store: Store, view: RunView, epoch: int, lease: WriteRight) -> None
     """
     if store.deletes:
         _clear_up(store, view, epoch, lease)
-    with _as_far_as_possible():
+    with stopping_no_start(_NOT_CLEANED_UP):
         for half in abandoned_writes(store, epoch):
             lease.check()
             store.discard(half)
 
 
 def _clear_up(store: Store, view: RunView, epoch: int, lease: WriteRight) -> None:
-    with _as_far_as_possible():
+    with stopping_no_start(_NOT_CLEANED_UP):
         for name in set_late_aside(store, view, lease):
             log.error("LATE CHECKPOINT %s moved aside: another attempt had gone on before it", name)
-    with _as_far_as_possible():
+    with stopping_no_start(_NOT_CLEANED_UP):
         for name in view.of_state(CheckpointState.LEAVING):
             move_aside(store, name, lease)
             log.warning("the rest of %s moved to quarantine: that had been cut short", name)
-    with _as_far_as_possible():
+    with stopping_no_start(_NOT_CLEANED_UP):
         for name in remove_unfinished(store, view, epoch, lease):
             log.info("removed an upload that was cut short: %s", name)
 
 
 @contextmanager
-def _as_far_as_possible() -> Iterator[None]:
-    """Cleaning up stops no start: the next one tries again."""
+def stopping_no_start(what: str) -> Iterator[None]:
+    """Putting in order what earlier attempts left stops no start: the next one tries again.
+
+    Where the store refuses, `what` is logged with the reason.
+    """
     try:
         yield
     except (AccessDenied, ConfigError, Unavailable) as error:
-        log.warning("what earlier attempts left was not all cleaned up: %s", error)
+        log.warning("%s: %s", what, error)
 
 
 class Reason(BaseModel):
@@ -142,7 +154,8 @@ def abandoned_writes(store: Store, epoch: int) -> list[HalfWritten]:
     """Half-written objects that no living process is writing.
 
     The name of a checkpoint tells the epoch of its writer, which is dead if that is below
-    `epoch`. Other names say nothing about their writer: there the age decides.
+    `epoch`. Other names of a run say nothing about their writer: there the age decides. Whatever
+    has a name that no run has is somebody else's.
     """
     return [half for half in store.half_written() if _abandoned(half, epoch)]
 
@@ -160,7 +173,9 @@ def set_late_aside(store: Store, view: RunView, lease: WriteRight) -> Sequence[C
 def _abandoned(half: HalfWritten, epoch: int) -> bool:
     place, _, folder = half.folder.rpartition("/")
     name = CheckpointName.parse(folder) if place in (CHECKPOINTS, QUARANTINE) else None
-    return half.stale if name is None else name.epoch < epoch
+    if name is not None:
+        return name.epoch < epoch
+    return half.stale and of_a_run(half.key)
 
 
 def move_aside(store: Store, name: CheckpointName, lease: WriteRight) -> None:

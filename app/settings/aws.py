@@ -1,5 +1,7 @@
 """What is wrong with AWS_* whatever a server would answer, told before the first request.
 
+Also with REQUESTS_CA_BUNDLE, which botocore takes where AWS_CA_BUNDLE is not set.
+
 boto3 reads these variables, and the job only looks at them. No line shows a value but the path of a
 file: a slip of the hand puts a secret anywhere.
 """
@@ -12,6 +14,8 @@ from urllib.parse import urlsplit
 
 _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_STS")
+# Of these the first that is there counts, also if it is empty.
+_BUNDLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
 _WORDS = (
     *_KEYS,
     "AWS_SESSION_TOKEN",
@@ -30,7 +34,6 @@ _TEXTS = (
     "AWS_PROFILE",
     "AWS_DEFAULT_PROFILE",
     "AWS_CONTAINER_AUTHORIZATION_TOKEN",
-    "AWS_CA_BUNDLE",
     "AWS_CONFIG_FILE",
     "AWS_SHARED_CREDENTIALS_FILE",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
@@ -39,16 +42,24 @@ _TEXTS = (
 _REGION = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")  # as in a host name
 
 
+def named_endpoint(environment: Mapping[str, str]) -> str:
+    """What names the endpoint of S3 first: a URL, or a profile that may hold one. "" for none."""
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_PROFILE")
+    return next((f"{name}={value}" for name in names if (value := environment.get(name))), "")
+
+
 def aws_problems(environment: Mapping[str, str]) -> Iterator[str]:
     """One line for each problem, which begins with the name of the variable."""
-    given = {name: value for name in (*_WORDS, *_TEXTS) if (value := environment.get(name))}
+    bundle = next((name for name in _BUNDLES if name in environment), "AWS_CA_BUNDLE")
+    names = (*_WORDS, *_TEXTS, bundle)
+    given = {name: value for name in names if (value := environment.get(name))}
     sound: dict[str, str] = {}
     for name, value in given.items():
-        if flaw := _flaw(value, may_hold_spaces=name in _TEXTS):
+        if flaw := _flaw(value, may_hold_spaces=name not in _WORDS):
             yield f"{name} (from the environment) cannot be used: {flaw}"
         else:
             sound[name] = value
-    for name in ("AWS_PROFILE", "AWS_CA_BUNDLE"):
+    for name in ("AWS_PROFILE", bundle):
         if environment.get(name) == "":
             yield f"{name} is empty, which boto3 does not take for unset: unset it"
     has_keys = all(name in given for name in _KEYS)
@@ -91,8 +102,9 @@ def _endpoint_flaw(url: str) -> str:
 
 
 def _file_flaws(sound: Mapping[str, str], has_keys: bool) -> Iterator[tuple[str, str]]:
-    if bundle := sound.get("AWS_CA_BUNDLE"):
-        yield from _named("AWS_CA_BUNDLE", bundle, _bundle_flaw(bundle))
+    for name in _BUNDLES:
+        if bundle := sound.get(name):
+            yield from _named(name, bundle, _bundle_flaw(bundle))
     if config := sound.get("AWS_CONFIG_FILE"):
         flaw = _reading_flaw(config, may_be_missing=True)  # boto3 does without
         yield from _named("AWS_CONFIG_FILE", config, flaw)

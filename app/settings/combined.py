@@ -37,6 +37,7 @@ class Settings:
     logs: LogSettings = field(default_factory=LogSettings)
     metadata_servers: MetadataServers = field(default_factory=MetadataServers)
     sources: Mapping[str, Source] = field(default_factory=dict)
+    s3_endpoint: str = ""  # the variable that names it, with its value
 
     def value(self, variable: Variable) -> Any:
         return getattr(getattr(self, variable.section), variable.name.lower())
@@ -60,7 +61,9 @@ class Settings:
     @property
     def run_place(self) -> str:
         """The run and where it lies, in the same words for each command with these settings."""
-        return f"run {' or '.join(self.run_names)} in {self.checkpoints.checkpoint_uri}"
+        uri = self.checkpoints.checkpoint_uri
+        at = f" at {redacted(self.s3_endpoint)}" if "s3://" in uri and self.s3_endpoint else ""
+        return f"run {' or '.join(self.run_names)} in {uri}{at}"
 
     @property
     def uses_s3(self) -> bool:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from app.console import redacted
 from app.errors import ConfigError
-from app.settings.aws import aws_problems
+from app.settings.aws import aws_problems, named_endpoint
 from app.settings.combined import Settings, Source, impossible_combinations
 from app.settings.env_file import ENV_FILE, read_env_file
 from app.settings.spelling import misspelled
@@ -65,7 +65,12 @@ def load_settings(flags: Mapping[str, str] | None = None) -> Settings:
             problems += [_problem(detail, sources) for detail in error.errors()]
     if not problems:
         servers = _filled(MetadataServers, given)
-        settings = Settings(**sections, metadata_servers=servers, sources=sources)  # type: ignore[arg-type]
+        settings = Settings(
+            **sections,  # type: ignore[arg-type]
+            metadata_servers=servers,
+            sources=sources,
+            s3_endpoint=named_endpoint(os.environ),
+        )
         problems = list(impossible_combinations(settings))
         if settings.uses_s3:
             problems += aws_problems(os.environ)

@@ -84,6 +84,11 @@ class Store(Protocol):
         ...
 
     @property
+    def place(self) -> str:
+        """`uri`, and whose: two servers can both have a bucket of its name. Safe to print."""
+        ...
+
+    @property
     def conditional_writes(self) -> bool:
         """Whether conditional writes are atomic here. `check` finds out.
 

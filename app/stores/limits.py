@@ -16,6 +16,7 @@ class StoreLimits:
     credentials_pause: float = 2.0  # between two looks for credentials
     restart_wait: float = 30.0  # for a server that starts while the job does
     restart_pause: float = 2.0
+    probe_pause: float = 1.0  # before a server is asked again whether it does not know something
     conflict_pauses: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8)  # before a write is sent again
 
 

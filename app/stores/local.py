@@ -67,6 +67,10 @@ class LocalStore:
         return self._root.as_uri()
 
     @property
+    def place(self) -> str:
+        return self.uri
+
+    @property
     def conditional_writes(self) -> bool:
         return self._has_flock
 

@@ -19,7 +19,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
 from app.console import redacted
-from app.errors import AccessDenied, AppError, ConfigError, Damaged, NotFound, Unavailable
+from app.errors import AppError, ConfigError, Damaged, NotFound, Unavailable
 from app.stores.buffer_reader import BufferReader
 from app.stores.contract import (
     MAX_GET_BYTES,
@@ -38,13 +38,17 @@ from app.stores.s3_answers import (
     error_code,
     http_status,
     knows,
+    no_checksums,
+    no_conditions,
     not_known,
+    refused,
     retried,
     s3_failures,
 )
 from app.stores.s3_client import (
     RangeIgnored,
     explained_head,
+    is_amazons,
     listing,
     open_client,
     transfer,
@@ -93,6 +97,10 @@ class S3Store:
         return f"s3://{self._bucket}/{self._prefix.rstrip('/')}"
 
     @property
+    def place(self) -> str:
+        return self.uri if is_amazons(self._endpoint) else f"{self.uri} at {self._endpoint}"
+
+    @property
     def conditional_writes(self) -> bool:
         return self._conditional
 
@@ -104,7 +112,8 @@ class S3Store:
         key = f"{RESERVED}probe-{secrets.token_hex(8)}"
         until_it_answers(self._reach, self._limits)
         try:
-            if not knows(lambda: self._keeps_content(key), "SignatureDoesNotMatch"):
+            pause = self._limits.probe_pause
+            if not knows(lambda: self._keeps_content(key), no_checksums, pause):
                 self._client, _ = open_client(
                     self._place(""), upload_checksums=False, limits=self._limits
                 )
@@ -116,12 +125,12 @@ class S3Store:
                     "%s does not know the checksums of uploads: they are left out", self._endpoint
                 )
             self._conditional = True
-            self._conditional = knows(lambda: self._keeps_conditions(key))
+            self._conditional = knows(lambda: self._keeps_conditions(key), no_conditions, pause)
         except BaseException:
             with suppress(AppError):
                 self._delete([key])
             raise
-        self._deletes = self._may_delete(key)
+        self._deletes = knows(lambda: self._removes(key), refused, pause)
 
     def get(self, key: str, max_bytes: int = MAX_GET_BYTES) -> tuple[bytes, str]:
         return self._get(check_key(key), max_bytes)
@@ -254,21 +263,26 @@ class S3Store:
 
     def _put(self, key: str, data: Data) -> None:
         with self._failures(self._place(key)):
-            try:
-                self._upload(BufferReader(data), self._prefix + key)
-            except ClientError as error:
-                if error.operation_name not in _IN_PARTS or not not_known(error):
-                    raise
-                log.info("%s takes no upload in parts: objects go in one piece", self._endpoint)
-                self._upload_config = _IN_ONE_PIECE
-                self._upload(BufferReader(data), self._prefix + key)
+            self._upload(lambda: BufferReader(data), self._prefix + key)
 
-    def _upload(self, content: Any, full_key: str) -> None:
-        transfer(
-            lambda: self._client.upload_fileobj(
-                content, self._bucket, full_key, Config=self._upload_config
+    def _upload(self, opened: Callable[[], Any], full_key: str) -> None:
+        """Upload what `opened` gives, which is called again where another way has to be taken."""
+        try:
+            self._upload_once(opened, full_key)
+        except ClientError as error:
+            if error.operation_name not in _IN_PARTS or not not_known(error):
+                raise
+            log.info("%s takes no upload in parts: objects go in one piece", self._endpoint)
+            self._upload_config = _IN_ONE_PIECE
+            self._upload_once(opened, full_key)
+
+    def _upload_once(self, opened: Callable[[], Any], full_key: str) -> None:
+        with closing(opened()) as content:
+            transfer(
+                lambda: self._client.upload_fileobj(
+                    content, self._bucket, full_key, Config=self._upload_config
+                )
             )
-        )
 
     def _download(self, key: str, path: Path, alive: Callable[[], None]) -> None:
         transfer(
@@ -283,8 +297,7 @@ class S3Store:
 
     def _copy_through(self, source: dict[str, str], full_key: str) -> None:
         """Copy by way of this machine, in pieces, for a server that makes no copies itself."""
-        with closing(self._client.get_object(**source)["Body"]) as body:
-            self._upload(body, full_key)
+        self._upload(lambda: self._client.get_object(**source)["Body"], full_key)
 
     def _put_on_condition(self, key: str, content: bytes, condition: dict[str, str]) -> str | None:
         with self._failures(self._place(key)):
@@ -372,15 +385,8 @@ class S3Store:
             with suppress(NotFound), self._failures(self._place(key)):
                 self._client.delete_object(**self._object(key))
 
-    def _may_delete(self, key: str) -> bool:
-        """Delete `key`, which this store wrote just now. False if deletion is what is refused."""
-        try:
-            self._delete([key])
-        except (AccessDenied, ConfigError) as error:
-            answer = error.__cause__
-            if not isinstance(answer, ClientError) or http_status(answer) == 404:
-                raise
-            return False
+    def _removes(self, key: str) -> bool:
+        self._delete([key])
         return True
 
     @contextmanager

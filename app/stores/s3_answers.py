@@ -3,6 +3,8 @@
 S3's codes: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 """
 
+import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -79,9 +81,10 @@ _GIVES_CREDENTIALS = ("AssumeRole", "GetRoleCredentials", "CreateToken", "GetSes
 _NO_SPACE = {"InsufficientCapacity", "QuotaExceeded", "XMinioStorageFull"}
 
 _NOT_KNOWN = ("NotImplemented", "MethodNotAllowed", "XNotImplemented", "UnsupportedOperation")
-# The HTTP status of a server that does not know a header. Some take a checksum for a part of the
-# signature, or miss a length (411) where the SDK sends the checksum behind the content.
-_UNKNOWN_HEADER = (400, 405, 411, 501)
+# The HTTP status of a server that does not know a header. Some miss a length (411) where the SDK
+# sends the checksum behind the content.
+_UNKNOWN_HEADER = (405, 411, 501)
+_SAYS_UNKNOWN = re.compile("not.?implemented|unsupported|not.?supported", re.IGNORECASE)
 
 
 @contextmanager
@@ -119,20 +122,51 @@ def retried(error: ClientError) -> bool:
     return int(_metadata(error).get("RetryAttempts", 0)) > 0
 
 
-def knows(probe: Callable[[], bool], *codes: str) -> bool:
-    """The result of `probe`; False if the server answers that it does not know a header.
+def knows(probe: Callable[[], bool], unknown: Callable[[AppError], bool], pause: float) -> bool:
+    """The result of `probe`; False if the server says that it does not know what is asked for.
 
-    That is also what the given `codes` of S3 then mean.
+    `unknown` judges what `probe` raised. It is believed only if the server says the same twice,
+    with `pause` seconds between: what it is believed to lack is switched off for a whole attempt.
+    Raises what `probe` does; Unavailable where the server says one thing and then another, or
+    refuses without a reason that `unknown` takes.
     """
     try:
         return probe()
     except AppError as error:
-        answer = error.__cause__
-        if isinstance(answer, ClientError) and (
-            http_status(answer) in _UNKNOWN_HEADER or error_code(answer) in codes
-        ):
+        before = _words(error)
+        if before is None or not (unknown(error) or before[0] == 400):
+            raise
+    time.sleep(pause)
+    try:
+        return probe()
+    except AppError as error:
+        if unknown(error) and _words(error) == before:
             return False
+        if isinstance(error, ConfigError) and _words(error) is not None:
+            raise Unavailable(str(error)) from error.__cause__
         raise
+
+
+def no_checksums(error: AppError) -> bool:
+    """Some servers take a checksum for a part of the signature, or refuse it with any word."""
+    status, code = _words(error) or (0, "")
+    return status in (400, *_UNKNOWN_HEADER) or code == "SignatureDoesNotMatch"
+
+
+def no_conditions(error: AppError) -> bool:
+    """A 400 may be about anything, as a key service that fails: it has to say what it means."""
+    answer = error.__cause__
+    if not isinstance(answer, ClientError):
+        return False
+    said = f"{error_code(answer)} {answer.response.get('Error', {}).get('Message', '')}"
+    status = http_status(answer)
+    return status in _UNKNOWN_HEADER or (status == 400 and bool(_SAYS_UNKNOWN.search(said)))
+
+
+def refused(error: AppError) -> bool:
+    """Whether the server answered that this may not be done."""
+    words = _words(error)
+    return isinstance(error, (AccessDenied, ConfigError)) and words is not None and words[0] != 404
 
 
 def not_known(error: ClientError) -> bool:
@@ -212,6 +246,12 @@ def _no_credentials(place: str, text: str) -> NoCredentials:
         f"{place}: no AWS credentials yet: {text}. Set AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role"
     )
+
+
+def _words(error: AppError) -> tuple[int, str] | None:
+    """HTTP status and code of the answer from which `error` was made; None if there was none."""
+    answer = error.__cause__
+    return (http_status(answer), error_code(answer)) if isinstance(answer, ClientError) else None
 
 
 def _metadata(error: ClientError) -> Mapping[str, Any]:

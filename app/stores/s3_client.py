@@ -25,6 +25,7 @@ from app.stores.s3_answers import NO_SENSE, PATH_FORBIDDEN, s3_failures, unusabl
 
 _TRIES = 3
 
+_DELETES = {"DeleteObject", "AbortMultipartUpload"}  # answered 204, or 200 by some servers
 _ANSWERED_WITH_ETAG = {"GetObject", "HeadObject", "PutObject", "UploadPart"}
 # What an answer to an operation always holds: API reference, "Response Syntax" of each.
 _ALWAYS_HOLDS = {
@@ -73,6 +74,12 @@ def open_client(
     events.register("needs-retry.s3", _say_silence)
     events.register("needs-retry.s3", addressing.learn)
     return client, redacted(str(client.meta.endpoint_url))
+
+
+def is_amazons(endpoint: str) -> bool:
+    """Whether `endpoint` (URL) is one of Amazon's, behind all of which a bucket is the same."""
+    host = urlsplit(endpoint).hostname or ""
+    return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
 
 def _with_credentials(place: str, limits: StoreLimits) -> Session:
@@ -207,19 +214,29 @@ def _whole(operation_model: Any, response_dict: Mapping[str, Any], **_: Any) -> 
     Python accepts headers that just stop, and botocore compares only the length of streamed
     bodies. Without this check an object would look damaged, and a listing empty. S3 announces the
     length of every successful answer, or sends it in chunks: RFC 9112, section 6.3. A proxy may
-    answer any request with a page of its own, which the SDK would read as an empty listing.
+    answer any request with a page of its own, which the SDK would read as an empty listing, or as
+    a deletion that was done.
     """
+    name, status = operation_model.name, response_dict["status_code"]
     headers, body = response_dict["headers"], response_dict["body"]
     announced = headers.get("content-length", "")
     whole = announced.isdigit() or "transfer-encoding" in headers
-    if operation_model.name in _ANSWERED_WITH_ETAG:
+    if name in _DELETES:
+        whole = status == 204 or (status == 200 and whole and _says_nothing_else(body))
+    if name in _ANSWERED_WITH_ETAG:
         whole = whole and bool(headers.get("etag"))
     if isinstance(body, bytes) and b"<Error" not in body:
-        whole = whole and _ALWAYS_HOLDS.get(operation_model.name, b"") in body
+        whole = whole and _ALWAYS_HOLDS.get(name, b"") in body
     if announced.isdigit() and isinstance(body, bytes) and operation_model.http["method"] != "HEAD":
         whole = whole and len(body) == int(announced)
-    if response_dict["status_code"] in (200, 206) and not whole:
-        raise aws.ConnectionClosedError(endpoint_url=f"S3, in an answer to {operation_model.name}")
+    if 200 <= status < 300 and not whole:
+        raise aws.ConnectionClosedError(endpoint_url=f"S3, in an answer to {name}")
+
+
+def _says_nothing_else(body: bytes) -> bool:
+    """Whether an answer to a deletion is empty, or XML and no page."""
+    text = body.strip().lower()
+    return not text or (text.startswith(b"<?xml") and b"<html" not in text)
 
 
 class RangeIgnored(aws.BotoCoreError):

@@ -149,7 +149,7 @@ def _attempt(
 ) -> Attempt:
     job, settings = run.job, run.job.settings
     step = resumed.progress.step if resumed else 0
-    logs_dir = DataDir(settings.data.data_dir).logs(job.run_name, run.store.uri)
+    logs_dir = DataDir(settings.data.data_dir).logs(job.run_name, run.store.place)
     earlier = [row for row in rows if row.step <= step]
     metrics = MetricsLog(logs_dir, settings.logs.loggers, earlier, run.prometheus)
     clock = StepClock(step)
@@ -233,7 +233,8 @@ def _journal(
     """
     step = resumed.progress.step if resumed else 0
     data_dir, name = DataDir(run.job.settings.data.data_dir), run.job.run_name
-    here = rows_left_here(data_dir.logs(name, run.store.uri), data_dir.former_logs(name), stored)
+    former = data_dir.former_logs(name, run.store.uri)
+    here = rows_left_here(data_dir.logs(name, run.store.place), former, stored)
     lost = 0
     for before in read_attempts(run.store, view.newest_attempts(1)):
         # What earlier attempts lost stands in the records of those that came after them.

@@ -70,7 +70,7 @@ def check_folders(job: Job, store: Store) -> None:
     data_dir = DataDir(settings.data.data_dir)
     with disk_failures(data_dir.setting), own_folder(data_dir.restore):
         pass
-    check_logs(data_dir.logs(job.run_name, store.uri), settings.logs.loggers, store.uri)
+    check_logs(data_dir.logs(job.run_name, store.place), settings.logs.loggers, store.place)
 
 
 def check_first_weights(job: Job, directory: Path) -> None:

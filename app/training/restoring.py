@@ -12,7 +12,7 @@ from app.heartbeat import beat
 from app.model.smollm2 import SmolLM2
 from app.run.fetching import newest_valid
 from app.run.layout import CheckpointName
-from app.run.retention import quarantine
+from app.run.retention import quarantine, stopping_no_start
 from app.run.view import RunView
 from app.state.identity import RunRecord
 from app.state.progress import Progress
@@ -42,7 +42,8 @@ def restore_newest(
     """Load the newest valid checkpoint, or else the first weights: None then.
 
     Damaged checkpoints that are found on the way, and those of another run than that of `record`,
-    are moved to quarantine. Raises IncompatibleRun for a checkpoint of another model or optimizer.
+    are moved to quarantine, as far as the store lets them. Raises IncompatibleRun for a checkpoint
+    of another model or optimizer.
     """
     job, settings = run.job, run.job.settings
     data_dir = DataDir(settings.data.data_dir)
@@ -61,9 +62,11 @@ def restore_newest(
         with disk_failures(str(found.directory)):
             progress = restore(found.directory, model, optimizer)
     for name, reason in found.damaged:
-        target = quarantine(run.store, name, reason, run.lease)
-        moved = "moved to" if run.store.deletes else "has to stay, and is entered in"
-        log.error("DAMAGED CHECKPOINT %s %s %s: %s", name, moved, target, reason)
+        # The attempt's own file, which is written next, makes it late wherever it lies.
+        with stopping_no_start(f"DAMAGED CHECKPOINT {name} could not be moved aside ({reason})"):
+            target = quarantine(run.store, name, reason, run.lease)
+            moved = "moved to" if run.store.deletes else "has to stay, and is entered in"
+            log.error("DAMAGED CHECKPOINT %s %s %s: %s", name, moved, target, reason)
     before = progress.optimizer | {"document_mask": progress.document_mask}
     now = settings.optimizer.model_dump() | {"document_mask": settings.data.document_mask}
     for key in sorted(set(before) & set(now)):

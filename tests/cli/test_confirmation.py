@@ -1,11 +1,28 @@
 import io
+import json
 import sys
+from pathlib import Path
 
 import pytest
 
+from app.cli import parser as cli
 from app.cli.confirmation import confirmed
 from app.errors import ConfigError
+from app.printable import printable
+from app.run.committing import commit
+from app.run.journal import AttemptJournal
+from app.run.layout import LEASE, CheckpointName
+from app.run.lease import Lease
+from app.run.retention import quarantine
+from app.state.identity import RunRecord
+from app.state.snapshot import STATE_FILES
+from app.state.tensor_files import tensor_file
+from app.stores.contract import Data
+from app.stores.opening import open_store
+from tests.support.stored_run import IDENTITY, FreeLease, attempt_record
+from tests.support.training_state import progress
 
+FORGED = "x\r\n12:00:00 nothing will be deleted\x1b[2J\u2028\u202e"
 _WHAT = "step-0000000040-e000001 would be deleted"
 
 
@@ -53,3 +70,45 @@ def test_yes_beforehand_is_not_asked_again(
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     confirmed(_WHAT, yes=True)
     assert capsys.readouterr().out == f"{_WHAT}\n"
+
+
+@pytest.mark.usefixtures("nothing_set")
+@pytest.mark.parametrize(
+    ("words", "quoted"),
+    [
+        (("checkpoints", "rollback", "--to", "2"), False),
+        (("checkpoints", "accept", "8"), False),
+        (("checkpoints", "prune", "--keep", "0"), False),
+        (("checkpoints", "takeover"), True),
+        (("quarantine", "purge"), False),
+        (("run", "repair"), True),
+    ],
+)
+def test_what_a_store_says_forges_no_line_of_the_question(
+    words: tuple[str, ...], quoted: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = open_store(f"file://{tmp_path}", "tiny")
+    record = RunRecord(
+        run_name=FORGED,
+        created_at=FORGED,
+        identity=IDENTITY.model_copy(update={"dataset": FORGED}),
+        total_steps=10,
+    )
+    if words[0] != "run":
+        store.put("run.json", [record.model_dump_json().encode()])
+    AttemptJournal(store, attempt_record(1)).begin()
+    for step in (2, 4, 8):
+        state = progress(step).model_copy(update={"run": record, "tokens": step * 256 * 16})
+        files: dict[str, Data] = dict.fromkeys(STATE_FILES, tensor_file({}))
+        files["state.json"] = [state.model_dump_json().encode()]
+        commit(store, CheckpointName(step, 1), files, 10.0 - step, FreeLease(store))
+    quarantine(store, CheckpointName(8, 1), FORGED, FreeLease(store))
+    Lease(store, 3600, "other:1:x").acquire(0, print, lambda: False)
+    lease = json.loads(store.get(LEASE)[0]) | {"holder": FORGED}
+    store.put(LEASE, [json.dumps(lease).encode()])
+    named = ["--model=tiny", f"--checkpoint_uri=file://{tmp_path}", f"--data_dir={tmp_path}/data"]
+    assert cli.main([*words, *named]) == 78
+    shown = capsys.readouterr()
+    assert "nothing was changed" in shown.err
+    assert shown.out.count("\n") == 1 and printable(shown.out, keep="\n") == shown.out
+    assert (printable(FORGED) in shown.out) is quoted

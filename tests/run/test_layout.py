@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.run.layout import AttemptName, CheckpointName, file_of
+from app.run.layout import AttemptName, CheckpointName, file_of, of_a_run
 
 
 def test_a_checkpoint_has_one_name_in_its_place_and_in_quarantine() -> None:
@@ -16,6 +16,30 @@ def test_an_attempt_is_known_by_the_name_of_its_file() -> None:
     name = AttemptName(3, 40)
     assert name.key == "attempts/e000003-from-0000000040.json"
     assert AttemptName.parse(file_of(name.key)) == name
+
+
+@pytest.mark.parametrize(
+    ("key", "ours"),
+    [
+        ("run.json", True),
+        ("LATEST", True),
+        (".store-partial-0-1", True),
+        (CheckpointName(20, 1).key("state.json"), True),
+        (CheckpointName(20, 1).quarantine_key("state.json"), True),
+        ("logs/tensorboard/events.out.tfevents.0", True),
+        ("report/index.html", True),
+        ("inputs/tokenizer.json.z", True),
+        (AttemptName(3, 40).key, True),
+        ("all.tar", False),
+        ("logs", False),
+        ("checkpoints/all.tar", False),
+        (f"checkpoints/{CheckpointName(20, 1)}", False),
+        ("checkpoints/step-20/all.tar", False),
+        ("backups/run.json", False),
+    ],
+)
+def test_what_lies_beside_a_run_is_told_from_what_is_its_own(key: str, ours: bool) -> None:
+    assert of_a_run(key) is ours
 
 
 def test_names_take_more_digits_where_six_or_ten_are_not_enough_and_sort_by_number() -> None:

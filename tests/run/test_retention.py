@@ -270,3 +270,13 @@ def test_quarantine_keeps_what_lies_deeper_in_the_folder_apart(folder: Store) ->
     quarantine(folder, name, REASON, FreeLease(folder))
     assert folder.get(name.quarantine_key("onnx/manifest.json"))[0] == b"of another tool"
     assert json.loads(folder.get(name.quarantine_key(MANIFEST))[0])["step"] == 20
+
+
+@pytest.mark.parametrize("store_limits", [ALL_IS_STALE], ids=["impatient"])
+def test_what_others_upload_beside_a_run_is_left_alone_at_any_age(store: Store) -> None:
+    others = ["backups/all.tar", "checkpoints/mine/x", f"old/checkpoints/{CheckpointName(2, 1)}/x"]
+    for key in (*others, "logs/metrics.jsonl"):
+        leave_half_written(store, key)
+    clean_up(store, read_view(store), 2, FreeLease(store))
+    left = [half.folder for half in store.half_written()]
+    assert sorted(left) == sorted(key.rpartition("/")[0] for key in others)

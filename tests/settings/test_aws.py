@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import certifi
 import pytest
 
 from app.settings.aws import aws_problems
@@ -35,6 +36,9 @@ KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
         ("AWS_CA_BUNDLE", "/nonexistent/ca.pem", "/nonexistent/ca.pem' names a file that is not"),
         ("AWS_CA_BUNDLE", "/proc", "cannot be read"),
         ("AWS_CA_BUNDLE", "/etc/passwd", "PEM"),
+        ("REQUESTS_CA_BUNDLE", "/nonexistent/ca.pem", "ca.pem' names a file that is not there"),
+        ("REQUESTS_CA_BUNDLE", "/etc/passwd", "PEM"),
+        ("REQUESTS_CA_BUNDLE", "/etc/ca.pem\n", "line end"),
         ("AWS_CONFIG_FILE", "/proc", "cannot be read"),
     ],
 )
@@ -66,10 +70,15 @@ def test_an_empty_token_is_no_token(tmp_path: Path) -> None:
     assert "is empty" in told
 
 
-@pytest.mark.parametrize("name", ["AWS_PROFILE", "AWS_CA_BUNDLE"])
+@pytest.mark.parametrize("name", ["AWS_PROFILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"])
 def test_what_boto3_does_not_take_for_unset_is_told(name: str) -> None:
     (told,) = aws_problems(KEYS | {name: ""})
     assert told.startswith(f"{name} is empty")
+
+
+def test_a_bundle_of_others_is_looked_at_only_where_aws_names_none() -> None:
+    others = {"AWS_CA_BUNDLE": certifi.where(), "REQUESTS_CA_BUNDLE": "/nonexistent/ca.pem"}
+    assert list(aws_problems(KEYS | others)) == []
 
 
 @pytest.mark.parametrize("name", list(KEYS))

@@ -39,6 +39,29 @@ def test_an_impossible_combination_is_refused(flags: dict[str, str], reason: str
     assert reason in problems(**flags)
 
 
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_PROFILE"])
+def test_a_run_lies_elsewhere_behind_another_endpoint(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for uri, places in (("s3://bucket/x", 3), ("file:///x", 1)):
+        found = set()
+        for value in (None, "http://first:9000", "http://second:9000"):
+            if value:
+                monkeypatch.setenv(name, value)
+            found.add(load_settings({"checkpoint_uri": uri}).run_place)
+        monkeypatch.delenv(name)
+        assert len(found) == places and all(uri in place for place in found)
+
+
+def test_the_endpoint_of_s3_alone_counts_before_that_of_all_services(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://store:9000")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://everything:9000")
+    place = load_settings({"checkpoint_uri": "s3://bucket/x"}).run_place
+    assert place.endswith("in s3://bucket/x at AWS_ENDPOINT_URL_S3=http://store:9000")
+
+
 def test_printed_values_are_what_a_user_would_type() -> None:
     given = {
         "grace_seconds": "25",

@@ -32,7 +32,7 @@ def xml(code: str, message: str = "no") -> str:
 
 @pytest.fixture
 def s3(bucket: str) -> S3Store:
-    return S3Store(bucket, "some/prefix/run")
+    return S3Store(bucket, "some/prefix/run", limits=StoreLimits(probe_pause=0))
 
 
 class TestS3Store:
@@ -41,6 +41,18 @@ class TestS3Store:
         for number in range(10):
             store.put(f"k/{number}", [b"x"])
         assert keys(store, "k") == [f"k/{number}" for number in range(10)]
+
+    def test_a_bucket_of_another_server_is_another_place_and_amazons_is_one(
+        self, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        uri = f"s3://{bucket}/run"
+        assert S3Store(bucket, "run").place == f"{uri} at {s3_server}"
+        monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+        for region in ("us-east-1", "eu-central-1", "cn-north-1"):
+            monkeypatch.setenv("AWS_DEFAULT_REGION", region)
+            assert S3Store(bucket, "run").place == uri
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://amazonaws.com.example")
+        assert S3Store(bucket, "run").place == f"{uri} at http://amazonaws.com.example"
 
     def test_sees_only_its_own_prefix(self, bucket: str) -> None:
         run, longer = open_store(f"s3://{bucket}/", "run"), open_store(f"s3://{bucket}", "run-2")
@@ -252,6 +264,21 @@ class TestS3Store:
         assert keys(s3) == ["b"]
         assert s3.get("b", 10 * MIB)[0] == content
 
+    def test_a_server_that_makes_neither_copies_nor_uploads_in_parts_gets_copies_in_one_piece(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        content = random.Random(7).randbytes(9 * MIB)
+        s3.put("a", [content])
+
+        def answering(environ: dict[str, Any]) -> Answer | None:
+            asked = "HTTP_X_AMZ_COPY_SOURCE" in environ or environ["QUERY_STRING"] == "uploads"
+            return (501, xml("NotImplemented")) if asked else None
+
+        s3_answers.answering = answering
+        s3.move("a", "b")
+        assert keys(s3) == ["b"]
+        assert s3.get("b", 10 * MIB)[0] == content
+
     @pytest.mark.parametrize("answer", [(403, xml("SignatureDoesNotMatch")), (411, "")])
     def test_checksums_that_a_server_takes_for_something_else_are_left_out(
         self, s3: S3Store, s3_answers: Interposed, answer: Answer
@@ -407,6 +434,68 @@ class TestS3Store:
         assert s3.put_if_match("a", b"2", etag)
         assert s3.get("a")[0] == b"2"
 
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            (501, xml("NotImplemented")),
+            (405, ""),
+            (411, ""),
+            (400, xml("KMS.KMSInternalException")),
+            (400, "<html>bad request</html>"),
+        ],
+    )
+    def test_one_odd_answer_switches_nothing_off(
+        self, s3: S3Store, s3_answers: Interposed, answer: Answer
+    ) -> None:
+        for asked in (conditional, only("DELETE", answer)):
+            odd = [answer]
+
+            def answering(
+                environ: dict[str, Any], odd: list[Answer] = odd, asked: Asked = asked
+            ) -> Answer | None:
+                return odd.pop() if odd and asked(environ) else None
+
+            s3_answers.answering = answering
+            s3.check()
+            assert odd == [] and s3.conditional_writes and s3.deletes
+
+    @pytest.mark.parametrize(
+        ("answers", "expected"),
+        [
+            ([(501, xml("NotImplemented")), (405, xml("MethodNotAllowed"))], Unavailable),
+            ([(501, xml("NotImplemented")), (403, xml("AccessDenied"))], AccessDenied),
+            ([(400, xml("KMS.DisabledException"))] * 2, Unavailable),
+            ([(400, "")] * 2, Unavailable),
+        ],
+    )
+    def test_what_a_server_does_not_say_twice_or_not_clearly_leaves_the_protection_on(
+        self,
+        s3: S3Store,
+        s3_answers: Interposed,
+        answers: list[Answer],
+        expected: type[AppError],
+    ) -> None:
+        left = list(answers)
+        s3_answers.answering = lambda environ: left.pop(0) if conditional(environ) else None
+        with pytest.raises(expected):
+            s3.check()
+        assert left == [] and s3.conditional_writes
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            (400, xml("InvalidArgument", "Unsupported header 'if-none-match' received")),
+            (400, xml("NotImplemented")),
+            (405, ""),
+        ],
+    )
+    def test_a_server_that_says_twice_that_it_knows_no_conditions_is_believed(
+        self, s3: S3Store, s3_answers: Interposed, answer: Answer
+    ) -> None:
+        s3_answers.answering = lambda environ: answer if conditional(environ) else None
+        s3.check()
+        assert not s3.conditional_writes
+
     def test_a_large_object_is_replaced_also_without_conditional_writes(
         self, s3: S3Store, s3_answers: Interposed
     ) -> None:
@@ -491,6 +580,53 @@ class TestS3Store:
                 use()
         s3_answers.reset()
         assert s3.get("a")[0] == b"content"
+
+    @pytest.mark.usefixtures("no_backoff")
+    @pytest.mark.parametrize(
+        ("answer", "believed"),
+        [
+            ((204, ""), True),
+            ((200, ""), True),
+            ((200, '<?xml version="1.0"?><DeleteResult/>'), True),
+            ((200, "<html>log in</html>"), False),
+            ((200, "<!doctype html><br>"), False),
+            ((200, '<?xml version="1.0"?><!DOCTYPE html><html>log in</html>'), False),
+            ((200, "deleted"), False),
+            ((202, ""), False),
+            ((203, "<html>log in</html>"), False),
+        ],
+    )
+    def test_a_page_in_the_place_of_an_answer_is_no_deletion(
+        self,
+        s3: S3Store,
+        s3_answers: Interposed,
+        caplog: pytest.LogCaptureFixture,
+        answer: Answer,
+        believed: bool,
+    ) -> None:
+        caplog.set_level("INFO")
+        leave_half_written(s3, "half")
+        (half,) = s3.half_written()
+        s3_answers.answering = only("DELETE", answer)
+        uses: list[Callable[[], object]] = [lambda: s3.delete(["a"]), s3.check]
+        for use in uses:
+            if believed:
+                use()
+            else:
+                with pytest.raises(Unavailable):
+                    use()
+        s3.discard(half)
+        assert s3.deletes
+        assert ("an unfinished upload may stay" in caplog.text) is not believed
+
+    @pytest.mark.usefixtures("no_backoff")
+    def test_an_upload_that_was_answered_without_an_etag_is_not_believed(
+        self, s3: S3Store, s3_answers: Interposed
+    ) -> None:
+        s3_answers.answering = only("PUT", (204, ""))
+        s3_answers.headers = {"ETag": ""}
+        with pytest.raises(Unavailable):
+            s3.put("a", [b"x"])
 
     @pytest.mark.usefixtures("bucket", "no_backoff")
     def test_an_answer_that_ends_anywhere_is_never_taken_for_a_whole_one(
@@ -686,6 +822,13 @@ def only(method: str, answer: Answer, path: str = "", query: str = "") -> Answer
         return answer if meant else None
 
     return answering
+
+
+Asked = Callable[[dict[str, Any]], object]
+
+
+def conditional(environ: dict[str, Any]) -> bool:
+    return "HTTP_IF_MATCH" in environ or "HTTP_IF_NONE_MATCH" in environ
 
 
 def constant(answer: Answer) -> Answering:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from app.cli import parser as cli
+from app.errors import AccessDenied, AppError, Unavailable
+from app.stores.local import LocalStore
 from tests.support.changed_checkpoint import change_state, copied_as
 from tests.support.job import newest_checkpoint
 from tests.support.train_command import Train, error_lines
@@ -68,6 +70,38 @@ def test_a_checkpoint_under_another_name_ends_no_run(
     code, log = train(TOTAL_STEPS="6")
     assert code == 0, log
     assert "resumed from step 4 " in log and "target reached: step 6 of 6" in log
+
+
+@pytest.mark.parametrize(
+    ("what", "refusal"), [("move", AccessDenied), ("put_if_absent", Unavailable)]
+)
+def test_a_damaged_checkpoint_that_may_not_be_moved_stops_no_start(
+    what: str,
+    refusal: type[AppError],
+    train: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert train()[0] == 0
+    run = tmp_path / "store/tiny"
+    newest = newest_checkpoint(run)
+    (newest / "model.safetensors").write_bytes(b"damaged")
+    meant = getattr(LocalStore, what)
+
+    def refuse(self: LocalStore, key: str, *more: Any) -> Any:
+        if "step-" in key:
+            raise refusal(f"{key} may not be written")
+        return meant(self, key, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, what, refuse)
+        code, log = train()
+    assert code == 0, log
+    assert f"DAMAGED CHECKPOINT {newest.name} could not be moved aside" in log
+    assert "may not be written" in log and "resumed from step 2 " in log
+    assert (run / "checkpoints" / newest.name.replace("e000001", "e000002")).exists()
+    assert train(ADDITIONAL_STEPS="2")[0] == 0
+    assert (run / "quarantine" / newest.name / "model.safetensors").read_bytes() == b"damaged"
 
 
 def test_a_checkpoint_that_does_not_say_its_run_is_resumed(train: Train, tmp_path: Path) -> None:

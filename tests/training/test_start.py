@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from app.data.data_dir import OWN_FOLDER, own_folder
+from app.data.data_dir import OWN_FOLDER, DataDir, own_folder
 from app.run.layout import LEASE, CheckpointName
 from app.run.lease import Lease, LeaseRecord
 from app.run.view import read_view
@@ -238,6 +238,23 @@ def test_logs_of_an_earlier_version_count_if_they_are_of_this_run(
     code, log = train(**shared, ADDITIONAL_STEPS="2")
     assert code == 0, log
     assert ("attempt 1 lost 5 steps after step 4" in log) is lost, log
+
+
+def test_local_logs_tell_two_endpoints_apart_and_those_of_an_earlier_version_are_read(
+    train: Train, bucket: str, s3_server: str, tmp_path: Path
+) -> None:
+    data_dir, uri = DataDir(tmp_path / "data"), f"s3://{bucket}/x"
+    shared = {"DATA_DIR": str(data_dir.path), "CHECKPOINT_URI": uri}
+    assert train(**shared)[0] == 0
+    (logs,) = (data_dir.path / "logs").iterdir()
+    assert (logs / "store.txt").read_text() == f"{uri}/tiny at {s3_server}\n"
+    former = logs.rename(data_dir.logs("tiny", f"{uri}/tiny")) / "metrics.jsonl"
+    assert former.parent != logs
+    rows = former.read_text().splitlines(keepends=True)
+    former.write_text("".join([*rows, rows[-1].replace('"step": 4', '"step": 9')]))
+    code, log = train(**shared, ADDITIONAL_STEPS="2")
+    assert code == 0 and "attempt 1 lost 5 steps after step 4" in log, log
+    assert logs.exists()
 
 
 def test_a_late_checkpoint_is_set_aside_with_one_loud_line(train: Train, tmp_path: Path) -> None:
