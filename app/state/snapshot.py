@@ -161,11 +161,19 @@ class Expected:
 
     def most_bytes(self, file: str) -> int:
         """How long a file of a checkpoint can be."""
-        config = self.record.identity.config if self.record else None
-        count = min(config.parameter_count, MOST_PARAMETERS) if config else MOST_PARAMETERS
-        weights = 4 * count
-        tensors = {MODEL_FILE: weights, OPTIMIZER_FILE: 2 * weights}
+        tensors = {MODEL_FILE: self._weights, OPTIMIZER_FILE: 2 * self._weights}
         return tensors.get(file, 0) + _MOST_BYTES_BESIDE_TENSORS
+
+    @property
+    def most_bytes_in_all(self) -> int:
+        """How long they can be together: a tokenizer's files are bounded as one file is."""
+        return 3 * self._weights + 4 * _MOST_BYTES_BESIDE_TENSORS
+
+    @property
+    def _weights(self) -> int:
+        """How many bytes the weights can have."""
+        config = self.record.identity.config if self.record else None
+        return 4 * (min(config.parameter_count, MOST_PARAMETERS) if config else MOST_PARAMETERS)
 
 
 def checkpoint_bytes(config: ModelConfig, optimizer: str) -> int:
