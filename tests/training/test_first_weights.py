@@ -49,6 +49,37 @@ def test_a_run_goes_on_whatever_became_of_its_first_weights(
         assert ("the run goes on without it" in log) == (there == f"{tmp_path}/never")
 
 
+@pytest.mark.parametrize("place", ["volume", "s3"])
+def test_a_run_that_its_weights_named_is_not_left_behind_when_they_have_another_name(
+    place: str, train: Train, begin: Path, bucket: str, tmp_path: Path
+) -> None:
+    uri = f"s3://{bucket}/x" if place == "s3" else f"file://{tmp_path}/store"
+    begun = {**FROM, "RUN_NAME": "", "CHECKPOINT_URI": uri, "TOTAL_STEPS": "1"}
+    assert train(**begun, INIT_FROM=str(begin))[0] == 0
+    moved = str(begin.rename(tmp_path / "moved"))
+    again = {**begun, "ADDITIONAL_STEPS": "1"}
+    way = "set RUN_NAME=begin to go on, or RUN_NAME="
+    assert_refused(train(**again, INIT_FROM=moved), 78, f"{way}moved to begin another run")
+    assert_refused(train(**again, INIT_FROM=""), 78, f"{way}tiny to begin another run")
+    code, log = train(**again | {"RUN_NAME": "begin"}, INIT_FROM=moved)
+    assert code == 0 and "resumed from step 1 " in log, log
+    code, log = train(**again | {"RUN_NAME": "moved"}, INIT_FROM=moved)
+    assert code == 0 and "resumed" not in log, log
+
+
+def test_other_weights_begin_a_run_beside_one_that_its_weights_named(
+    train: Train, begin: Path, tmp_path: Path
+) -> None:
+    begun = {**FROM, "RUN_NAME": "", "TOTAL_STEPS": "1"}
+    assert train(**begun, INIT_FROM=str(begin))[0] == 0
+    assert train(TOTAL_STEPS="1")[0] == 0  # MODEL is named, so no run of INIT_FROM is meant
+    other = tmp_path / "other"
+    shutil.copytree(begin, other)
+    _changed(other)
+    assert train(**begun, INIT_FROM=str(other))[0] == 0
+    assert {path.name for path in (tmp_path / "store").iterdir()} == {"begin", "other", "tiny"}
+
+
 def test_other_weights_that_are_there_are_refused(
     train: Train, begin: Path, tmp_path: Path
 ) -> None:
