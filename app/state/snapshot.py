@@ -132,7 +132,7 @@ class Expected:
             self.read(directory, progress)
         except IncompatibleRun as error:
             if progress.run is None:
-                raise
+                raise IncompatibleRun(f"the checkpoint of step {step}: {error}") from error
             raise Damaged(f"its tensors are not those of its run: {error}") from error
 
     def read(self, directory: Path, progress: Progress) -> None:
@@ -143,8 +143,9 @@ class Expected:
         """
         model_file, optimizer_file = directory / MODEL_FILE, directory / OPTIMIZER_FILE
         found, kept = read_shapes(model_file), read_shapes(optimizer_file)
-        if run := progress.run or self.record:
-            model = _without_memory(run.identity.config, model_file, found)
+        run = progress.run or self.record
+        if run and (config := run.identity.config):
+            model = _without_memory(config, model_file, found)
             same_tensors(model_file, _shapes_of(model), found)
             inside = matrices_of_layers(model) if run.identity.optimizer == "muon" else {}
             expected = _moment_shapes(
@@ -276,16 +277,14 @@ def _check_moment(path: Path, name: str, tensor: Tensor, step: int) -> None:
         raise Damaged(f"{path} counts {tensor.item():g} steps in {name}, its run has made {step}")
 
 
-def _without_memory(
-    config: ModelConfig | None, path: Path, found: Mapping[str, torch.Size]
-) -> SmolLM2:
+def _without_memory(config: ModelConfig, path: Path, found: Mapping[str, torch.Size]) -> SmolLM2:
     """The model of `config`, of shapes alone. Raises IncompatibleRun where it has another size
     than the file: so a wrong config never builds more modules than the file has tensors for."""
     numbers = sum(shape.numel() for shape in found.values())
-    if config is None or config.parameter_count != numbers:
+    if config.parameter_count != numbers:
         raise IncompatibleRun(
-            f"{path.name} holds {numbers:,} numbers, and the model of the run has "
-            f"{config.parameter_count if config else 0:,}"
+            f"{path.name} belongs to another model: it holds {numbers:,} numbers, that of the run "
+            f"{config.parameter_count:,}"
         )
     return SmolLM2.empty(config, torch.device("meta"))
 
