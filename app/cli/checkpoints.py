@@ -127,8 +127,12 @@ def verify_checkpoints(settings: Settings, arguments: argparse.Namespace, _: Sto
 
 def pull_checkpoint(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
     """Copy a verified checkpoint into a folder, which appears whole or not at all."""
+    from app.state.snapshot import Expected
+
     store = existing_run(settings)
-    name = read_view(store).find(arguments.checkpoint or "latest")
+    view = read_view(store)
+    name = view.find(arguments.checkpoint or "latest")
+    expected = Expected(view.record.record if view.record else None)
     target = Path(arguments.to or f"{store.uri.rsplit('/', 1)[1]}-step-{name.step}").absolute()
     if target.exists():
         raise ConfigError(f"{target} exists already: name another folder with --to")
@@ -139,7 +143,7 @@ def pull_checkpoint(settings: Settings, arguments: argparse.Namespace, _: StopRe
         with tempfile.TemporaryDirectory(prefix=".pull-", dir=target.parent) as scratch:
             partial = Path(scratch) / "checkpoint"
             partial.mkdir()
-            source = fetch(store, name, partial, only=wanted)
+            source = fetch(store, name, partial, only=wanted, expected=expected)
             if source != partial:
                 for file in wanted:
                     shutil.copyfile(source / file, partial / file)

@@ -1,25 +1,35 @@
 """The prepared tokens that the settings name, for commands that show them."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from app.console import redacted
+from app.data.builtin import BUILTIN
 from app.data.data_dir import DataDir
 from app.data.inspection import N_IDS, PreparedTokens
 from app.data.shard_index import read_index
 from app.data.tokenization import tokens_fingerprint
-from app.data.tokenizer import load_tokenizer
+from app.data.tokenizer import TokenizerFiles, load_tokenizer
 from app.errors import NotFound
 from app.failures import disk_failures
+from app.run.kept_inputs import tokenizer_of_run
 from app.run.recorded_source import source_of_named_run, tokenizer_of_named_run
+from app.run.view import read_view
 from app.settings.combined import Settings
+from app.settings.local_paths import local_path
 from app.settings.presets import PRESETS
+from app.stores.opening import open_store
+
+if TYPE_CHECKING:  # its libraries take seconds to load
+    from app.training.first_weights import BegunRun
 
 
 def find_tokens(settings: Settings) -> PreparedTokens:
-    """Raises NotFound where nothing is prepared, and what `source_of_named_run` and the tokenizer
-    raise."""
+    """Raises NotFound where nothing is prepared, and what `source_of_named_run`, `named_run` and
+    the tokenizer raise."""
     data = settings.data
     uri = settings.checkpoints.checkpoint_uri
-    tokenizer = load_tokenizer(_tokenizer_spec(settings), data.data_dir, N_IDS)
-    tokenizer = tokenizer_of_named_run(data, uri, settings.run_names, tokenizer)
+    tokenizer = _tokenizer(settings)
     source = source_of_named_run(data, uri, settings.run_names).fingerprint
     data_dir = DataDir(data.data_dir)
     directory = data_dir.tokens(tokens_fingerprint(source, tokenizer))
@@ -38,10 +48,12 @@ def sequence_length(settings: Settings) -> int:
     model = settings.model
     if model.seq_len:
         return model.seq_len
-    if model.init_from:
-        from app.model.huggingface import model_directory, read_config
+    begun = named_run(settings, settings.run_names)
+    if begun or model.init_from:
+        from app.training.first_weights import first_weights
 
-        return read_config(model_directory(model.init_from, "INIT_FROM")).max_position_embeddings
+        if init := first_weights(settings, begun, identified=False):
+            return init.config.max_position_embeddings
     if model.model != "auto":
         return PRESETS[model.model].max_position_embeddings
     from app.model.device import resolve_device
@@ -51,9 +63,47 @@ def sequence_length(settings: Settings) -> int:
     return resolve_model(model.model, device)[1].max_position_embeddings
 
 
-def _tokenizer_spec(settings: Settings) -> str:
-    if settings.model.init_from and settings.is_default("TOKENIZER"):
-        from app.model.huggingface import model_directory
+def named_run(settings: Settings, names: Sequence[str]) -> "BegunRun | None":
+    """The begun run with one of these names, which has what INIT_FROM and TOKENIZER name by itself.
 
-        return str(model_directory(settings.model.init_from, "INIT_FROM"))
-    return settings.data.tokenizer
+    None where there is none, or one for each name of MODEL=auto. The store is asked only where the
+    run may have something: so tokens of local files are made without it. Raises what `read_view`
+    and the store raise.
+    """
+    adopts, spec = settings.run.run_name and settings.is_default("MODEL"), settings.data.tokenizer
+    with disk_failures(f"TOKENIZER={spec}"):
+        is_here = spec == BUILTIN or local_path(spec).is_dir()
+    if is_here and not adopts and settings.model.init_from is None:
+        return None
+    stores = [open_store(settings.checkpoints.checkpoint_uri, name) for name in names]
+    begun = [(store, view) for store in stores if (view := read_view(store)).record]
+    if len(begun) != 1:
+        return None
+    from app.training.first_weights import begun_run
+
+    return begun_run(*begun[0])
+
+
+def as_begun(
+    settings: Settings, names: Sequence[str], begun: "BegunRun | None", ours: TokenizerFiles
+) -> TokenizerFiles:
+    """The tokenizer that `begun`, or else a run with one of these names, was begun with: see
+    `tokenizer_of_run` and `tokenizer_of_named_run`."""
+    data, uri = settings.data, settings.checkpoints.checkpoint_uri
+    if begun:
+        return tokenizer_of_run(data, begun.record, begun.store, ours)
+    return tokenizer_of_named_run(data, uri, names, ours)
+
+
+def _tokenizer(settings: Settings) -> TokenizerFiles:
+    names = settings.run_names
+    begun = named_run(settings, names)
+    if begun is None and settings.model.init_from is None:
+        ours = load_tokenizer(settings.data.tokenizer, settings.data.data_dir, N_IDS)
+    else:
+        from app.training.first_weights import first_weights
+        from app.training.job import tokenizer_of
+
+        init = first_weights(settings, begun, identified=False)
+        ours = tokenizer_of(settings, N_IDS, init, begun)
+    return as_begun(settings, names, begun, ours)

@@ -38,6 +38,11 @@ class Expectation(Protocol):
         """How long a file of a checkpoint can be."""
         ...
 
+    @property
+    def most_bytes_in_all(self) -> int:
+        """How long all files of a checkpoint together can be."""
+        ...
+
 
 def fetch(
     store: Store,
@@ -51,10 +56,11 @@ def fetch(
     """Verified files of a checkpoint in a local folder, which is returned.
 
     A store on a volume returns its own folder; others download into `directory`. `only` limits
-    the files; `required` files must be in the manifest. A file that is longer than `expected`
-    allows is not read. `alive` is called for each block that is fetched or verified. A bit can
-    flip on the way, so a damaged file is read once more. Raises Damaged, which names the file and
-    what is wrong with it, NotFound, IncompatibleRun for a newer format, and the store's errors.
+    the files; `required` files must be in the manifest. Nothing is read of a checkpoint with a
+    file, or with files together, that are longer than `expected` allows. `alive` is called for
+    each block that is fetched or verified. A bit can flip on the way, so a damaged file is read
+    once more. Raises Damaged, which names the file and what is wrong with it, NotFound,
+    IncompatibleRun for a newer format, and the store's errors.
     """
     try:
         return _fetch_once(store, name, directory, only, required, alive, expected)
@@ -78,6 +84,8 @@ def _fetch_once(
     for file, entry in manifest.files.items():
         if expected and entry.size > expected.most_bytes(file):
             raise Damaged(f"{name.key(MANIFEST)} lists {file} with {size(entry.size)}")
+    if expected and manifest.total_bytes > expected.most_bytes_in_all:
+        raise Damaged(f"{name.key(MANIFEST)} lists files of {size(manifest.total_bytes)} in all")
     check_sizes(store, name, manifest)
     wanted = [file for file in manifest.files if not only or file in only]
 

@@ -64,7 +64,7 @@ def _field(default: Any, description: str, unit: str = "", **bounds: Any) -> Any
 
 class RunSettings(Section):
     run_name: Annotated[str, path_safe("._-", 100)] | None = _field(
-        None, "name of the run, and of its folder in the store; default: the model's name"
+        None, "name of the run and its folder; default: the model's name, or INIT_FROM's last part"
     )
     total_steps: int = _field(
         5000, "optimizer steps of the original run", "steps", ge=1, le=100_000_000

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from app.data.tokenizer import TOKENIZER_FILE_TYPES
-from app.errors import IncompatibleRun
+from app.errors import Damaged, IncompatibleRun
 from app.model.huggingface import MODEL_FILE, MOST_PARAMETERS, config_files
+from app.model.smollm2 import SmolLM2
 from app.settings.presets import ModelConfig
 from app.state.identity import RunRecord
 from app.state.progress import STATE_FILE, Progress, read_progress
-from app.state.tensor_files import read_shapes, read_tensors, tensor_file
-from app.state.weights import load_weights, same_tensors
+from app.state.tensor_files import check_float32, read_shapes, read_tensors, tensor_file
+from app.state.weights import check_finite, load_weights, same_tensors
 from app.stores.contract import Data
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -101,11 +102,13 @@ def capture(
 def restore(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     """Load a verified checkpoint into `model` and `optimizer`, and the random numbers.
 
-    Raises Damaged for an unreadable file, IncompatibleRun for tensors of another model.
+    Raises Damaged for an unreadable file and for numbers that no training makes, IncompatibleRun
+    for tensors of another model or optimizer.
     """
     progress = read_progress(directory / STATE_FILE)
+    check_float32(directory / MODEL_FILE)
     load_weights([directory / MODEL_FILE], model)
-    _load_optimizer(directory / OPTIMIZER_FILE, model, optimizer)
+    _load_optimizer(directory / OPTIMIZER_FILE, model, optimizer, progress.step)
     progress.random.restore()
     return progress
 
@@ -118,18 +121,60 @@ class Expected:
 
     def check(self, step: int, directory: Path) -> None:
         """Raises Damaged unless the files are the state after `step`, IncompatibleRun for a newer
-        format, and OSError."""
-        read_progress(directory / STATE_FILE).check(step, self.record)
-        for file in (MODEL_FILE, OPTIMIZER_FILE):
-            read_shapes(directory / file)
+        format, and OSError.
+
+        A checkpoint that says that it is of this run, and has other tensors, is damaged. One that
+        does not say its run may be of another model or optimizer: IncompatibleRun.
+        """
+        progress = read_progress(directory / STATE_FILE)
+        progress.check(step, self.record)
+        try:
+            self.read(directory, progress)
+        except IncompatibleRun as error:
+            if progress.run is None:
+                raise IncompatibleRun(f"the checkpoint of step {step}: {error}") from error
+            raise Damaged(f"its tensors are not those of its run: {error}") from error
+
+    def read(self, directory: Path, progress: Progress) -> None:
+        """Judge each tensor; one is in memory at a time.
+
+        So `checkpoints verify` and the like read a checkpoint twice: for its SHA-256, and here. A
+        start reads it twice too, since its own `read` loads what it judges.
+        """
+        model_file, optimizer_file = directory / MODEL_FILE, directory / OPTIMIZER_FILE
+        found, kept = read_shapes(model_file), read_shapes(optimizer_file)
+        run = progress.run or self.record
+        if run and (config := run.identity.config):
+            model = _without_memory(config, model_file, found)
+            same_tensors(model_file, _shapes_of(model), found)
+            inside = matrices_of_layers(model) if run.identity.optimizer == "muon" else {}
+            expected = _moment_shapes(
+                (name, parameter, MUON_MOMENTS if name in inside else ADAMW_MOMENTS)
+                for name, parameter in model.named_parameters()
+            )
+            _same_moments(optimizer_file, expected, kept)
+        for file in (model_file, optimizer_file):
+            check_float32(file)
+        for name, tensor in read_tensors(model_file, found):
+            check_finite(model_file, name, tensor)
+        for name, tensor in read_tensors(optimizer_file, kept):
+            _check_moment(optimizer_file, name, tensor, progress.step)
 
     def most_bytes(self, file: str) -> int:
         """How long a file of a checkpoint can be."""
-        config = self.record.identity.config if self.record else None
-        count = min(config.parameter_count, MOST_PARAMETERS) if config else MOST_PARAMETERS
-        weights = 4 * count
-        tensors = {MODEL_FILE: weights, OPTIMIZER_FILE: 2 * weights}
+        tensors = {MODEL_FILE: self._weights, OPTIMIZER_FILE: 2 * self._weights}
         return tensors.get(file, 0) + _MOST_BYTES_BESIDE_TENSORS
+
+    @property
+    def most_bytes_in_all(self) -> int:
+        """How long they can be together: a tokenizer's files are bounded as one file is."""
+        return 3 * self._weights + 4 * _MOST_BYTES_BESIDE_TENSORS
+
+    @property
+    def _weights(self) -> int:
+        """How many bytes the weights can have."""
+        config = self.record.identity.config if self.record else None
+        return 4 * (min(config.parameter_count, MOST_PARAMETERS) if config else MOST_PARAMETERS)
 
 
 def checkpoint_bytes(config: ModelConfig, optimizer: str) -> int:
@@ -174,34 +219,87 @@ def _optimizer_tensors(
             yield f"{key}.{name}", value
 
 
-def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _load_optimizer(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int
+) -> None:
     names = {parameter: name for name, parameter in model.named_parameters()}
     ordered = [(p, moments(group)) for group in optimizer.param_groups for p in group["params"]]
-    shapes = {
-        f"{moment}.{names[parameter]}": torch.Size([]) if moment == "step" else parameter.shape
-        for parameter, its_moments in ordered
-        for moment in its_moments
-    }
-    found = read_shapes(path)
-    if _kinds(found) != _kinds(shapes):
-        raise IncompatibleRun(
-            f"{path.name} holds {', '.join(_kinds(found))}, and this OPTIMIZER needs "
-            f"{', '.join(_kinds(shapes))}: set OPTIMIZER back, or choose another RUN_NAME"
-        )
-    same_tensors(path, shapes, found)
+    shapes = _moment_shapes((names[parameter], parameter, kinds) for parameter, kinds in ordered)
+    _same_moments(path, shapes, read_shapes(path))
+    check_float32(path)
     host = torch.device("cpu")
     devices = {
         f"{moment}.{names[parameter]}": host if moment == "step" else parameter.device
         for parameter, its_moments in ordered
         for moment in its_moments
     }
-    tensors = {name: tensor.to(devices[name]) for name, tensor in read_tensors(path, devices)}
+    tensors = {}
+    for name, tensor in read_tensors(path, devices):
+        _check_moment(path, name, tensor, step)
+        tensors[name] = tensor.to(devices[name])
     state = {
         index: {moment: tensors[f"{moment}.{names[parameter]}"] for moment in its_moments}
         for index, (parameter, its_moments) in enumerate(ordered)
     }
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _moment_shapes(
+    parameters: Iterable[tuple[str, Tensor, Sequence[str]]],
+) -> dict[str, torch.Size]:
+    """Of the optimizer's file, from (name, parameter, what is kept for it)."""
+    return {
+        f"{moment}.{name}": torch.Size([]) if moment == "step" else parameter.shape
+        for name, parameter, kinds in parameters
+        for moment in kinds
+    }
+
+
+def _same_moments(
+    path: Path, expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]
+) -> None:
+    if _kinds(found) != _kinds(expected):
+        raise IncompatibleRun(
+            f"{path.name} holds {', '.join(_kinds(found))}, and OPTIMIZER as the run has it needs "
+            f"{', '.join(_kinds(expected))}"
+        )
+    same_tensors(path, expected, found)
+
+
+def _check_moment(path: Path, name: str, tensor: Tensor, step: int) -> None:
+    """Raises Damaged for numbers that no optimizer has after `step` steps."""
+    check_finite(path, name, tensor)
+    kind = name.split(".", 1)[0]
+    if kind == "exp_avg_sq" and (tensor < 0).any():
+        raise Damaged(f"{path} holds squares in {name} that are below 0")
+    if kind == "step" and not 1 <= tensor.item() <= step:
+        raise Damaged(f"{path} counts {tensor.item():g} steps in {name}, its run has made {step}")
+
+
+def _without_memory(config: ModelConfig, path: Path, found: Mapping[str, torch.Size]) -> SmolLM2:
+    """The model of `config`, of shapes alone. Raises IncompatibleRun where it has another size
+    than the file: so a wrong config never builds more modules than the file has tensors for."""
+    numbers = sum(shape.numel() for shape in found.values())
+    if config.parameter_count != numbers:
+        raise IncompatibleRun(
+            f"{path.name} belongs to another model: it holds {numbers:,} numbers, that of the run "
+            f"{config.parameter_count:,}"
+        )
+    return SmolLM2.empty(config, torch.device("meta"))
+
+
+def _shapes_of(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def matrices_of_layers(model: nn.Module) -> dict[str, nn.Parameter]:
+    """By name every matrix but the embedding, which is the output layer too: those of Muon."""
+    embeddings: set[Tensor] = {
+        module.weight for module in model.modules() if isinstance(module, nn.Embedding)
+    }
+    parameters = model.named_parameters()
+    return {name: p for name, p in parameters if p.dim() == 2 and p not in embeddings}
 
 
 def _kinds(names: Iterable[str]) -> list[str]:

@@ -72,6 +72,14 @@ def read_shapes(path: Path) -> dict[str, torch.Size]:
         return {name: torch.Size(entry.shape) for name, entry in _read_header(file, path)[1]}
 
 
+def check_float32(path: Path) -> None:
+    """Raises IncompatibleRun unless all tensors have this type, and what `read_shapes` raises."""
+    with _opened(path) as file:
+        for name, entry in _read_header(file, path)[1]:
+            if _DTYPES[entry.dtype] != torch.float32:
+                raise IncompatibleRun(f"{path.name} holds {name} as {entry.dtype}, not as F32")
+
+
 def read_tensors(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) for these names, in the order of the file. Each is read when it is asked for.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from app.errors import Damaged, IncompatibleRun, NotFound
 from app.model.huggingface import INDEX_FILE, MODEL_FILE
@@ -35,9 +35,14 @@ def load_weights(paths: Sequence[Path], model: nn.Module) -> None:
     with torch.no_grad():
         for path in paths:
             for name, tensor in read_tensors(path, own):
-                if not tensor.isfinite().all():
-                    raise Damaged(f"{path} holds numbers in {name} that are not finite")
+                check_finite(path, name, tensor)
                 own[name].copy_(tensor)
+
+
+def check_finite(path: Path, name: str, tensor: Tensor) -> None:
+    """Raises Damaged for numbers that are not finite."""
+    if not tensor.isfinite().all():
+        raise Damaged(f"{path} holds numbers in {name} that are not finite")
 
 
 def _check_shapes(paths: Sequence[Path], model: nn.Module) -> None:

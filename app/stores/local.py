@@ -140,6 +140,11 @@ class LocalStore:
                     found.append(ObjectInfo(key, status.st_size, etag))
         return iter(sorted(found, key=lambda info: info.key))
 
+    def folders(self) -> Sequence[str]:
+        with _failures(self._root), suppress(FileNotFoundError):
+            return sorted(path.name for path in self._root.iterdir() if path.is_dir())
+        return []
+
     def delete(self, keys: Sequence[str]) -> None:
         for path in [self._path(key) for key in keys]:
             with _failures(path):

@@ -86,7 +86,7 @@ class S3Store:
         page_size: int = 1000,
         limits: StoreLimits = DEFAULT_LIMITS,
     ) -> None:
-        self._bucket, self._prefix, self._page_size = bucket, f"{prefix}/", page_size
+        self._bucket, self._prefix, self._page_size = bucket, prefix and f"{prefix}/", page_size
         self._conditional, self._quotes_etags, self._deletes = True, True, True
         self._limits = limits
         self._upload_config = self._download_config = _TRANSFER
@@ -178,6 +178,12 @@ class S3Store:
                 if is_key(key):
                     found[key] = ObjectInfo(key, entry["Size"], entry.get("ETag", ""))
         yield from (found[key] for key in sorted(found))  # some servers list in another order
+
+    def folders(self) -> Sequence[str]:
+        with self._failures(self.uri):
+            found = listing(self._client, self._bucket, self._prefix, self._page_size, flat=True)
+            keys = [entry["Key"].removeprefix(self._prefix) for entry in found]
+        return sorted({name for name, slash, _ in (k.partition("/") for k in keys) if slash})
 
     def delete(self, keys: Sequence[str]) -> None:
         self._delete([check_key(key) for key in keys])

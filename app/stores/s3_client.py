@@ -107,16 +107,23 @@ def _with_credentials(place: str, limits: StoreLimits) -> Session:
         time.sleep(limits.credentials_pause)
 
 
-def listing(client: Any, bucket: str, prefix: str, page_size: int = 1000) -> Iterator[Any]:
+def listing(
+    client: Any, bucket: str, prefix: str, page_size: int = 1000, *, flat: bool = False
+) -> Iterator[Any]:
     """What a listing tells of each object below `prefix`, in the server's order, from all pages.
 
+    A `flat` one tells of a folder by one key, which ends with its slash, and not of what is in it.
     To be used inside `s3_failures`. Raises KeyError where the server tells that there is more, and
     not how to ask for it: the SDK's own pages would just end there.
     """
     following: dict[str, str] = {}
+    way = {"Delimiter": "/"} if flat else {}
     while True:
-        page = client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=page_size, **following)
-        entries = page.get("Contents", ())
+        page = client.list_objects_v2(
+            Bucket=bucket, Prefix=prefix, MaxKeys=page_size, **way, **following
+        )
+        folders = ({"Key": folder["Prefix"]} for folder in page.get("CommonPrefixes", ()))
+        entries = [*page.get("Contents", ()), *folders]
         # Some servers leave the prefix out of account.
         yield from (entry for entry in entries if entry["Key"].startswith(prefix))
         cut = len(entries) >= page_size or "NextContinuationToken" in page

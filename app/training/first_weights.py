@@ -6,25 +6,29 @@ where their SHA-256 is, which the record holds.
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.data.data_dir import DataDir, own_folder
 from app.data.tokenizer import TokenizerFiles, keep_tokenizer, read_tokenizer
-from app.errors import AppError, Damaged, NotFound
+from app.errors import AccessDenied, AppError, ConfigError, Damaged, NotFound
 from app.failures import disk_failures
 from app.heartbeat import beat
 from app.model.huggingface import model_directory, read_config
 from app.run.checkpoints import read_manifest
 from app.run.fetching import fetch
+from app.run.layout import RECORD
 from app.run.view import RunView
 from app.settings.combined import Settings
 from app.settings.local_paths import local_path
 from app.settings.presets import ModelConfig
-from app.state.identity import RunRecord, one_path, same_place
+from app.state.identity import RECORD_FORMAT, RunRecord, one_path, same_place
 from app.state.snapshot import Expected, tokenizer_files
 from app.state.weights import weights_digest
 from app.stores.contract import Store
+from app.stores.documents import decode_document
+from app.stores.opening import Place, open_place
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +137,48 @@ def first_weights(
         if resumes
         else FirstWeights(own.model, own.config, own.init_from, own.digest, found.directory)
     )
+
+
+def check_name(
+    settings: Settings, begun: BegunRun | None, run_name: str, init: FirstWeights | None
+) -> None:
+    """Raises ConfigError where a new run would begin, and a run of the same weights is there.
+
+    Without RUN_NAME, a run has the name of the folder in INIT_FROM. A folder that was moved has
+    another one, and without INIT_FROM there is none: the run would silently be left behind.
+    """
+    if begun or settings.run.run_name or settings.run.resume == "never":
+        return
+    if init is None and not settings.is_default("MODEL"):
+        return
+    uri = settings.checkpoints.checkpoint_uri
+    try:
+        names = [
+            name
+            for name, record in _runs_named_by_weights(open_place(uri))
+            if init is None or init.digest == record.identity.init_weights
+        ]
+    except AccessDenied as error:
+        log.warning("not looked for a run that INIT_FROM named, and that is to go on: %s", error)
+        return
+    if names:
+        raise ConfigError(
+            f"{uri} holds no run {run_name}, but {' and '.join(names)}, begun from "
+            f"{'the same weights' if init else 'INIT_FROM'} and named after it: set "
+            f"{' or '.join(f'RUN_NAME={name}' for name in names)} to go on, or "
+            f"RUN_NAME={run_name} to begin another run"
+        )
+
+
+def _runs_named_by_weights(place: Place) -> Iterator[tuple[str, RunRecord]]:
+    for name in place.folders():
+        key = f"{name}/{RECORD}"
+        try:
+            record = decode_document(place.get(key)[0], RunRecord, key, newest_format=RECORD_FORMAT)
+        except (ConfigError, AccessDenied):
+            continue  # no run, or one that only its own start has to understand
+        if record.identity.init_from and record.identity.model == name:
+            yield name, record
 
 
 def _in_directory(settings: Settings, spec: str, identified: bool) -> FirstWeights:

@@ -86,13 +86,17 @@ def resolve_job(
         run_name=run_name_of(settings),
         geometry=BatchGeometry(batch.batch_size, batch.global_batch_size, seq_len),
         init=init,
-        tokenizer=_tokenizer(settings, config, init, begun),
+        tokenizer=tokenizer_of(settings, config.vocab_size, init, begun),
     )
 
 
-def _tokenizer(
-    settings: Settings, config: ModelConfig, init: FirstWeights | None, begun: BegunRun | None
+def tokenizer_of(
+    settings: Settings, vocab_size: int, init: FirstWeights | None, begun: BegunRun | None
 ) -> TokenizerFiles:
+    """The tokenizer of the run; where what names it is out of reach, from its checkpoints.
+
+    Raises what `load_tokenizer` and `BegunRun.tokenizer` raise.
+    """
     spec, data_dir = settings.data.tokenizer, settings.data.data_dir
     if init is not None and settings.is_default("TOKENIZER"):
         # The weights were trained with the ids of their own tokenizer.
@@ -100,7 +104,7 @@ def _tokenizer(
             return begun.tokenizer(data_dir)
         spec = str(init.directory)
     try:
-        return load_tokenizer(spec, data_dir, config.vocab_size)
+        return load_tokenizer(spec, data_dir, vocab_size)
     except (AccessDenied, NotFound, Unavailable) as error:
         # A hub that is away does not stop a run whose checkpoints hold the tokenizer.
         if begun is None or begun.record.identity.tokenizer != spec or not begun.has_checkpoints():

@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from app.settings.variables import OptimizerSettings
+from app.state.snapshot import matrices_of_layers
 
 
 def build_optimizer(
@@ -17,7 +18,7 @@ def build_optimizer(
     parameters = list(model.parameters())
     if settings.optimizer == "adamw":
         return _adamw(parameters, settings, device)
-    inside = _matrices_of_layers(model)
+    inside = list(matrices_of_layers(model).values())
     muon = Muon(
         inside,
         lr=settings.learning_rate,
@@ -82,11 +83,3 @@ def _adamw(
         eps=settings.adam_epsilon,
         fused=device.type in ("cuda", "cpu", "mps"),
     )
-
-
-def _matrices_of_layers(model: nn.Module) -> list[nn.Parameter]:
-    """Every matrix but the embedding, which is the output layer too."""
-    embeddings: set[Tensor] = {
-        module.weight for module in model.modules() if isinstance(module, nn.Embedding)
-    }
-    return [p for p in model.parameters() if p.dim() == 2 and p not in embeddings]

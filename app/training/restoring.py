@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -15,13 +16,24 @@ from app.run.layout import CheckpointName
 from app.run.retention import quarantine, stopping_no_start
 from app.run.view import RunView
 from app.state.identity import RunRecord
-from app.state.progress import Progress
+from app.state.progress import STATE_FILE, Progress, read_progress
 from app.state.snapshot import STATE_FILES, Expected, library_versions, restore
 from app.state.weights import load_pretrained
 from app.training.compute import Compute
 from app.training.held_run import HeldRun
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Loaded(Expected):
+    """A checkpoint of the run, whose state is in `model` and `optimizer` once it is judged."""
+
+    model: SmolLM2
+    optimizer: torch.optim.Optimizer
+
+    def read(self, directory: Path, progress: Progress) -> None:
+        restore(directory, self.model, self.optimizer)
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,10 @@ def restore_newest(
     job, settings = run.job, run.job.settings
     data_dir = DataDir(settings.data.data_dir)
     with disk_failures(data_dir.setting), own_folder(data_dir.restore) as scratch:
-        found = newest_valid(run.store, view, scratch, STATE_FILES, beat, Expected(record))
+        # Loading is a part of the search: what turns out to be damaged there gives way to the
+        # checkpoint before it, which overwrites all of what was loaded.
+        expected = _Loaded(record, model, optimizer)
+        found = newest_valid(run.store, view, scratch, STATE_FILES, beat, expected)
         if found is None:
             if job.init:
                 if job.init.directory is None:
@@ -60,7 +75,7 @@ def restore_newest(
             torch.manual_seed(settings.run.seed)
             return None
         with disk_failures(str(found.directory)):
-            progress = restore(found.directory, model, optimizer)
+            progress = read_progress(found.directory / STATE_FILE)
     for name, reason in found.damaged:
         # The attempt's own file, which is written next, makes it late wherever it lies.
         with stopping_no_start(f"DAMAGED CHECKPOINT {name} could not be moved aside ({reason})"):

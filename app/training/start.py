@@ -29,7 +29,7 @@ from app.state.identity import RunRecord
 from app.stores.contract import Store
 from app.stores.opening import open_store
 from app.training.attempt import Attempt, Trainer
-from app.training.first_weights import begun_run
+from app.training.first_weights import begun_run, check_name
 from app.training.held_run import HeldRun
 from app.training.job import Job, resolve_job, run_name_of
 from app.training.opening import open_under_lease
@@ -111,7 +111,9 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     store.check()
     view = read_view(store)
     check_resume(settings.run.resume, view)
-    job = resolve_job(settings, begun_run(store, view), identified=True)
+    begun = begun_run(store, view)
+    job = resolve_job(settings, begun, identified=True)
+    check_name(settings, begun, job.run_name, job.init)
     record = view.record.record if view.record else None
     job = replace(job, tokenizer=tokenizer_of_run(settings.data, record, store, job.tokenizer))
     progress = TokenProgress()

@@ -1,14 +1,17 @@
 """The checkpoints commands; what they look at is tested in tests/run."""
 
+import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from app.cli import parser as cli
-from app.run.checkpoints import read_manifest
+from app.run.checkpoints import FileEntry, read_manifest
 from app.run.journal import AttemptJournal
 from app.run.layout import LATEST, MANIFEST
 from app.run.record import create_record
+from app.settings.presets import PRESETS
 from app.stores.opening import open_store
 from tests.support.error_lines import errors
 from tests.support.stored_run import IDENTITY, attempt_record, commit_step
@@ -22,6 +25,31 @@ def test_checkpoints_of_a_run_that_does_not_exist_exit_78(
     assert cli.main(["checkpoints", "list", "--checkpoint_uri", f"file://{tmp_path}"]) == 78
     assert "holds no run named smollm2-135m or tiny" in errors(capsys)[0]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"model.safetensors": 1 << 36}, {f"{n}.json": 64 * 2**20 for n in range(5)}]
+)
+def test_a_checkpoint_that_is_larger_than_its_model_is_not_pulled(
+    sizes: dict[str, int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    uri = f"file://{tmp_path}/store"
+    store = open_store(uri, "tiny")
+    shape = asdict(PRESETS["tiny"])
+    create_record(store, "tiny", IDENTITY.model_copy(update={"shape": shape}), 100)
+    name = commit_step(store, 20)
+    manifest = read_manifest(store, name)
+    for file, size in sizes.items():
+        path = tmp_path / "store/tiny" / name.key(file)
+        path.touch()
+        os.truncate(path, size)  # with a hole, which takes no room
+    entries = {file: FileEntry(size=size, sha256="0" * 64) for file, size in sizes.items()}
+    changed = manifest.model_copy(update={"files": {**manifest.files, **entries}})
+    store.put(name.key(MANIFEST), [changed.model_dump_json().encode()])
+    named = ["--checkpoint_uri", uri, "--run_name", "tiny"]
+    assert cli.main(["checkpoints", "pull", *named, "--to", f"{tmp_path}/pulled"]) == 78
+    assert f"{name.key(MANIFEST)} lists " in errors(capsys)[-1]
+    assert not (tmp_path / "pulled").exists()
 
 
 FORGED = "x\n12:00:00 target reached\x1b[2J\x9b\r"

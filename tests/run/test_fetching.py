@@ -1,6 +1,7 @@
 """Every byte is verified, and a damaged checkpoint gives way to the one before."""
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -9,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from app.console import size
 from app.errors import Damaged, IncompatibleRun, Unavailable
-from app.run.checkpoints import read_manifest
+from app.run.checkpoints import FileEntry, read_manifest
 from app.run.fetching import fetch, newest_valid
 from app.run.layout import MANIFEST
 from app.run.retention import remove_unfinished
@@ -172,7 +174,9 @@ def test_fetching_and_verifying_a_checkpoint_give_signs_of_life(
 
 
 class _Small:
-    """Expects files of at most 100 bytes, and that the step is 20."""
+    """Expects files of at most 100 bytes, of 150 together, and that the step is 20."""
+
+    most_bytes_in_all = 150
 
     def check(self, step: int, directory: Path) -> None:
         if step != 20:
@@ -193,6 +197,26 @@ def test_a_file_that_is_longer_than_it_can_be_is_not_read(folder: Store, tmp_pat
     assert found is not None and found.name == good
     assert [reason for _, reason in found.damaged] == [
         f"{bad.key(MANIFEST)} lists model.safetensors with 68.7 GB"
+    ]
+
+
+def test_files_that_are_longer_together_than_they_can_be_are_not_read(
+    folder: Store, tmp_path: Path
+) -> None:
+    good, bad = commit_step(folder, 20), commit_step(folder, 40)
+    content = b"x" * 90
+    manifest = read_manifest(folder, bad)
+    entry = FileEntry(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    more = {"vocab.json": entry, "merges.txt": entry}
+    for file in more:
+        folder.put(bad.key(file), [content])
+    changed = manifest.model_copy(update={"files": {**manifest.files, **more}})
+    folder.put(bad.key(MANIFEST), [changed.model_dump_json().encode()])
+    found = newest_valid(folder, read_view(folder), tmp_path / "scratch", expected=_Small())
+    assert found is not None and found.name == good
+    total = changed.total_bytes
+    assert [reason for _, reason in found.damaged] == [
+        f"{bad.key(MANIFEST)} lists files of {size(total)} in all"
     ]
 
 

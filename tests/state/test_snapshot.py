@@ -1,5 +1,6 @@
 """The state's files: complete, exact, and what transformers reads."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -9,13 +10,16 @@ import torch
 from app.errors import Damaged, IncompatibleRun
 from app.model.huggingface import MODEL_FILE
 from app.model.smollm2 import SmolLM2
+from app.state.identity import RunRecord
 from app.state.snapshot import (
+    Expected,
     capture,
     checkpoint_bytes,
     huggingface_files,
     restore,
 )
 from app.training.optimizer import build_optimizer
+from tests.support.stored_run import IDENTITY
 from tests.support.training_state import (
     SMALL,
     joined,
@@ -59,8 +63,29 @@ def test_moments_of_another_optimizer_are_refused(before: str, now: str, tmp_pat
     model, optimizer = trained(optimizer_name=before)
     write(capture(model, optimizer, progress(2)), tmp_path)
     other_model, other_optimizer = trained(0, now)
-    with pytest.raises(IncompatibleRun, match="set OPTIMIZER back, or choose another RUN_NAME"):
+    with pytest.raises(IncompatibleRun, match="OPTIMIZER as the run has it needs"):
         restore(tmp_path, other_model, other_optimizer)
+
+
+@pytest.mark.parametrize(("made_with", "whole"), [("muon", True), ("adamw", False)])
+def test_a_checkpoint_of_a_run_has_the_moments_of_its_optimizer(
+    made_with: str, whole: bool, tmp_path: Path
+) -> None:
+    identity = {"shape": dataclasses.asdict(SMALL), "optimizer": "muon"}
+    record = RunRecord(
+        run_name="small",
+        created_at="",
+        identity=IDENTITY.model_copy(update=identity),
+        total_steps=2,
+    )
+    model, optimizer = trained(optimizer_name=made_with)
+    tokens = 2 * IDENTITY.seq_len * IDENTITY.global_batch_size
+    settings = {"optimizer": "muon", "learning_rate": 0.1}
+    state = progress(2).model_copy(update={"run": record, "tokens": tokens, "optimizer": settings})
+    write(capture(model, optimizer, state), tmp_path)
+    refused = pytest.raises(Damaged, match="not those of its run: optimizer")
+    with contextlib.nullcontext() if whole else refused:
+        Expected(record).check(2, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

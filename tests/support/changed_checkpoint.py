@@ -3,20 +3,36 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
 
 
 def change_state(checkpoint: Path, **changes: Any) -> None:
     """Set fields of state.json, and let the manifest agree."""
     path = checkpoint / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    content, manifest = path.read_bytes(), checkpoint / "manifest.json"
+    agree(checkpoint, path.name)
+
+
+def change_tensors(
+    checkpoint: Path, file: str, change: Callable[[dict[str, torch.Tensor]], object]
+) -> None:
+    """Let `change` do what it wants with the tensors of a file, and the manifest agree."""
+    tensors = load_file(checkpoint / file)
+    change(tensors)
+    save_file(tensors, checkpoint / file)
+    agree(checkpoint, file)
+
+
+def agree(checkpoint: Path, file: str) -> None:
+    """Let the manifest say what the file is now."""
+    content, manifest = (checkpoint / file).read_bytes(), checkpoint / "manifest.json"
     record = json.loads(manifest.read_text())
-    record["files"]["state.json"] = {
-        "size": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }
+    record["files"][file] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     manifest.write_text(json.dumps(record))
 
 

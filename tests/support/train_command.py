@@ -1,6 +1,6 @@
 """The train command in a test's own process, and what it says where it refuses to train."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,14 +11,17 @@ from app.settings.variables import variables
 Train = Callable[..., tuple[int, str]]
 
 
+Job = Callable[..., tuple[int, str, str]]
+
+
 @pytest.fixture
-def train(
+def job(
     job_environment: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> Train:
-    """Run the train command in this process; returns exit code and log."""
+) -> Job:
+    """Run a command in this process; returns exit code, output and log."""
     for variable in variables():
         monkeypatch.delenv(variable.name, raising=False)
     base = {
@@ -29,12 +32,24 @@ def train(
         "CHECKPOINT_EVERY_STEPS": "2",
     }
 
-    def run(**changes: str) -> tuple[int, str]:
+    def run(command: Sequence[str], **changes: str) -> tuple[int, str, str]:
         with monkeypatch.context() as patch:
             for name, value in {**base, **changes}.items():
                 patch.setenv(name, value)
-            code = cli.main(["train"])
-        return code, capsys.readouterr().err
+            code = cli.main(command)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def train(job: Job) -> Train:
+    """Run the train command in this process; returns exit code and log."""
+
+    def run(**changes: str) -> tuple[int, str]:
+        code, _, log = job(["train"], **changes)
+        return code, log
 
     return run
 

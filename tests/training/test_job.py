@@ -6,13 +6,14 @@ import pytest
 
 from tests.support.hubserver import hub, use_endpoint
 from tests.support.job import newest_checkpoint
-from tests.support.train_command import Train, assert_refused
+from tests.support.train_command import Job, Train, assert_refused
 
 
 @pytest.mark.parametrize("variable", ["TOKENIZER", "INIT_FROM"])
 def test_a_run_goes_on_at_a_new_node_while_the_hub_is_away(
     variable: str,
     train: Train,
+    job: Job,
     closed_endpoint: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -27,6 +28,9 @@ def test_a_run_goes_on_at_a_new_node_while_the_hub_is_away(
         assert train(**changes, RUN_NAME="a")[0] == 0
     use_endpoint(monkeypatch, closed_endpoint, tmp_path / "second")
     changes |= {"ADDITIONAL_STEPS": "1", "DATA_DIR": str(tmp_path / "new" / "data")}
+    prepared = changes | {"RUN_NAME": "a", "DATA_DIR": str(tmp_path / "prepared")}
+    assert job(["prepare"], **prepared)[0] == 0
+    assert job(["data", "stats"], **prepared)[0] == 0
     code, log = train(**changes, RUN_NAME="a")
     assert code == 0, log
     if variable == "TOKENIZER":

@@ -1,18 +1,23 @@
 """What is restored is the newest checkpoint of this run, whatever else lies beside it."""
 
 import json
+import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from app.cli import parser as cli
 from app.errors import AccessDenied, AppError, Unavailable
 from app.stores.local import LocalStore
-from tests.support.changed_checkpoint import change_state, copied_as
+from tests.support.changed_checkpoint import change_state, change_tensors, copied_as
 from tests.support.job import newest_checkpoint
-from tests.support.train_command import Train, error_lines
+from tests.support.train_command import Train, assert_refused, error_lines
+
+Change = Callable[[dict[str, torch.Tensor]], object]
 
 
 def _checkpoint(run: Path, step: int) -> Path:
@@ -44,6 +49,56 @@ def test_checkpoints_with_wrong_states_are_set_aside_one_after_the_other(
     assert "resumed from step 1 " in log and f"target reached: step {len(wrong) + 1}" in log
     assert len(error_lines(log)) == len(wrong) == len(list((run / "quarantine").iterdir()))
     assert all("DAMAGED CHECKPOINT" in line for line in error_lines(log))
+
+
+_WEIGHTS, _MOMENTS = "model.safetensors", "optimizer.safetensors"
+_NORM = "model.norm.weight"
+_WRONG_TENSORS: list[tuple[str, Change]] = [
+    (_WEIGHTS, lambda t: t[_NORM].fill_(math.nan)),
+    (_WEIGHTS, lambda t: t.pop(_NORM)),
+    (_WEIGHTS, lambda t: t.update(more=t[_NORM].clone())),
+    (_WEIGHTS, lambda t: t.update({_NORM: t[_NORM][None].clone()})),
+    (_WEIGHTS, lambda t: t.update({_NORM: t[_NORM].half()})),
+    (_WEIGHTS, lambda t: t.update({_NORM: t[_NORM].double()})),
+    (_MOMENTS, lambda t: t[f"exp_avg.{_NORM}"].fill_(math.inf)),
+    (_MOMENTS, lambda t: t[f"exp_avg_sq.{_NORM}"].fill_(-1.0)),
+    (_MOMENTS, lambda t: t[f"step.{_NORM}"].fill_(0.0)),
+    (_MOMENTS, lambda t: t[f"step.{_NORM}"].fill_(1e6)),
+    (_MOMENTS, lambda t: t.pop(f"step.{_NORM}")),
+    (_MOMENTS, lambda t: [t.pop(name) for name in list(t) if name.startswith("exp_avg_sq")]),
+    (_MOMENTS, lambda t: t.update({f"exp_avg.{_NORM}": t[f"exp_avg.{_NORM}"].bfloat16()})),
+]
+
+
+def test_checkpoints_with_wrong_tensors_are_set_aside_one_after_the_other(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = len(_WRONG_TENSORS)
+    steps = {"TOTAL_STEPS": str(count + 1), "CHECKPOINT_EVERY_STEPS": "1", "KEEP_TOP": "99"}
+    assert train(**steps)[0] == 0
+    run = tmp_path / "store/tiny"
+    for number, (file, change) in enumerate(_WRONG_TENSORS):
+        change_tensors(_checkpoint(run, number + 2), file, change)
+    store = f"file://{tmp_path}/store"
+    assert cli.main(["checkpoints", "verify", "--checkpoint_uri", store]) == 78
+    assert capsys.readouterr().out.count(" DAMAGED: ") == count
+    code, log = train(**steps, ADDITIONAL_STEPS="1")
+    assert code == 0, log
+    assert "resumed from step 1 " in log and "target reached" in log
+    assert len(error_lines(log)) == count == len(list((run / "quarantine").iterdir()))
+    assert all("DAMAGED CHECKPOINT" in line for line in error_lines(log))
+
+
+def test_other_tensors_in_a_checkpoint_that_does_not_say_its_run_are_refused(
+    train: Train, tmp_path: Path
+) -> None:
+    assert train()[0] == 0
+    newest = newest_checkpoint(tmp_path / "store/tiny")
+    change_state(newest, run=None)
+    change_tensors(newest, _WEIGHTS, lambda tensors: tensors.pop(_NORM))
+    refused = train(ADDITIONAL_STEPS="2")
+    assert_refused(refused, 78, "belongs to another model")
+    assert not (tmp_path / "store/tiny/quarantine").exists()
 
 
 def test_a_checkpoint_of_another_run_is_set_aside_and_its_own_resumed(
