@@ -73,18 +73,16 @@ _WRONG_TENSORS: list[tuple[str, Change]] = [
 def test_checkpoints_with_wrong_tensors_are_set_aside_one_after_the_other(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    count = len(_WRONG_TENSORS)
-    steps = {"TOTAL_STEPS": str(count + 1), "CHECKPOINT_EVERY_STEPS": "1", "KEEP_TOP": "99"}
-    assert train(**steps)[0] == 0
-    run = tmp_path / "store/tiny"
+    assert train()[0] == 0
+    run, count = tmp_path / "store/tiny", len(_WRONG_TENSORS)
     for number, (file, change) in enumerate(_WRONG_TENSORS):
-        change_tensors(_checkpoint(run, number + 2), file, change)
+        change_tensors(copied_as(_checkpoint(run, 4), 4, epoch=number + 2), file, change)
     store = f"file://{tmp_path}/store"
     assert cli.main(["checkpoints", "verify", "--checkpoint_uri", store]) == 78
     assert capsys.readouterr().out.count(" DAMAGED: ") == count
-    code, log = train(**steps, ADDITIONAL_STEPS="1")
+    code, log = train(ADDITIONAL_STEPS="2")
     assert code == 0, log
-    assert "resumed from step 1 " in log and "target reached" in log
+    assert "resumed from step 4 " in log and "target reached: step 6 of 6" in log
     assert len(error_lines(log)) == count == len(list((run / "quarantine").iterdir()))
     assert all("DAMAGED CHECKPOINT" in line for line in error_lines(log))
 
