@@ -15,7 +15,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
 from app.console import redacted
@@ -46,6 +45,10 @@ from app.stores.s3_answers import (
     s3_failures,
 )
 from app.stores.s3_client import (
+    COPY,
+    IN_ONE_PIECE,
+    IN_PARTS,
+    TRANSFER,
     RangeIgnored,
     explained_head,
     is_amazons,
@@ -56,20 +59,6 @@ from app.stores.s3_client import (
 )
 
 log = logging.getLogger(__name__)
-
-_MIB = 2**20
-# At most about 150 MiB of parts are in memory, however large the object is.
-_TRANSFER = TransferConfig(
-    multipart_threshold=8 * _MIB,
-    multipart_chunksize=8 * _MIB,
-    max_concurrency=8,
-    preferred_transfer_client="classic",
-)
-# The server copies by itself. It copies large objects in parts, so that one request stays below
-# the read timeout and below S3's limit of 5 GB.
-_COPY = TransferConfig(multipart_threshold=256 * _MIB, multipart_chunksize=256 * _MIB)
-_IN_ONE_PIECE = TransferConfig(multipart_threshold=2**40, preferred_transfer_client="classic")
-_IN_PARTS = ("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload")
 
 
 class S3Store:
@@ -89,7 +78,7 @@ class S3Store:
         self._bucket, self._prefix, self._page_size = bucket, prefix and f"{prefix}/", page_size
         self._conditional, self._quotes_etags, self._deletes = True, True, True
         self._limits = limits
-        self._upload_config = self._download_config = _TRANSFER
+        self._upload_config = self._download_config = TRANSFER
         self._client, self._endpoint = open_client(f"CHECKPOINT_URI: {self.uri}", limits=limits)
 
     @property
@@ -161,7 +150,7 @@ class S3Store:
                 try:
                     self._download(key, path, alive)
                 except RangeIgnored:
-                    self._download_config = _IN_ONE_PIECE
+                    self._download_config = IN_ONE_PIECE
                     self._download(key, path, alive)
         except FileNotFoundError as error:
             # A missing object is answered with NoSuchKey. What is missing here is the folder.
@@ -193,7 +182,7 @@ class S3Store:
         target = self._prefix + check_key(target_key)
         with self._head_failures(source_key):
             try:
-                transfer(lambda: self._client.copy(source, self._bucket, target, Config=_COPY))
+                transfer(lambda: self._client.copy(source, self._bucket, target, Config=COPY))
             except ClientError as error:
                 outage = http_status(error) >= 500 and not not_known(error)
                 if error.operation_name == "HeadObject" or outage:
@@ -276,10 +265,10 @@ class S3Store:
         try:
             self._upload_once(opened, full_key)
         except ClientError as error:
-            if error.operation_name not in _IN_PARTS or not not_known(error):
+            if error.operation_name not in IN_PARTS or not not_known(error):
                 raise
             log.info("%s takes no upload in parts: objects go in one piece", self._endpoint)
-            self._upload_config = _IN_ONE_PIECE
+            self._upload_config = IN_ONE_PIECE
             self._upload_once(opened, full_key)
 
     def _upload_once(self, opened: Callable[[], Any], full_key: str) -> None:

@@ -13,6 +13,7 @@ from ipaddress import ip_address
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from boto3.s3.transfer import TransferConfig
 from boto3.session import Session
 from botocore import exceptions as aws
 from botocore.config import Config
@@ -39,6 +40,20 @@ _ALWAYS_HOLDS = {
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+_MIB = 2**20
+# At most about 150 MiB of parts are in memory, however large the object is.
+TRANSFER = TransferConfig(
+    multipart_threshold=8 * _MIB,
+    multipart_chunksize=8 * _MIB,
+    max_concurrency=8,
+    preferred_transfer_client="classic",
+)
+# The server copies by itself. It copies large objects in parts, so that one request stays below
+# the read timeout and below S3's limit of 5 GB.
+COPY = TransferConfig(multipart_threshold=256 * _MIB, multipart_chunksize=256 * _MIB)
+IN_ONE_PIECE = TransferConfig(multipart_threshold=2**40, preferred_transfer_client="classic")
+IN_PARTS = ("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload")
 
 
 def open_client(
