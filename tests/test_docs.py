@@ -122,7 +122,7 @@ def test_what_is_not_there_is_found(named: str) -> None:
     [
         "`app/stores/opening.py::open_store`",
         "`app/run/lease.py::Lease.acquire`",
-        "`drills/test_kill_anywhere.py`, `…test_fifty_kills_anywhere_cost_not_one_bit`",
+        "`drills/test_kill_anywhere.py`, `…test_kills_anywhere_cost_not_one_bit`",
         "`app/stores/<name>.py`",
         "    python -m app train",
     ],
