@@ -64,6 +64,10 @@ def test_the_values_in_compose_can_be_used(
 ) -> None:
     environment = job_environment(path)
     values = {name: compose_default(value) for name, value in environment.items() if value}
+    key = "AWS_SHARED_CREDENTIALS_FILE"
+    if key in values:  # the stack's store writes it before the job starts
+        values[key] = str(tmp_path / "credentials")
+        (tmp_path / "credentials").touch()
     assert settings_of(values, monkeypatch, tmp_path)
 
 
@@ -188,3 +192,8 @@ def test_every_requirement_is_pinned_exactly(name: str) -> None:
     lines = [line for line in (ROOT / name).read_text().splitlines() if line and line[0] != "#"]
     assert lines
     assert [line for line in lines if not re.fullmatch(r"[\w.-]+(\[\w+\])?==[\w.]+", line)] == []
+
+
+def test_who_runs_the_job_as_another_user_can_read_the_key_of_the_store() -> None:
+    """`docker compose run --user …`, as the README says for `checkpoints pull --to /out`."""
+    assert services(ROOT / "docker-compose.yml")["train"]["group_add"] == ["10001"]

@@ -105,6 +105,14 @@ def take_over(settings: Settings, arguments: argparse.Namespace, _: StopRequest)
         show(f"nothing to do: nobody holds {store.uri}")
         return
     record, etag = current
+    if record.lock_scope:
+        lock = store.exclusive_lock()
+        if lock is None:
+            raise ConfigError(
+                f"a process of this run lives on this machine (the holder is {record.holder}): "
+                "stop it, nothing was changed"
+            )
+        lock.release()
     confirmed(
         f"the lease of {record.holder} (epoch {record.epoch}) will be taken from it. If it lives "
         "after all, it ends with exit code 79 before it commits anything more",
@@ -201,7 +209,10 @@ def _under_lease(
     store.check()  # what the store can do, and may not
     lease = Lease(store, settings.checkpoints.lease_ttl, holder_identity())
     wait = settings.checkpoints.lease_wait
-    lease.acquire(wait, log.info, lambda: stop.requested, above=before.highest_epoch)
+    try:
+        lease.acquire(wait, log.info, lambda: stop.requested, above=before.highest_epoch)
+    except Unavailable as error:
+        raise Unavailable(f"nothing was changed: {error}") from error
     try:
         lease.start_renewing()
         view = read_view(store)

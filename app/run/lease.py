@@ -145,6 +145,11 @@ class Lease:
                 f"{self.epoch}): it stops, the run may be removed. Start again to continue"
             )
         record = current[0]
+        if record.holder == self.holder and record.released:
+            raise Fenced(
+                f"{self._store.uri} was freed of this process (epoch {self.epoch}) by `checkpoints "
+                "takeover`: it stops and commits nothing more"
+            )
         raise Fenced(
             f"{self._store.uri} was taken over by {record.holder} (epoch {record.epoch}, ours was "
             f"{self.epoch}): this process stops and commits nothing more"

@@ -29,10 +29,10 @@ class Return:
     set_aside: bool = False
 
     def __str__(self) -> str:
-        moved = f"{self.to} comes back from quarantine, and " if self.set_aside else ""
+        moved = f"{self.to} will come back from quarantine, and " if self.set_aside else ""
         aside = ", ".join(str(name) for name in self.beyond)
-        rest = f"; set aside in {QUARANTINE}/: {aside}" if aside else ""
-        return f"{moved}the run goes on from step {self.to.step} ({self.to}){rest}"
+        rest = f"; to be set aside in {QUARANTINE}/: {aside}" if aside else ""
+        return f"{moved}the run will go on from step {self.to.step} ({self.to}){rest}"
 
 
 def rollback_to(view: RunView, text: str) -> Return:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from app.console import redacted
-from app.errors import AppError, Preempted
+from app.errors import EXIT_INTERRUPTED, AppError, Preempted
 
 log = logging.getLogger(__name__)
 
@@ -164,4 +164,6 @@ def ended_by(error: BaseException) -> str:
         return f"exit {Preempted.exit_code}: {NOTHING_TO_SAVE}"
     if isinstance(error, AppError):
         return f"exit {error.exit_code}: {redacted(str(error))}"
+    if isinstance(error, KeyboardInterrupt):
+        return f"exit {EXIT_INTERRUPTED}: interrupted twice"
     return f"{type(error).__name__}: {redacted(str(error))}"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.cli import parser as cli
+from app.errors import Fenced
 from app.run.committing import commit
 from app.run.journal import AttemptJournal
 from app.run.layout import LEASE, MANIFEST, CheckpointName
@@ -75,10 +76,17 @@ def command(run: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> C
     return command
 
 
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease that is taken has no lock of this kernel, as that of another machine."""
+    monkeypatch.setattr(LocalStore, "exclusive_lock", lambda store: None)
+
+
 def keys(run: Store) -> list[str]:
     return [info.key for info in run.list("")]
 
 
+@pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize(
     "words",
     [
@@ -106,8 +114,8 @@ def test_a_rollback_sets_aside_what_lies_beyond_and_the_run_goes_on_from_there(
 ) -> None:
     code, text = command("checkpoints", "rollback", "--to", "2", "--yes")
     assert code == 0, text
-    assert f"the run goes on from step 2 ({named(2)})" in text
-    assert f"set aside in quarantine/: {named(4)}, {named(6)}" in text
+    assert f"the run will go on from step 2 ({named(2)})" in text
+    assert f"to be set aside in quarantine/: {named(4)}, {named(6)}" in text
     view = read_view(run)
     assert (view.committed, view.latest) == ([named(2)], str(named(2)))
     assert view.quarantined == {str(named(4)), str(named(6))}
@@ -159,7 +167,7 @@ def test_while_the_run_is_held_by_another_it_is_not_changed(command: Command, ru
         code, text = command("checkpoints", "rollback", "--to", "2", "--yes")
     finally:
         lease.release()
-    assert code == 75 and "held by other:1:x" in text
+    assert code == 75 and "nothing was changed" in text and "held by other:1:x" in text
     assert committed_steps(run) == [6, 4, 2]
 
 
@@ -180,7 +188,7 @@ def test_a_quarantined_checkpoint_comes_back_with_every_file(command: Command, r
     commit(run, named(8, 2), files(8), 1.0, FreeLease(run))
     code, text = command("checkpoints", "accept", str(named(6)), "--yes")
     assert code == 0, text
-    assert f"comes back from quarantine, and the run goes on from step 6 ({named(6)})" in text
+    assert "will come back from quarantine, and the run will go on from step 6" in text
     view = read_view(run)
     assert view.committed == [named(6), named(4), named(2)]
     assert view.quarantined == {str(named(8, 2))}
@@ -238,6 +246,7 @@ def test_quarantine_is_listed_with_size_time_and_reason_and_purged_by_name_or_wh
     assert committed_steps(run) == [2]
 
 
+@pytest.mark.usefixtures("elsewhere")
 def test_the_run_of_a_dead_holder_is_free_at_once(command: Command, run: Store) -> None:
     assert "nobody holds" in command("checkpoints", "takeover")[1]
     Lease(run, 3600, "other:1:x").acquire(0, print, lambda: False)
@@ -247,6 +256,7 @@ def test_the_run_of_a_dead_holder_is_free_at_once(command: Command, run: Store) 
     assert command("checkpoints", "rollback", "--to", "2", "--yes")[0] == 0
 
 
+@pytest.mark.usefixtures("elsewhere")
 def test_a_holder_that_lives_after_all_loses_the_run_and_notices(
     command: Command, run: Store
 ) -> None:
@@ -255,6 +265,26 @@ def test_a_holder_that_lives_after_all_loses_the_run_and_notices(
     assert command("checkpoints", "takeover", "--yes")[0] == 0
     lease.renew()
     assert lease.lost
+    with pytest.raises(Fenced, match="was freed of this process"):
+        lease.check()
+
+
+def test_a_holder_that_lives_on_this_machine_is_not_taken_for_dead(
+    command: Command, run: Store
+) -> None:
+    lease = Lease(run, 3600, "other:1:x")
+    lease.acquire(0, print, lambda: False)
+    code, text = command("checkpoints", "takeover", "--yes")
+    assert code == 78 and "lives on this machine" in text, text
+    lease.check()
+    lease.release()
+
+
+def test_a_run_without_its_record_is_told_from_none(command: Command, run: Store) -> None:
+    run.delete(["run.json"])
+    for words in (("checkpoints", "list"), ("checkpoints", "verify"), ("quarantine", "list")):
+        code, text = command(*words)
+        assert code == 78 and "python -m app run repair" in text, text
 
 
 def test_what_is_left_of_a_return_from_quarantine_is_still_listed(run: Store) -> None:

@@ -92,4 +92,4 @@ def test_where_a_cut_shard_cannot_be_made_again_the_last_step_is_committed(
     assert "newest checkpoint: " in finished.log
     assert str(corpus) in finished.log.splitlines()[-1]
     made = newest_checkpoint(tmp_path / "store" / "tiny")
-    assert f"ended at step {int(made.name[5:15])}: " in finished.log
+    assert f"ended at step {int(made.name[5:15])}; newest checkpoint" in finished.log
