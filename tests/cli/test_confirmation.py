@@ -18,6 +18,7 @@ from app.state.identity import RunRecord
 from app.state.snapshot import STATE_FILES
 from app.state.tensor_files import tensor_file
 from app.stores.contract import Data
+from app.stores.local import LocalStore
 from app.stores.opening import open_store
 from tests.support.stored_run import IDENTITY, FreeLease, attempt_record
 from tests.support.training_state import progress
@@ -85,7 +86,11 @@ def test_yes_beforehand_is_not_asked_again(
     ],
 )
 def test_what_a_store_says_forges_no_line_of_the_question(
-    words: tuple[str, ...], quoted: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: tuple[str, ...],
+    quoted: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = open_store(f"file://{tmp_path}", "tiny")
     record = RunRecord(
@@ -103,6 +108,7 @@ def test_what_a_store_says_forges_no_line_of_the_question(
         files["state.json"] = [state.model_dump_json().encode()]
         commit(store, CheckpointName(step, 1), files, 10.0 - step, FreeLease(store))
     quarantine(store, CheckpointName(8, 1), FORGED, FreeLease(store))
+    monkeypatch.setattr(LocalStore, "exclusive_lock", lambda store: None)  # of another machine
     Lease(store, 3600, "other:1:x").acquire(0, print, lambda: False)
     lease = json.loads(store.get(LEASE)[0]) | {"holder": FORGED}
     store.put(LEASE, [json.dumps(lease).encode()])
