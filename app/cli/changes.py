@@ -1,19 +1,19 @@
 """Commands that change a run in the store: each says what it would do, and asks first."""
 
 import argparse
-import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Generic, TypeVar
 
 from app.cli.arguments import Commands, count_from
 from app.cli.confirmation import confirmed
-from app.cli.named_run import existing_run, scratch_folder
+from app.cli.named_run import existing_run, lease_of_a_command, scratch_folder
 from app.console import counted, size
 from app.errors import ConfigError, Damaged, NotFound, Unavailable
 from app.printable import show
-from app.run.layout import QUARANTINE, REASON
-from app.run.lease import Lease, holder_identity, read_lease, take_from
+from app.run.layout import QUARANTINE, REASON, CheckpointName
+from app.run.lease import Lease, read_lease, take_from
 from app.run.retention import Reason, delete, superfluous
 from app.run.rollback import (
     Return,
@@ -30,7 +30,7 @@ from app.stores.contract import Store
 from app.stores.documents import decode_document
 from app.training.preemption import StopRequest
 
-log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def add_checkpoint_commands(verbs: Commands) -> None:
@@ -78,23 +78,22 @@ def accept_checkpoint(settings: Settings, arguments: argparse.Namespace, stop: S
 def prune_checkpoints(settings: Settings, arguments: argparse.Namespace, stop: StopRequest) -> None:
     """Delete all checkpoints but the best ones by train loss, and the newest."""
     store, keep = existing_run(settings), arguments.keep
-    doomed = superfluous(store, read_view(store), keep, [])
-    if not doomed:
-        show("nothing to do: no checkpoint would be deleted")
-        return
 
-    def plan(view: RunView) -> str:
-        names = [str(name) for name in superfluous(store, view, keep, [])]
-        return f"{counted(len(names), 'checkpoint')} will be deleted: {', '.join(names)}"
+    def plan(view: RunView) -> list[CheckpointName]:
+        return superfluous(store, view, keep, [])
 
-    def act(view: RunView, lease: Lease) -> None:
-        names = superfluous(store, view, keep, [])
+    def say(names: list[CheckpointName]) -> str:
+        doomed = ", ".join(str(name) for name in names)
+        return f"{counted(len(names), 'checkpoint')} will be deleted: {doomed}"
+
+    def act(names: list[CheckpointName], _: RunView, lease: Lease) -> None:
         _check_deletes(store)
         delete(store, names, lease)
         for name in names:
             show(f"deleted {name}")
 
-    _under_lease(store, settings, arguments, stop, plan, act)
+    change = _Change(plan, say, act, nothing="no checkpoint would be deleted")
+    _under_lease(store, settings, arguments, stop, change)
 
 
 def take_over(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
@@ -143,26 +142,24 @@ def purge_quarantine(settings: Settings, arguments: argparse.Namespace, stop: St
     """Delete folders in quarantine. Raises NotFound for a name that is not there."""
     store = existing_run(settings)
 
-    def chosen(view: RunView) -> list[str]:
+    def plan(view: RunView) -> dict[str, int]:
         if missing := set(arguments.folder) - view.quarantined:
             raise NotFound(f"{store.uri}/{QUARANTINE} holds no {min(missing)}")
-        return sorted(arguments.folder or view.quarantined)
+        folders = sorted(arguments.folder or view.quarantined)
+        return {folder: size_in_quarantine(view, folder) for folder in folders}
 
-    def plan(view: RunView) -> str:
-        folders = chosen(view)
-        total = size(sum(size_in_quarantine(view, folder) for folder in folders))
-        return f"{total} in {QUARANTINE}/ will be deleted for good: {', '.join(folders)}"
+    def say(sizes: dict[str, int]) -> str:
+        total = size(sum(sizes.values()))
+        return f"{total} in {QUARANTINE}/ will be deleted for good: {', '.join(sizes)}"
 
-    def act(view: RunView, lease: Lease) -> None:
+    def act(folders: dict[str, int], view: RunView, lease: Lease) -> None:
         _check_deletes(store)
-        for folder in chosen(view):
+        for folder in folders:
             purge(store, view, folder, lease)
             show(f"deleted {QUARANTINE}/{folder}")
 
-    if not chosen(read_view(store)):
-        show("nothing to do: nothing is in quarantine")
-        return
-    _under_lease(store, settings, arguments, stop, plan, act)
+    change = _Change(plan, say, act, nothing="nothing is in quarantine")
+    _under_lease(store, settings, arguments, stop, change)
 
 
 def _return_to(
@@ -176,8 +173,7 @@ def _return_to(
     from app.run.verification import Verification
     from app.state.snapshot import STATE_FILES, Expected
 
-    def act(view: RunView, lease: Lease) -> None:
-        change = plan(view)
+    def act(change: Return, view: RunView, lease: Lease) -> None:
         complete_move(store, view, change.to, lease)
         expected = Expected(view.record.record if view.record else None)
         scratch = partial(scratch_folder, settings)
@@ -188,7 +184,21 @@ def _return_to(
         carry_out(change, store, lease)
         show(f"the next start goes on from step {change.to.step}")
 
-    _under_lease(store, settings, arguments, stop, plan, act)
+    change = _Change(plan, str, act)
+    _under_lease(store, settings, arguments, stop, change)
+
+
+@dataclass(frozen=True)
+class _Change(Generic[T]):
+    """What is planned, by the view of a run; how it is said; and how it is done.
+
+    `nothing` says that there is nothing to do, where the plan may be an empty one.
+    """
+
+    plan: Callable[[RunView], T]
+    say: Callable[[T], str]
+    act: Callable[[T, RunView, Lease], None]
+    nothing: str = ""
 
 
 def _under_lease(
@@ -196,31 +206,24 @@ def _under_lease(
     settings: Settings,
     arguments: argparse.Namespace,
     stop: StopRequest,
-    plan: Callable[[RunView], Any],
-    act: Callable[[RunView, Lease], None],
+    change: _Change[T],
 ) -> None:
     """Say what is planned, ask, and do it while no other process can write to the run.
 
     Raises Unavailable if somebody else changed the run in the meantime.
     """
     before = read_view(store)
-    planned = plan(before)
-    confirmed(f"{store.uri}: {planned}", arguments.yes)
+    planned = change.plan(before)
+    if change.nothing and not planned:
+        show(f"nothing to do: {change.nothing}")
+        return
+    confirmed(f"{store.uri}: {change.say(planned)}", arguments.yes)
     store.check()  # what the store can do, and may not
-    lease = Lease(store, settings.checkpoints.lease_ttl, holder_identity())
-    wait = settings.checkpoints.lease_wait
-    try:
-        lease.acquire(wait, log.info, lambda: stop.requested, above=before.highest_epoch)
-    except Unavailable as error:
-        raise Unavailable(f"nothing was changed: {error}") from error
-    try:
-        lease.start_renewing()
+    with lease_of_a_command(store, settings, stop, before.highest_epoch) as lease:
         view = read_view(store)
-        if plan(view) != planned:
+        if change.plan(view) != planned:
             raise Unavailable(f"{store.uri} has changed meanwhile, nothing was done: try again")
-        act(view, lease)
-    finally:
-        lease.release()
+        change.act(planned, view, lease)
 
 
 def _check_deletes(store: Store) -> None:

@@ -1,5 +1,6 @@
 """The run that the settings name, for commands that look at it."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -7,12 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.data.data_dir import DataDir
-from app.errors import ConfigError, Damaged, NotFound
+from app.errors import ConfigError, Damaged, NotFound, Unavailable
+from app.run.lease import Lease, holder_identity
 from app.run.record import load_record
-from app.run.view import read_view
+from app.run.view import read_view_without_record
 from app.settings.combined import Settings
 from app.stores.contract import Store
 from app.stores.opening import open_store
+from app.training.preemption import StopRequest
+
+log = logging.getLogger(__name__)
 
 
 def existing_run(settings: Settings) -> Store:
@@ -24,7 +29,7 @@ def existing_run(settings: Settings) -> Store:
     uri, names = settings.checkpoints.checkpoint_uri, settings.run_names
     stores = [open_store(uri, name) for name in names]
     existing = [store for store in stores if load_record(store) is not None]
-    if not existing and (lost := [s.uri for s in stores if read_view(s, lambda _: None).committed]):
+    if not existing and (lost := [s.uri for s in stores if read_view_without_record(s).committed]):
         raise Damaged(
             f"{lost[0]} holds checkpoints, but no run.json: make it again with `python -m app run "
             "repair`"
@@ -44,3 +49,22 @@ def scratch_folder(settings: Settings) -> Iterator[Path]:
     parent = data_dir if os.access(data_dir, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix=".scratch-", dir=parent) as folder:
         yield Path(folder)
+
+
+@contextmanager
+def lease_of_a_command(
+    store: Store, settings: Settings, stop: StopRequest, above: int
+) -> Iterator[Lease]:
+    """The right to write to the run while a command changes it. `above` is as in `Lease.acquire`,
+    and so is what is raised."""
+    checkpoints = settings.checkpoints
+    lease = Lease(store, checkpoints.lease_ttl, holder_identity())
+    try:
+        lease.acquire(checkpoints.lease_wait, log.info, lambda: stop.requested, above)
+    except Unavailable as error:
+        raise Unavailable(f"nothing was changed: {error}") from error
+    try:
+        lease.start_renewing()
+        yield lease
+    finally:
+        lease.release()

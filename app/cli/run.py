@@ -5,13 +5,13 @@ import logging
 
 from app.cli.arguments import Commands
 from app.cli.confirmation import confirmed
-from app.cli.named_run import scratch_folder
+from app.cli.named_run import lease_of_a_command, scratch_folder
 from app.errors import ConfigError, Damaged, NotFound
+from app.printable import show
 from app.run.fetching import newest_valid
 from app.run.layout import RECORD
-from app.run.lease import Lease, holder_identity
 from app.run.record import load_record
-from app.run.view import RunView, read_view
+from app.run.view import RunView, read_view_without_record
 from app.settings.combined import Settings
 from app.state.identity import RunRecord
 from app.stores.contract import Store
@@ -33,8 +33,8 @@ def repair_run(settings: Settings, arguments: argparse.Namespace, stop: StopRequ
 
     Raises ConfigError where run.json is whole, and what reading checkpoints and the lease raise.
     """
-    store = _run_with_checkpoints(settings)
-    name, record = _record_in_checkpoint(store, settings)
+    store, view = _run_with_checkpoints(settings)
+    name, record = _record_in_checkpoint(store, view, settings)
     _check_needed(store, record)
     identity = record.identity
     confirmed(
@@ -44,35 +44,25 @@ def repair_run(settings: Settings, arguments: argparse.Namespace, stop: StopRequ
         + ", extended to ".join(map(str, record.horizons)),
         arguments.yes,
     )
-    checkpoints = settings.checkpoints
-    lease = Lease(store, checkpoints.lease_ttl, holder_identity())
-    above = _view(store).highest_epoch
-    lease.acquire(checkpoints.lease_wait, log.info, lambda: stop.requested, above)
-    try:
+    with lease_of_a_command(store, settings, stop, view.highest_epoch) as lease:
         _check_needed(store, record)
         lease.put(RECORD, encode_document(record))
-    finally:
-        lease.release()
-    print(f"{store.uri}/{RECORD}")
+    show(f"{store.uri}/{RECORD}")
 
 
-def _run_with_checkpoints(settings: Settings) -> Store:
+def _run_with_checkpoints(settings: Settings) -> tuple[Store, RunView]:
     uri, names = settings.checkpoints.checkpoint_uri, settings.run_names
     stores = [open_store(uri, name) for name in names]
-    found = [store for store in stores if _view(store).committed]
+    views = [(store, read_view_without_record(store)) for store in stores]
+    found = [(store, view) for store, view in views if view.committed]
     if not found:
         raise NotFound(
             f"{uri} holds no checkpoint of a run named {' or '.join(names)}: set RUN_NAME"
         )
     if len(found) > 1:
         raise ConfigError(f"{uri} holds the runs {' and '.join(names)}: set RUN_NAME")
-    found[0].check()
+    found[0][0].check()
     return found[0]
-
-
-def _view(store: Store) -> RunView:
-    """The run without its record, which may be damaged."""
-    return read_view(store, lambda _: None)
 
 
 def _check_needed(store: Store, record: RunRecord) -> None:
@@ -86,13 +76,13 @@ def _check_needed(store: Store, record: RunRecord) -> None:
         raise ConfigError(f"{store.uri}/{RECORD} is there and can be read: nothing to repair")
 
 
-def _record_in_checkpoint(store: Store, settings: Settings) -> tuple[str, RunRecord]:
+def _record_in_checkpoint(store: Store, view: RunView, settings: Settings) -> tuple[str, RunRecord]:
     """The name of the newest valid checkpoint, and the run that it says it is of."""
     from app.state.progress import STATE_FILE, read_progress
     from app.state.snapshot import STATE_FILES, Expected
 
     with scratch_folder(settings) as scratch:
-        found = newest_valid(store, _view(store), scratch, STATE_FILES, expected=Expected(None))
+        found = newest_valid(store, view, scratch, STATE_FILES, expected=Expected(None))
         assert found is not None  # `_run_with_checkpoints` saw one
         for damaged, reason in found.damaged:
             log.warning("%s is damaged and passed over: %s", damaged, reason)

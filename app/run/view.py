@@ -163,6 +163,11 @@ def read_view(
     )
 
 
+def read_view_without_record(store: Store) -> RunView:
+    """As `read_view`, for a run whose run.json may be damaged or missing: it is not read."""
+    return read_view(store, lambda _: None)
+
+
 def _attempts(keys: Iterable[str]) -> Iterable[AttemptName]:
     for key in keys:
         name = AttemptName.parse(file_of(key)) if key.startswith(f"{ATTEMPTS}/") else None

@@ -15,10 +15,8 @@ from app.run.lease import Lease
 from app.run.record import create_record
 from app.run.retention import clean_up, quarantine
 from app.run.view import read_view
-from app.state.progress import STATE_FILE
 from app.state.snapshot import STATE_FILES
-from app.state.tensor_files import tensor_file
-from app.stores.contract import Data, Store
+from app.stores.contract import Store
 from app.stores.local import LocalStore
 from app.stores.opening import open_store
 from tests.support.stored_run import (
@@ -29,16 +27,11 @@ from tests.support.stored_run import (
     go_on_from,
     stored_attempts,
 )
-from tests.support.training_state import progress
+from tests.support.training_state import state_without_tensors
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
 
 Command = Callable[..., tuple[int, str]]
-
-
-def files(step: int) -> dict[str, Data]:
-    state: Data = [progress(step).model_dump_json().encode()]
-    return {file: state if file == STATE_FILE else tensor_file({}) for file in STATE_FILES}
 
 
 def named(step: int, epoch: int = 1) -> CheckpointName:
@@ -52,7 +45,7 @@ def run(tmp_path: Path) -> Store:
     create_record(store, "tiny", IDENTITY, 10)
     AttemptJournal(store, attempt_record(1)).begin()
     for step in (2, 4, 6):
-        commit(store, named(step), files(step), 10.0 - step, FreeLease(store))
+        commit(store, named(step), state_without_tensors(step), 10.0 - step, FreeLease(store))
     return store
 
 
@@ -100,7 +93,7 @@ def keys(run: Store) -> list[str]:
 def test_nothing_is_changed_without_a_yes(
     command: Command, run: Store, words: tuple[str, ...]
 ) -> None:
-    commit(run, named(8), files(8), 1.0, FreeLease(run))
+    commit(run, named(8), state_without_tensors(8), 1.0, FreeLease(run))
     quarantine(run, named(8), "damaged", FreeLease(run))
     Lease(run, 10, "other:1:x").acquire(0, print, lambda: False)
     before = keys(run)
@@ -144,7 +137,7 @@ def test_a_rollback_to_one_of_two_with_the_same_step_sets_the_other_aside(
     command: Command, run: Store
 ) -> None:
     go_on_from(run, 4, epoch=2)
-    commit(run, named(6, 2), files(6), 1.0, FreeLease(run))
+    commit(run, named(6, 2), state_without_tensors(6), 1.0, FreeLease(run))
     go_on_from(run, 6, epoch=3)
     assert command("checkpoints", "rollback", "--to", str(named(4)), "--yes")[0] == 0
     assert read_view(run).committed == [named(4), named(2)]
@@ -185,7 +178,7 @@ def test_checkpoints_from_a_backup_that_a_short_start_made_late_are_accepted(
 def test_a_quarantined_checkpoint_comes_back_with_every_file(command: Command, run: Store) -> None:
     quarantine(run, named(6), "taken for damaged", FreeLease(run))
     go_on_from(run, 4, epoch=2)
-    commit(run, named(8, 2), files(8), 1.0, FreeLease(run))
+    commit(run, named(8, 2), state_without_tensors(8), 1.0, FreeLease(run))
     code, text = command("checkpoints", "accept", str(named(6)), "--yes")
     assert code == 0, text
     assert "will come back from quarantine, and the run will go on from step 6" in text
@@ -219,7 +212,7 @@ def test_a_quarantined_checkpoint_that_is_damaged_stays_where_it_is(
 
 
 def test_pruning_keeps_the_best_and_the_newest(command: Command, run: Store) -> None:
-    commit(run, named(8), files(8), 9.5, FreeLease(run))
+    commit(run, named(8), state_without_tensors(8), 9.5, FreeLease(run))
     code, text = command("checkpoints", "prune", "--keep", "1", "--yes")
     assert code == 0, text
     assert f"2 checkpoints will be deleted: {named(2)}, {named(4)}" in text

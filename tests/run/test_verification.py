@@ -19,23 +19,15 @@ from app.run.retention import quarantine
 from app.run.verification import Verification
 from app.run.view import read_view
 from app.settings.variables import variables
-from app.state.progress import STATE_FILE
 from app.state.snapshot import STATE_FILES
-from app.state.tensor_files import tensor_file
-from app.stores.contract import Data, Store
+from app.stores.contract import Store
 from app.stores.opening import open_store
 from tests.support.stored_run import IDENTITY, FreeLease, attempt_record
-from tests.support.training_state import progress
+from tests.support.training_state import state_without_tensors
 
 NEWEST = "checkpoints/step-0000000006-e000001"
 
 Verify = Callable[..., tuple[int, list[str], str]]
-
-
-def _files(step: int) -> dict[str, Data]:
-    """A state without a tensor."""
-    tensors = {file: tensor_file({}) for file in STATE_FILES}
-    return tensors | {STATE_FILE: [progress(step).model_dump_json().encode()]}
 
 
 @pytest.fixture
@@ -45,7 +37,7 @@ def run(tmp_path: Path) -> Store:
     create_record(store, "tiny", IDENTITY, 6)
     AttemptJournal(store, attempt_record(1)).begin()
     for step in (2, 4, 6):
-        commit(store, CheckpointName(step, 1), _files(step), 1.0, FreeLease(store))
+        commit(store, CheckpointName(step, 1), state_without_tensors(step), 1.0, FreeLease(store))
     return store
 
 

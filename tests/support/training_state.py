@@ -8,9 +8,10 @@ import torch
 from app.model.smollm2 import SmolLM2
 from app.settings.presets import PRESETS
 from app.settings.variables import OptimizerSettings
-from app.state.progress import Progress
+from app.state.progress import STATE_FILE, Progress
 from app.state.random_state import RandomState
-from app.state.snapshot import Snapshot, library_versions
+from app.state.snapshot import STATE_FILES, Snapshot, library_versions
+from app.state.tensor_files import tensor_file
 from app.stores.contract import Data
 from app.training.optimizer import build_optimizer
 
@@ -28,6 +29,12 @@ def progress(step: int) -> Progress:
         versions=library_versions(),
         random=RandomState.capture(),
     )
+
+
+def state_without_tensors(step: int) -> dict[str, Data]:
+    """The files of a checkpoint that are looked at, without a tensor in them."""
+    tensors = {file: tensor_file({}) for file in STATE_FILES}
+    return tensors | {STATE_FILE: [progress(step).model_dump_json().encode()]}
 
 
 def optimizer_settings(optimizer: str) -> OptimizerSettings:
