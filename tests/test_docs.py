@@ -21,6 +21,7 @@ PAGES = sorted(
 )
 FOLDERS = ("app/", "bench/", "docs/", "k8s/", "scripts/", "tests/", ".ci/")
 CODE = re.compile(r"```.*?```|`[^`\n]+`|^ {4}[^\n]*$", re.DOTALL | re.MULTILINE)
+LONGEST_README = 160
 PLACEHOLDER = re.compile(r"[<>*{}$]")
 
 
@@ -92,6 +93,45 @@ def dead_links(page: Path) -> Iterator[str]:
         file = page.parent / path if path else page
         if not file.exists() or (anchor and anchor not in anchors(file)):
             yield target
+
+
+def links(page: Path) -> set[Path]:
+    """The pages that it links to, as files of this tree."""
+    targets = re.findall(r"\]\(([^)#\s]+\.md)(?:#[^)]*)?\)", page.read_text("utf-8"))
+    return {(page.parent / target).resolve() for target in targets if "://" not in target}
+
+
+def unreachable(root: Path) -> set[str]:
+    """Pages below docs/ that the README does not lead to; those of docs/ itself in one step."""
+    readme = root / "README.md"
+    near, seen, ahead = links(readme), {readme}, {readme}
+    while ahead:
+        seen |= ahead
+        ahead = {page for known in ahead for page in links(known) if page.exists()} - seen
+    deep = {page for page in root.glob("docs/*/**/*.md") if page not in seen}
+    far = {page for page in root.glob("docs/*.md") if page not in near}
+    return {str(page.relative_to(root)) for page in deep | far}
+
+
+def test_a_newcomer_reads_at_most_160_lines() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= LONGEST_README
+
+
+def test_every_page_is_one_click_from_the_readme() -> None:
+    assert unreachable(ROOT) == set()
+
+
+def test_a_page_that_no_way_leads_to_is_found(tmp_path: Path) -> None:
+    for name, text in {
+        "README.md": "[near](docs/near.md#part), [away](https://example.com/a.md)",
+        "docs/near.md": "[far](far.md), [why](why/known.md)",
+        "docs/far.md": "[back](../README.md)",
+        "docs/why/known.md": "",
+        "docs/why/lost.md": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert unreachable(tmp_path) == {"docs/far.md", "docs/why/lost.md"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

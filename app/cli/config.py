@@ -14,7 +14,7 @@ from app.training.preemption import StopRequest
 
 def add_commands(commands: Commands) -> None:
     command = commands.add("config", config, "show every variable, its value and its source")
-    command.add_argument("--markdown", action="store_true", help="the README's table")
+    command.add_argument("--markdown", action="store_true", help="as docs/variables.md has it")
     commands.add("health", health, "exit 0 while the named run makes progress here")
 
 
@@ -30,7 +30,7 @@ def config(settings: Settings, arguments: argparse.Namespace, _: StopRequest) ->
 
 
 def variable_table() -> str:
-    """The README's table of variables, in Markdown."""
+    """The table of docs/variables.md, in Markdown."""
     rows = ["| variable | default | unit | what it does |", "|---|---|---|---|"]
     for variable in variables():
         shown = as_typed(variable.info.default)

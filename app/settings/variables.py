@@ -278,7 +278,7 @@ SECTIONS: dict[str, type[Section]] = {
 
 @dataclass(frozen=True)
 class Variable:
-    """One row of the table that the README and `config` show."""
+    """One row of the table in docs/variables.md, and of what `config` shows."""
 
     name: str
     section: str

@@ -1,4 +1,4 @@
-"""The config command: every variable with its source, and the README's table."""
+"""The config command: every variable with its source, and the table of docs/variables.md."""
 
 import pytest
 
@@ -22,7 +22,8 @@ def test_config_prints_every_variable_with_its_source(
     assert rows["BATCH_SIZE"] == ["2", "default"]
 
 
-def test_the_table_in_the_readme_is_the_generated_one() -> None:
-    assert variable_table() in (ROOT / "README.md").read_text("utf-8"), (
-        "README.md is stale: replace its table by the output of `python -m app config --markdown`"
+def test_the_table_in_the_pages_is_the_generated_one() -> None:
+    assert variable_table() in (ROOT / "docs" / "variables.md").read_text("utf-8"), (
+        "docs/variables.md is stale: replace its table by what `python -m app config --markdown` "
+        "prints"
     )

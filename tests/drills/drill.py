@@ -1,10 +1,14 @@
 """The whole job against a real container engine: train, kill, resume, extend, pull, generate.
 
-    python3 tests/drills/drill.py
+    python3 -m tests.drills.drill
 
 Needs Docker with compose v2, and nothing of Python but its standard library. It uses
 a compose project of its own, and removes it in the end. It follows the log and asks the
 engine. Exit code 0 if every check passed.
+
+It types every command with `docker` that the pages show (`tests/support/page_commands.py`), each as
+it is written: those that train, kill and stop where the drill needs them, all others at its end.
+A new one is typed without a word here. Only what `SUBSTITUTIONS` says is changed.
 """
 
 import argparse
@@ -15,9 +19,13 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+
+from tests.support.page_commands import Runner, run_by, user_pages
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,6 +50,15 @@ RESUMED = r"resumed from step (?P<step>\d+) .*target step (?P<target>\d+)"
 REACHED = r"target reached: step (?P<step>\d+)"
 NOTHING = r"nothing to do: \S+ is finished at step (?P<step>\d+)"
 
+# What the pages show and the drill types where it needs it.
+UP = "docker compose up train"
+EXTEND = "ADDITIONAL_STEPS=500 docker compose up train"
+KILL = "docker kill $(docker compose ps -q train)"
+STOP = "docker compose stop train"
+# What is typed in the place of the words of a page: the drill has no time for 500 steps.
+SUBSTITUTIONS = {"ADDITIONAL_STEPS=500": f"ADDITIONAL_STEPS={ADDITIONAL_STEPS}"}
+BOOK = "The days go by, and each of them is as long as the one before. " * 2000
+
 READ_RULES = (
     "import urllib.request as r\n"
     "print(r.urlopen('http://127.0.0.1:8888/etc/seaweedfs/filer.conf').read().decode())"
@@ -64,16 +81,20 @@ class DrillError(Exception):
 class Drill:
     """One compose project, its clock and its score."""
 
-    def __init__(self) -> None:
+    def __init__(self, pages: Mapping[str, str]) -> None:
         self.started = time.monotonic()
         self.passed = self.failed = self.slow = 0
         self.followed: list[subprocess.Popen[str]] = []
+        self.shown = [command.text for command in run_by(Runner.DRILL, pages)]
+        self.typed: set[str] = set()
+        self.folder = tempfile.TemporaryDirectory(prefix="drill-")  # where a reader types
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
             **JOB,
             "COMPOSE_PROJECT_NAME": f"smollm2-drill-{os.getpid()}",
             "COMPOSE_FILE": str(ROOT / "docker-compose.yml"),
             "S3_PORT": "0",  # any that is free
+            "TENSORBOARD_PORT": "0",
             "COMPOSE_ENV_FILES": os.devnull,  # a .env of the developer's must not change the drill
             "COMPOSE_ANSI": "never",
             "BUILDKIT_PROGRESS": "plain",
@@ -97,14 +118,34 @@ class Drill:
             raise DrillError(f"the drill took longer than {DRILL_SECONDS:.0f} s")
         return min(wanted, left)
 
+    def words(self, shown: str) -> str:
+        """What is typed for a command that a page shows. Raises DrillError if none shows it."""
+        if shown not in self.shown:
+            raise DrillError(f"no page shows {shown}: the drill has to type what readers type")
+        self.typed.add(shown)
+        for written, used in SUBSTITUTIONS.items():
+            shown = shown.replace(written, used)
+        return shown
+
+    def type(
+        self, shown: str, timeout: float = 120.0, allowed: tuple[int, ...] = (0,)
+    ) -> subprocess.CompletedProcess[str]:
+        """Type a command of the pages in a shell, and wait for its end."""
+        command = ["bash", "-c", self.words(shown)]
+        return self._ended(command, Path(self.folder.name), timeout, allowed)
+
     def docker(
         self, *arguments: str, timeout: float = 120.0, allowed: tuple[int, ...] = (0,)
     ) -> subprocess.CompletedProcess[str]:
-        command = ["docker", *arguments]
+        return self._ended(["docker", *arguments], ROOT, timeout, allowed)
+
+    def _ended(
+        self, command: list[str], folder: Path, timeout: float, allowed: tuple[int, ...]
+    ) -> subprocess.CompletedProcess[str]:
         try:
             done = subprocess.run(
                 command,
-                cwd=ROOT,
+                cwd=folder,
                 env=self.environment,
                 capture_output=True,
                 text=True,
@@ -147,19 +188,23 @@ class Drill:
             capture_output=True,
             stdin=subprocess.DEVNULL,
         )
+        self.folder.cleanup()
 
 
 class Training:
-    """One `docker compose up train`, whose log is followed."""
+    """One `docker compose up` as a page shows it, whose log is followed."""
 
-    def __init__(self, drill: Drill, **changes: str) -> None:
+    def __init__(
+        self, drill: Drill, shown: str = UP, service: str = "train", **changes: str
+    ) -> None:
+        self._service = service
         self._drill = drill
         self.started = time.monotonic()
         self.lines: list[str] = []
         self._new: queue.Queue[str | None] = queue.Queue()
         self._process = subprocess.Popen(
-            ["docker", "compose", "up", "train"],
-            cwd=ROOT,
+            ["bash", "-c", drill.words(shown)],
+            cwd=drill.folder.name,
             env={**drill.environment, **changes},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -199,9 +244,10 @@ class Training:
         return step
 
     def container(self) -> str:
-        found = self._drill.docker("compose", "ps", "--all", "--quiet", "train").stdout.split()
+        listed = self._drill.docker("compose", "ps", "--all", "--quiet", self._service)
+        found = listed.stdout.split()
         if len(found) != 1:
-            raise DrillError(f"one container of train expected, found {found}")
+            raise DrillError(f"one container of {self._service} expected, found {found}")
         return found[0]
 
     def end(self, timeout: float = STEP_SECONDS) -> int:
@@ -215,8 +261,12 @@ class Training:
         return self.inspected("State.ExitCode")
 
     def inspected(self, number: str) -> int:
-        template = f"{{{{.{number}}}}}"
-        return int(self._drill.docker("inspect", "--format", template, self.container()).stdout)
+        return int(self.state(number))
+
+    def state(self, field: str) -> str:
+        template = f"{{{{.{field}}}}}"
+        found = self._drill.docker("inspect", "--format", template, self.container())
+        return found.stdout.strip()
 
     def last_step(self) -> int:
         steps = [int(found["step"]) for line in self.lines if (found := re.search(STEP, line))]
@@ -253,7 +303,7 @@ def kill_in_the_middle(drill: Drill, build_seconds: float) -> int:
     health = ["compose", "exec", "-T", "train", "python", "-m", "app", "health"]
     healthy = drill.docker(*health, allowed=(0, 75))
     drill.check("the health check passes while it trains", healthy.returncode == 0)
-    drill.docker("kill", training.container())
+    drill.type(KILL)
     code = training.end()
     drill.check("docker kill ends it at once", code == 137, f"exit {code}")
     newest, died_at = drill.committed_steps()[0], training.last_step()
@@ -296,7 +346,7 @@ def stop_in_the_middle(drill: Drill, newest: int) -> int:
     drill.docker("compose", "restart", "s3")
     training.wait_for_step(newest + 2)
     started = time.monotonic()
-    drill.docker("stop", "--time", "30", training.container())
+    drill.type(STOP)
     code = training.end()
     drill.check(
         "SIGTERM ends it in order",
@@ -337,7 +387,7 @@ def finish(drill: Drill, newest: int) -> None:
 def extend(drill: Drill) -> int:
     print(f"extend it: ADDITIONAL_STEPS={ADDITIONAL_STEPS}")
     target = TOTAL_STEPS + ADDITIONAL_STEPS
-    training = Training(drill, ADDITIONAL_STEPS=str(ADDITIONAL_STEPS), EXTENSION_ID="drill-1")
+    training = Training(drill, EXTEND, EXTENSION_ID="drill-1")
     code = training.end()
     reached = training.said(REACHED)
     drill.check(
@@ -345,7 +395,7 @@ def extend(drill: Drill) -> int:
         code == 0 and reached is not None and int(reached["step"]) == target,
         f"exit {code}",
     )
-    training = Training(drill, ADDITIONAL_STEPS=str(ADDITIONAL_STEPS), EXTENSION_ID="drill-1")
+    training = Training(drill, EXTEND, EXTENSION_ID="drill-1")
     code = training.end()
     drill.check(
         "the same extension is not applied twice", code == 0 and training.last_step() < 0, code
@@ -382,6 +432,39 @@ def use_the_result(drill: Drill, target: int) -> None:
     drill.check("a misspelled variable is refused", refused.returncode == 78, refused.returncode)
 
 
+def type_what_else_the_pages_show(drill: Drill) -> None:
+    print("type what else the pages show")
+    books = Path(drill.folder.name) / "books"
+    books.mkdir(mode=0o755)
+    (books / "days.txt").write_text(BOOK)
+    for shown in drill.shown:
+        if shown in drill.typed:
+            continue
+        try:
+            if " up " in shown:
+                stays_up(drill, shown)
+            else:
+                drill.type(shown, timeout=240)
+        except DrillError as error:
+            drill.check(shown, False, error)
+        else:
+            drill.check(shown, True)
+
+
+def stays_up(drill: Drill, shown: str) -> None:
+    """Type what starts a service, wait until it is healthy, and stop it."""
+    service = shown.rsplit(maxsplit=1)[-1]
+    started = Training(drill, shown, service)
+    deadline = time.monotonic() + drill.seconds_left(STEP_SECONDS)
+    started.wait_for(service, STEP_SECONDS)
+    while (health := started.state("State.Health.Status")) != "healthy":
+        if time.monotonic() > deadline:
+            raise DrillError(f"{service} is {health} after {STEP_SECONDS:.0f} s\n{started.tail()}")
+        time.sleep(0.5)
+    drill.docker("compose", "stop", "--timeout", "5", service)
+    started.end()
+
+
 def fail(drill: Drill) -> None:
     print("fail: a wrong setting")
     training = Training(drill, TOTAL_STEPS="none")
@@ -399,6 +482,7 @@ def drilled(drill: Drill, build_seconds: float) -> None:
     newest = stop_in_the_middle(drill, newest)
     finish(drill, newest)
     use_the_result(drill, extend(drill))
+    type_what_else_the_pages_show(drill)
     fail(drill)
 
 
@@ -406,7 +490,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--build-seconds", type=float, default=0.0, help="of the build just made")
     arguments = parser.parse_args()
-    drill = Drill()
+    drill = Drill(user_pages())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` cleans up
     try:
         drilled(drill, arguments.build_seconds)
