@@ -18,9 +18,12 @@ import pytest
 
 from tests.drills.drill import (
     EXTEND,
+    GENERATE,
     KILL,
+    PULL,
     STOP,
     UP,
+    VERIFY,
     Drill,
     type_what_else_the_pages_show,
 )
@@ -224,7 +227,7 @@ def test_the_drill_types_what_is_new_on_a_page_and_fails_where_that_fails(
 
 def test_what_the_drill_types_itself_is_shown_on_a_page() -> None:
     drill = Drill(PAGES)
-    shown = [drill.words(command) for command in (UP, EXTEND, KILL, STOP)]
+    shown = [drill.words(command) for command in (UP, EXTEND, KILL, STOP, VERIFY, PULL, GENERATE)]
     drill.folder.cleanup()
     assert shown[1].startswith("ADDITIONAL_STEPS=12 ")
 

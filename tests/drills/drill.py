@@ -55,6 +55,9 @@ UP = "docker compose up train"
 EXTEND = "ADDITIONAL_STEPS=500 docker compose up train"
 KILL = "docker kill $(docker compose ps -q train)"
 STOP = "docker compose stop train"
+VERIFY = "docker compose run --rm train checkpoints verify"
+GENERATE = 'docker compose run --rm train generate --prompt "def main("'
+PULL = 'docker compose run --rm -v "$PWD:/out" --user "$(id -u)" train checkpoints pull --to /out/model'
 # What is typed in the place of the words of a page: the drill has no time for 500 steps.
 SUBSTITUTIONS = {"ADDITIONAL_STEPS=500": f"ADDITIONAL_STEPS={ADDITIONAL_STEPS}"}
 BOOK = "The days go by, and each of them is as long as the one before. " * 2000
@@ -411,19 +414,21 @@ def use_the_result(drill: Drill, target: int) -> None:
         steps[0] == target and len(steps) <= KEEP_TOP + 2,
         steps,
     )
-    verified = drill.run("train", "checkpoints", "verify")
+    verified = drill.type(VERIFY).stdout
     drill.check("every byte is what was written", f"{len(steps)} checkpoints verified" in verified)
-    drill.run("train", "checkpoints", "pull", "--to", "/data/pulled")
+    drill.type(PULL)
+    pulled = f"{drill.folder.name}/model:/pulled:ro"
     script = (
         "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T\n"
-        "t, m = T.from_pretrained('/data/pulled'), M.from_pretrained('/data/pulled')\n"
+        "t, m = T.from_pretrained('/pulled'), M.from_pretrained('/pulled')\n"
         "ids = m.generate(**t('def main(', return_tensors='pt'), max_new_tokens=8)\n"
         "print('GENERATED', ids.shape[1], sum(p.numel() for p in m.parameters()))"
     )
-    loaded = drill.run("--entrypoint", "python", "train", "-c", script, timeout=180)
+    python = ("--volume", pulled, "--entrypoint", "python", "train", "-c", script)
+    loaded = drill.run(*python, timeout=180)
     drill.check("a pulled checkpoint loads in transformers and generates", "GENERATED" in loaded)
     prompt = "def main("
-    text = drill.run("train", "generate", "--prompt", prompt, "--max_tokens", "16", timeout=180)
+    text = drill.type(GENERATE, timeout=180).stdout
     drill.check("generate continues a prompt", prompt in text and len(text.strip()) > len(prompt))
     refused = drill.docker(
         *("compose", "run", "--rm", "--no-deps", "-T", "-e", "TOTAL_STEP=5", "train"),
