@@ -57,9 +57,15 @@ KILL = "docker kill $(docker compose ps -q train)"
 STOP = "docker compose stop train"
 VERIFY = "docker compose run --rm train checkpoints verify"
 GENERATE = 'docker compose run --rm train generate --prompt "def main("'
-PULL = 'docker compose run --rm -v "$PWD:/out" --user "$(id -u)" train checkpoints pull --to /out/model'
-# What is typed in the place of the words of a page: the drill has no time for 500 steps.
-SUBSTITUTIONS = {"ADDITIONAL_STEPS=500": f"ADDITIONAL_STEPS={ADDITIONAL_STEPS}"}
+PULL = (
+    'docker compose run --rm -v "$PWD:/out" --user "$(id -u)" train'
+    " checkpoints pull --to /out/model"
+)
+# What is typed in the place of the words of a page: the drill has no time for more steps.
+SUBSTITUTIONS = {
+    "ADDITIONAL_STEPS=500": f"ADDITIONAL_STEPS={ADDITIONAL_STEPS}",
+    "-e RUN_NAME=books": "-e RUN_NAME=books -e TOTAL_STEPS=6",
+}
 BOOK = "The days go by, and each of them is as long as the one before. " * 2000
 
 READ_RULES = (
