@@ -9,8 +9,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -55,6 +57,7 @@ BEFORE: Mapping[str, Callable[[Path], None]] = {
     "quarantine purge": command("checkpoints", "rollback", "--to", "4"),
     "run repair": remove("run.json"),
 }
+ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+[\w/.?=-]*")
 VARIABLES = re.compile(r"(?:[A-Z][A-Z0-9_]+=\S+\s*)+")
 
 
@@ -108,6 +111,30 @@ def typed(text: str, folder: Path, environment: Mapping[str, str]) -> str:
     return done.stdout
 
 
+def served(text: str, folder: Path, environment: Mapping[str, str]) -> int:
+    """The HTTP status of the page at the address that this line prints; then it is ended."""
+    with subprocess.Popen(
+        ["bash", "-c", text],
+        cwd=folder,
+        env={**environment, "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        said: list[str] = []
+        try:
+            for line in process.stdout:
+                said.append(line)
+                if found := ADDRESS.search(line):
+                    return int(urllib.request.urlopen(found[0], timeout=60).status)
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+    raise AssertionError(f"{text} printed no address\n{''.join(said)}")
+
+
 def substituted(text: str) -> str:
     """As it is typed here: the numbers of a small run, and the Python that runs the tests."""
     for written, used in SUBSTITUTIONS.items():
@@ -124,7 +151,10 @@ def test_a_command_of_a_page_ends_well_and_says_something(
     for words, change in BEFORE.items():
         if f" {words}" in shown.text:
             change(folder / "runs" / "checkpoints" / "tiny")
-    assert typed(substituted(shown.text), folder, environment)
+    if " --serve" in shown.text:  # it goes on until it is stopped
+        assert served(substituted(shown.text), folder, environment) == 200
+    else:
+        assert typed(substituted(shown.text), folder, environment)
 
 
 @pytest.mark.xdist_group("pages")
@@ -201,6 +231,13 @@ def test_a_command_that_nobody_runs_is_found_wherever_it_stands_on_a_page() -> N
 def test_a_command_that_fails_is_told_with_what_it_said(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"(?s)app fly.*invalid choice"):
         typed("python -m app fly", tmp_path, {**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def test_a_page_that_a_command_serves_is_asked_for(tmp_path: Path) -> None:
+    server = "python -m http.server 0 --bind 127.0.0.1"
+    assert served(server, tmp_path, os.environ) == 200
+    with pytest.raises(AssertionError, match=r"(?s)printed no address.*no such thing"):
+        served("echo no such thing", tmp_path, os.environ)
 
 
 @pytest.fixture
