@@ -20,12 +20,12 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, NonNegativeInt
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from app.data.data_dir import write_durably
 from app.errors import Damaged
-from app.stores.documents import decode_document
+from app.stores.documents import Document, decode_document
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,22 @@ class Shard:
 
 
 @checked_dataclass(frozen=True, config=_STRICT)
+class Tally:
+    """How far the source is tokenized, counted from its beginning.
+
+    `position` is the source's own. If the source failed within a batch, `begun` counts the pieces
+    and characters of that batch so far, so that the batch ends where it would have ended without
+    the failure; between batches it is (0, 0).
+    """
+
+    position: Mapping[str, Any] | None
+    pieces: NonNegativeInt
+    documents: NonNegativeInt
+    text_bytes: NonNegativeInt = 0
+    begun: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
 class Seal:
     """What one step of the preparation added, and where the next step begins.
 
@@ -120,20 +136,22 @@ class ShardIndex:
     complete: bool = False
 
     @property
-    def position(self) -> Mapping[str, Any] | None:
-        return self.seals[-1].position if self.seals else None
+    def tally(self) -> Tally:
+        """How far the source was read when the last seal was made."""
+        last = self.seals[-1] if self.seals else Seal(0, 0, 0)
+        return Tally(last.position, last.pieces, last.documents, last.text_bytes)
 
     @property
     def pieces(self) -> int:
-        return self.seals[-1].pieces if self.seals else 0
+        return self.tally.pieces
 
     @property
     def documents(self) -> int:
-        return self.seals[-1].documents if self.seals else 0
+        return self.tally.documents
 
     @property
     def text_bytes(self) -> int:
-        return self.seals[-1].text_bytes if self.seals else 0
+        return self.tally.text_bytes
 
     @cached_property
     def shards(self) -> Mapping[Split, tuple[NamedShard, ...]]:
@@ -168,10 +186,8 @@ class ShardIndex:
         return longer and self.seals[: len(other.seals)] == other.seals
 
 
-class _IndexFile(BaseModel):
+class _IndexFile(Document):
     """index.json as it is written. People read `documents` and `text_bytes`; no program does."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     format_version: int
     source: str

@@ -151,11 +151,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
     """Write the files that AutoTokenizer reads; the end-of-text token has every special role."""
     roles = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
-    config = {
-        **roles,
-        "tokenizer_class": _FAITHFUL_CLASS,
-        "clean_up_tokenization_spaces": False,
-    }
+    config = {**roles, "tokenizer_class": _FAITHFUL_CLASS, "clean_up_tokenization_spaces": False}
     # Not tokenizer.save(): it reports a full disk as a plain Exception.
     (directory / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), "utf-8")
     _write_json(directory / _CONFIG_FILE, config)

@@ -16,9 +16,9 @@ import logging
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from app.data.builtin import BuiltinText, kept_text
 from app.data.sources import PinnedSource
@@ -28,7 +28,7 @@ from app.run.layout import INPUTS, TEXT_KEY, TOKENIZER_KEY
 from app.settings.variables import DataSettings
 from app.state.identity import RunRecord
 from app.stores.contract import MAX_GET_BYTES, Store
-from app.stores.documents import decode_document, encode_document
+from app.stores.documents import Document, M, decode_document, encode_document
 
 log = logging.getLogger(__name__)
 
@@ -39,20 +39,15 @@ _LEVEL = 3  # 0.3 s of work for the text, and a tenth larger than at the highest
 _FILES = (".json", ".jinja")  # what a tokenizer is read from; the rest is the same in other forms
 
 _FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$")]
-_M = TypeVar("_M", bound=BaseModel)
 
 
-class _Text(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
-
+class _Text(Document):
     format_version: int = _FORMAT
     documents: list[str]
 
 
-class _Tokenizer(BaseModel):
+class _Tokenizer(Document):
     """`files` maps names to contents."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     format_version: int = _FORMAT
     files: Annotated[dict[_FileName, str], Field(max_length=20)]
@@ -117,7 +112,7 @@ def _contents(directory: Path) -> dict[str, str]:
     return {path.name: path.read_text("utf-8") for path in paths}
 
 
-def _keep(store: Store, key: str, document: Callable[[], BaseModel]) -> None:
+def _keep(store: Store, key: str, document: Callable[[], Document]) -> None:
     content = encode_document(document())
     packed = zlib.compress(content, _LEVEL)
     if len(content) > _MOST_BYTES or len(packed) > MAX_GET_BYTES:
@@ -126,7 +121,7 @@ def _keep(store: Store, key: str, document: Callable[[], BaseModel]) -> None:
     store.put_if_absent(key, packed)
 
 
-def _read(store: Store, key: str, model: type[_M]) -> _M | None:
+def _read(store: Store, key: str, model: type[M]) -> M | None:
     place = f"{store.uri}/{key}"
     try:
         packed, _ = store.get(key)

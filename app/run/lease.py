@@ -19,13 +19,13 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from app.errors import AppError, Damaged, Fenced, NotFound, Preempted, Unavailable
 from app.run.clock import Clock
 from app.run.layout import HIGHEST_EPOCH, LEASE
 from app.stores.contract import ExclusiveLock, Store
-from app.stores.documents import decode_document, encode_document
+from app.stores.documents import Document, decode_document, encode_document
 from app.stores.swap import SWAP_PAUSES, swap, swap_refused
 
 _MOST_REFUSALS = 30  # more say that the store refuses, not that others are faster
@@ -34,13 +34,11 @@ _JOIN_SECONDS = 5.0  # what `release` waits, within the grace period, for a runn
 log = logging.getLogger(__name__)
 
 
-class LeaseRecord(BaseModel):
+class LeaseRecord(Document):
     """lease.json. `ttl` is in seconds, `expires_at` in Unix seconds.
 
     `lock_scope` is the scope of the exclusive lock that the holder has; "" if it has none.
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
     holder: str = Field(min_length=1, max_length=500)
     epoch: int = Field(ge=1, le=HIGHEST_EPOCH)
@@ -190,11 +188,7 @@ class Lease:
             self._drop_kernel_lock()
 
     def _acquire(
-        self,
-        wait: float,
-        on_wait: Callable[[str], None],
-        stopping: Callable[[], bool],
-        above: int,
+        self, wait: float, on_wait: Callable[[str], None], stopping: Callable[[], bool], above: int
     ) -> None:
         started = since = self._clock.monotonic()
         watched: str | None = None
