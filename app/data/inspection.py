@@ -4,9 +4,8 @@ Shapes: T = SEQ_LEN tokens.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -149,9 +148,6 @@ class CorpusStatistics:
     tokens_used: int
     share_of_top_1000: float
     splits: dict[Split, SplitStatistics]
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def statistics(prepared: PreparedTokens, chunk_tokens: int = 1 << 22) -> CorpusStatistics:

@@ -111,12 +111,12 @@ class Lease:
 
     def renew(self) -> None:
         """Show that this process is alive. Sets `lost` where the lease is another's."""
-        renewed = self._held().model_copy(
-            update={
-                "renewal": self._held().renewal + 1,
-                "expires_at": self._clock.unix() + self._ttl,
-            }
-        )
+        assert self._record is not None, "the lease is used before it was acquired"
+        changes = {
+            "renewal": self._record.renewal + 1,
+            "expires_at": self._clock.unix() + self._ttl,
+        }
+        renewed = self._record.model_copy(update=changes)
         etag = swap(self._store, LEASE, encode_document(renewed), self._etag)
         if etag is not None:
             self._record, self._etag = renewed, etag
@@ -177,15 +177,21 @@ class Lease:
     def release(self) -> None:
         """Stop renewing. If this process still holds the lease, the next one can start at once."""
         self._stop.set()
+        renewing = False
         if self._thread is not None:
             self._thread.join(timeout=_JOIN_SECONDS)
+            renewing = self._thread.is_alive()
         try:
-            if self._record is not None and not self.lost and not self._still_renewing():
-                self._mark_released()
+            if self._record is not None and not self.lost and not renewing:
+                released = self._record.model_copy(update={"released": True})
+                if swap(self._store, LEASE, encode_document(released), self._etag) is not None:
+                    self._record = None
         except AppError as error:
             log.warning("the lease was not given back, the next start may wait for it: %s", error)
         finally:
-            self._drop_kernel_lock()
+            if self._kernel_lock is not None:
+                self._kernel_lock.release()
+                self._kernel_lock = None
 
     def _acquire(
         self, wait: float, on_wait: Callable[[str], None], stopping: Callable[[], bool], above: int
@@ -267,11 +273,6 @@ class Lease:
     def _hold(self, record: LeaseRecord, etag: str) -> None:
         self._record, self._etag, self.epoch = record, etag, record.epoch
 
-    def _held(self) -> LeaseRecord:
-        if self._record is None:
-            raise AppError("the lease is used before it was acquired")
-        return self._record
-
     def _is_own_write(self, record: LeaseRecord) -> bool:
         """Whether this process wrote the record, perhaps without getting the answer."""
         return record.holder == self.holder and not record.released
@@ -286,19 +287,6 @@ class Lease:
             except AppError as error:
                 # The next commit looks at the lease again, and fails if it is lost by then.
                 log.warning("the lease could not be renewed: %s", error)
-
-    def _still_renewing(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
-
-    def _mark_released(self) -> None:
-        released = self._held().model_copy(update={"released": True})
-        if swap(self._store, LEASE, encode_document(released), self._etag) is not None:
-            self._record = None
-
-    def _drop_kernel_lock(self) -> None:
-        if self._kernel_lock is not None:
-            self._kernel_lock.release()
-            self._kernel_lock = None
 
 
 def read_lease(store: Store) -> tuple[LeaseRecord, str] | None:

@@ -128,7 +128,7 @@ def traces_of_checkpoints(store: Store, view: RunView) -> list[str]:
     if view.quarantined:
         traces.append(f"{QUARANTINE} has {max(view.quarantined)}")
     # Rows may go into the store before the first checkpoint, but never before an attempt's record.
-    if view.has_metrics and (not view.attempts or _tells_of_commits(store)):
+    if METRICS_KEY in view.objects and (not view.attempts or _tells_of_commits(store)):
         traces.append(f"{METRICS_KEY} has rows of an attempt that saved")
     return traces
 

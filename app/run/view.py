@@ -17,7 +17,6 @@ from app.run.layout import (
     ATTEMPTS,
     CHECKPOINTS,
     MANIFEST,
-    METRICS_KEY,
     QUARANTINE,
     AttemptName,
     CheckpointName,
@@ -99,10 +98,6 @@ class RunView:
     def newest_attempts(self, count: int) -> Sequence[AttemptName]:
         """The last `count` of them, oldest first."""
         return self.attempts[max(0, len(self.attempts) - count) :]
-
-    @property
-    def has_metrics(self) -> bool:
-        return METRICS_KEY in self.objects
 
     def find(self, text: str) -> CheckpointName:
         """The committed checkpoint that `text` names: step-…-e…, a step number, or latest."""

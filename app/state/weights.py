@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from app.errors import Damaged, IncompatibleRun, NotFound
 from app.model.huggingface import INDEX_FILE, MODEL_FILE
 from app.state.tensor_files import read_shapes, read_tensors
-
-_BLOCK = 1 << 20  # bytes
+from app.stores.durable_files import blocks_of
 
 # What some files hold beside the weights: the output layer, which is tied to the embedding, and
 # buffers of older versions of transformers that follow from rope_theta.
@@ -90,10 +89,8 @@ def weights_digest(directory: Path, alive: Callable[[], None] = lambda: None) ->
     digest = hashlib.sha256()
     for path in _weight_files(directory):
         try:
-            with path.open("rb", buffering=0) as file:
-                while block := file.read(_BLOCK):
-                    digest.update(block)
-                    alive()
+            for block in blocks_of(path, alive):
+                digest.update(block)
         except FileNotFoundError as error:
             raise Damaged(f"{path} is missing") from error
     return digest.hexdigest()
