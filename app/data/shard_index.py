@@ -48,15 +48,12 @@ def _counts(position: dict[str, Any]) -> dict[str, Any]:
         inner = value if name == "sources" else [value] if name == "after" else []
         counted = name in (*_COUNTED, "turn_characters") and (name, value) != ("turn", None)
         fits = type(value) is int and 0 <= value < 1 << 62 if counted else True
-        if not fits or not isinstance(inner, list) or not all(map(_may_be_position, inner)):
+        places = isinstance(inner, list) and all(p is None or isinstance(p, dict) for p in inner)
+        if not (fits and places):
             raise ValueError(f"{name} is no part of a position")
         for place in filter(None, inner):
             _counts(place)
     return position
-
-
-def _may_be_position(value: object) -> bool:
-    return value is None or isinstance(value, dict)
 
 
 _Position = Annotated[dict[str, Any], AfterValidator(_counts)]

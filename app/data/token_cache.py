@@ -233,11 +233,8 @@ class MissingShards:
                 for named, download in [(named, fetch(named)) for named in wanted]:
                     try:
                         _await(download, partial(fetch, named, again=True), backoff)
-                    except (Damaged, NotFound, Unavailable) as error:
-                        log.warning("%s: made again from the source", error)
-                        self.restore(index, named, goes_on)
-                    except AccessDenied as error:
-                        self._say_once(error)
+                    except (AccessDenied, Damaged, NotFound, Unavailable) as error:
+                        self._say_made_again(error)
                         self.restore(index, named, goes_on)
                     yield named
             finally:
@@ -295,14 +292,15 @@ class MissingShards:
                 log.warning("%s: fetched again", error)
             self._cache.fetch(named, scratch, self._directory)
 
-    def _say_once(self, refusal: AccessDenied) -> None:
-        """Log the first refusal only: a policy refuses all shards of a prefix."""
-        if not self._refused:
+    def _say_made_again(self, error: AppError) -> None:
+        if not isinstance(error, AccessDenied):
+            log.warning("%s: made again from the source", error)
+        elif not self._refused:  # once: a policy refuses all shards of a prefix
+            self._refused = True
             log.error(
                 "NO ACCESS TO CACHED TOKENS: what is refused is made again from the source: %s",
-                refusal,
+                error,
             )
-        self._refused = True
 
 
 def _await(download: Future[None], again: Callable[[], Future[None]], backoff: Backoff) -> None:

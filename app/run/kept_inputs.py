@@ -14,8 +14,6 @@ the right one: it holds the fingerprints.
 
 import logging
 import zlib
-from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -60,9 +58,11 @@ def keep_inputs(store: Store, source: PinnedSource, tokenizer: TokenizerFiles) -
     """
     kept = {info.key for info in store.list(INPUTS)}
     if (text := source.builtin) is not None and TEXT_KEY not in kept:
-        _keep(store, TEXT_KEY, lambda: _Text(documents=list(text.read())))
+        _keep(store, TEXT_KEY, _Text(documents=list(text.read())))
     if TOKENIZER_KEY not in kept:
-        _keep(store, TOKENIZER_KEY, lambda: _Tokenizer(files=_contents(tokenizer.directory)))
+        paths = [path for path in sorted(tokenizer.directory.iterdir()) if path.suffix in _FILES]
+        files = {path.name: path.read_text("utf-8") for path in paths}
+        _keep(store, TOKENIZER_KEY, _Tokenizer(files=files))
 
 
 def read_text(store: Store) -> BuiltinText | None:
@@ -107,13 +107,8 @@ def tokenizer_of_run(
 _BACKUP = "restore it from a backup, or go on with the image that began the run"
 
 
-def _contents(directory: Path) -> dict[str, str]:
-    paths = [path for path in sorted(directory.iterdir()) if path.suffix in _FILES]
-    return {path.name: path.read_text("utf-8") for path in paths}
-
-
-def _keep(store: Store, key: str, document: Callable[[], Document]) -> None:
-    content = encode_document(document())
+def _keep(store: Store, key: str, document: Document) -> None:
+    content = encode_document(document)
     packed = zlib.compress(content, _LEVEL)
     if len(content) > _MOST_BYTES or len(packed) > MAX_GET_BYTES:
         log.warning("%s/%s is not kept: it would be too large to be read again", store.uri, key)

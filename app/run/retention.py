@@ -64,7 +64,12 @@ def superfluous(
     store: Store, view: RunView, keep_top: int, protected: Sequence[CheckpointName]
 ) -> list[CheckpointName]:
     """All but the best `keep_top` by train loss, the newest, and the `protected` ones."""
-    manifests = dict(_readable_manifests(store, view.committed))
+    manifests: dict[CheckpointName, Manifest] = {}
+    for name in view.committed:
+        try:
+            manifests[name] = read_manifest(store, name)
+        except (Damaged, IncompatibleRun) as error:
+            log.warning("checkpoint %s is left alone: %s", name, error)
     if not manifests:
         return []
     ranked = sorted(manifests, key=lambda name: (_loss(manifests[name]), -name.step))
@@ -177,16 +182,6 @@ def move_aside(store: Store, name: CheckpointName, lease: WriteRight) -> None:
     for key in sorted(keys, key=lambda key: key != name.key(MANIFEST)):
         lease.check()
         store.move(key, name.quarantine_key(key.removeprefix(name.key())))
-
-
-def _readable_manifests(
-    store: Store, names: Sequence[CheckpointName]
-) -> Iterator[tuple[CheckpointName, Manifest]]:
-    for name in names:
-        try:
-            yield name, read_manifest(store, name)
-        except (Damaged, IncompatibleRun) as error:
-            log.warning("checkpoint %s is left alone: %s", name, error)
 
 
 def _loss(manifest: Manifest) -> float:

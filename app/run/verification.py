@@ -68,7 +68,11 @@ class Verification:
             yield _damage(view.latest, f"{LATEST} names it, and it is not there")
         elif any(finding.damaged or finding.whole for finding in found) or view.record is None:
             return
-        elif (traces := traces_of_checkpoints(self.store, view)) and not self._commits_now():
+        elif (
+            (traces := traces_of_checkpoints(self.store, view))
+            # A running job may have made its first checkpoint in the meantime.
+            and not read_view(self.store).committed
+        ):
             yield _damage(RECORD, f"{traces[0]}, but no checkpoint is left")
 
     def _of(self, checkpoint: StoredCheckpoint, view: RunView) -> Finding:
@@ -97,10 +101,6 @@ class Verification:
                 return Finding(str(name), "removed just now")
             return _damage(str(name), str(error))
         return Finding(str(name), _WHOLE)
-
-    def _commits_now(self) -> bool:
-        """Whether a running job has made its first checkpoint in the meantime."""
-        return bool(read_view(self.store).committed)
 
     def _vanished(self, view: RunView, found: Sequence[Finding]) -> bool:
         latest = view.latest

@@ -24,7 +24,7 @@ from app.settings.presets import ModelConfig
 from app.state.identity import RunRecord
 from app.state.progress import STATE_FILE, Progress, read_progress
 from app.state.tensor_files import check_float32, read_shapes, read_tensors, tensor_file
-from app.state.weights import check_finite, load_weights, same_tensors
+from app.state.weights import check_finite, load_weights, same_tensors, shapes_of
 from app.stores.contract import Data
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -146,7 +146,7 @@ class Expected:
         run = progress.run or self.record
         if run and (config := run.identity.config):
             model = _without_memory(config, model_file, found)
-            same_tensors(model_file, _shapes_of(model), found)
+            same_tensors(model_file, shapes_of(model), found)
             inside = matrices_of_layers(model) if run.identity.optimizer == "muon" else {}
             expected = _moment_shapes(
                 (name, parameter, MUON_MOMENTS if name in inside else ADAMW_MOMENTS)
@@ -287,10 +287,6 @@ def _without_memory(config: ModelConfig, path: Path, found: Mapping[str, torch.S
             f"{config.parameter_count:,}"
         )
     return SmolLM2.empty(config, torch.device("meta"))
-
-
-def _shapes_of(model: nn.Module) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 def matrices_of_layers(model: nn.Module) -> dict[str, nn.Parameter]:

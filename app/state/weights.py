@@ -51,8 +51,11 @@ def _check_shapes(paths: Sequence[Path], model: nn.Module) -> None:
         for name, shape in read_shapes(path).items()
         if not name.endswith(_REDUNDANT)
     }
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    same_tensors(paths[0], expected, found)
+    same_tensors(paths[0], shapes_of(model), found)
+
+
+def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 def same_tensors(
