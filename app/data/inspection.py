@@ -164,12 +164,12 @@ def statistics(prepared: PreparedTokens, chunk_tokens: int = 1 << 22) -> CorpusS
         splits[split] = _scan(prepared.open(split), chunk_tokens, end, counts)
     text_tokens = int(counts.sum() - counts[end])
     used = np.sort(counts)[::-1]
-    index = prepared.index
+    read = prepared.index.tally
     return CorpusStatistics(
-        complete=index.complete,
-        source_documents=index.documents,
-        text_bytes=index.text_bytes,
-        bytes_per_token=index.text_bytes / max(1, text_tokens),
+        complete=prepared.index.complete,
+        source_documents=read.documents,
+        text_bytes=read.text_bytes,
+        bytes_per_token=read.text_bytes / max(1, text_tokens),
         vocabulary=prepared.tokenizer.vocab_size,
         tokens_used=int(np.count_nonzero(counts)),
         share_of_top_1000=float(used[:1000].sum() / used.sum()),

@@ -142,14 +142,6 @@ class ShardIndex:
     def pieces(self) -> int:
         return self.tally.pieces
 
-    @property
-    def documents(self) -> int:
-        return self.tally.documents
-
-    @property
-    def text_bytes(self) -> int:
-        return self.tally.text_bytes
-
     @cached_property
     def shards(self) -> Mapping[Split, tuple[NamedShard, ...]]:
         found: dict[Split, list[NamedShard]] = {split: [] for split in SPLITS}
@@ -202,8 +194,8 @@ def encode_index(index: ShardIndex) -> bytes:
         source=index.source,
         tokenizer=index.tokenizer,
         complete=index.complete,
-        documents=index.documents,
-        text_bytes=index.text_bytes,
+        documents=index.tally.documents,
+        text_bytes=index.tally.text_bytes,
         seals=index.seals,
     )
     return file.model_dump_json(exclude_none=True).encode()
