@@ -88,7 +88,12 @@ def capture(
 
     On a card with `room` times the size of the copy free, the copy stays there.
     """
-    weights, state = model.state_dict(), dict(_optimizer_tensors(model, optimizer))
+    weights = model.state_dict()
+    state = {
+        f"{moment}.{name}": tensor
+        for name, parameter in model.named_parameters()
+        for moment, tensor in optimizer.state[parameter].items()
+    }
     stays = _fits_on_card([*weights.values(), *state.values()], room)
     copy = torch.clone if stays else _host_copy
     return Snapshot(
@@ -209,14 +214,6 @@ def tokenizer_files(files: Iterable[str]) -> list[str]:
     """Those of a checkpoint's files that are its tokenizer's."""
     others = {STATE_FILE, "config.json", "generation_config.json"}
     return [f for f in files if f.endswith(TOKENIZER_FILE_TYPES) and f not in others]
-
-
-def _optimizer_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> Iterable[tuple[str, Tensor]]:
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            yield f"{key}.{name}", value
 
 
 def _load_optimizer(
