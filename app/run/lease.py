@@ -111,7 +111,8 @@ class Lease:
 
     def renew(self) -> None:
         """Show that this process is alive. Sets `lost` where the lease is another's."""
-        assert self._record is not None, "the lease is used before it was acquired"
+        if self._record is None:
+            raise AppError("the lease is used before it was acquired")
         changes = {
             "renewal": self._record.renewal + 1,
             "expires_at": self._clock.unix() + self._ttl,
