@@ -1,4 +1,5 @@
-"""The process itself: its standard streams, which may go away, and its end, which always comes."""
+"""The process itself: its standard streams, which may go away, threads that nobody has to wait
+for, and its end, which always comes."""
 
 import contextlib
 import io
@@ -8,10 +9,14 @@ import select
 import sys
 import threading
 import time
-from typing import Any, NoReturn
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, NoReturn, TypeVar
 
 from app.errors import AppError
 from app.failures import from_os_error
+
+T = TypeVar("T")
 
 _PATIENCE_SECONDS = 1.0  # for a log that is full
 _SHARE_OF_TIME = 0.1  # of all time, that waiting for the log may take
@@ -133,6 +138,20 @@ def log_bytes(text: bytes) -> None:
     """Write to stderr itself, past every buffer and lock, as much as it takes."""
     with _Log(2) as log:
         log.write(text)
+
+
+def in_background(work: Callable[[], T], name: str) -> Future[T]:
+    """Call `work` in a thread that ends with the process, whatever it waits for."""
+    outcome: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised again by `result`
+            outcome.set_exception(error)
+
+    threading.Thread(target=call, name=name, daemon=True).start()
+    return outcome
 
 
 def end_process(code: int, patience: float = _FLUSH_SECONDS) -> NoReturn:

@@ -15,10 +15,9 @@ from app.console import counted, size
 from app.errors import ConfigError, Damaged, IncompatibleRun, NotFound
 from app.failures import disk_failures
 from app.printable import show
-from app.run.attempt_text import attempt_table
 from app.run.checkpoints import read_manifest
 from app.run.fetching import fetch
-from app.run.journal import read_attempts
+from app.run.journal import attempt_table, read_attempts
 from app.run.view import CheckpointState, StoredCheckpoint, read_view
 from app.settings.combined import Settings
 from app.stores.contract import Store
@@ -80,11 +79,7 @@ def list_checkpoints(settings: Settings, arguments: argparse.Namespace, _: StopR
 
 
 def _checkpoint_row(store: Store, stored: StoredCheckpoint) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "name": str(stored.name),
-        "step": stored.name.step,
-        "bytes": stored.size,
-    }
+    row: dict[str, Any] = {"name": str(stored.name), "step": stored.name.step, "bytes": stored.size}
     if stored.state not in (CheckpointState.COMMITTED, CheckpointState.LATE):
         return row | {"state": stored.state.value}
     try:

@@ -47,7 +47,7 @@ def data_statistics(settings: Settings, arguments: argparse.Namespace, _: StopRe
     prepared = find_tokens(settings)
     found = statistics(prepared)
     if arguments.json:
-        print(json.dumps(found.as_json(), indent=1))
+        print(json.dumps(asdict(found), indent=1))
         return
     for line in statistics_text(prepared, found):
         print(line)

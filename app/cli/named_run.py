@@ -3,9 +3,10 @@
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from app.data.data_dir import DataDir
 from app.errors import ConfigError, Damaged, NotFound, Unavailable
@@ -17,6 +18,8 @@ from app.stores.contract import Store
 from app.stores.opening import open_store
 from app.training.preemption import StopRequest
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 
@@ -26,19 +29,30 @@ def existing_run(settings: Settings) -> Store:
     Raises NotFound where there is none, Damaged where only its record is missing, and ConfigError
     where both names of MODEL=auto exist.
     """
-    uri, names = settings.checkpoints.checkpoint_uri, settings.run_names
-    stores = [open_store(uri, name) for name in names]
+    stores = named_stores(settings)
     existing = [store for store in stores if load_record(store) is not None]
     if not existing and (lost := [s.uri for s in stores if read_view_without_record(s).committed]):
         raise Damaged(
             f"{lost[0]} holds checkpoints, but no run.json: make it again with `python -m app run "
             "repair`"
         )
-    if not existing:
-        raise NotFound(f"{uri} holds no run named {' or '.join(names)}: set RUN_NAME")
-    if len(existing) > 1:
+    return the_one(existing, settings, "run")
+
+
+def named_stores(settings: Settings) -> list[Store]:
+    """A store for each name that the run may have."""
+    uri = settings.checkpoints.checkpoint_uri
+    return [open_store(uri, name) for name in settings.run_names]
+
+
+def the_one(found: Sequence[T], settings: Settings, what: str) -> T:
+    """What was found. Raises NotFound for nothing, ConfigError for both names of MODEL=auto."""
+    uri, names = settings.checkpoints.checkpoint_uri, settings.run_names
+    if not found:
+        raise NotFound(f"{uri} holds no {what} named {' or '.join(names)}: set RUN_NAME")
+    if len(found) > 1:
         raise ConfigError(f"{uri} holds the runs {' and '.join(names)}: set RUN_NAME")
-    return existing[0]
+    return found[0]
 
 
 @contextmanager

@@ -21,17 +21,7 @@ exit codes: 0 done; 64 bad command line; 75 store or data unreachable, try again
 77 access denied; 78 configuration or input; 79 another process took the run over;
 143 stopped by a signal, checkpoint committed; 1 a bug"""
 # Each module adds its own commands. `--help` lists them in this order.
-_ADD_COMMANDS = (
-    train.add_commands,
-    prepare.add_commands,
-    generate.add_commands,
-    checkpoints.add_commands,
-    changes.add_commands,
-    run.add_commands,
-    report.add_commands,
-    data.add_commands,
-    config.add_commands,
-)
+_COMMANDS = (train, prepare, generate, checkpoints, changes, run, report, data, config)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -104,6 +94,6 @@ def _parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = Commands(parser, settings_flags(), "COMMAND")
-    for add_commands in _ADD_COMMANDS:
-        add_commands(commands)
+    for module in _COMMANDS:
+        module.add_commands(commands)
     return parser

@@ -23,10 +23,10 @@ def add_commands(commands: Commands) -> None:
 
 
 def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
-    from app.cli.prepared_tokens import as_begun, named_run
+    from app.cli.prepared_tokens import named_run
     from app.data.token_progress import TokenProgress
     from app.data.tokenizer import build_builtin_tokenizer
-    from app.run.recorded_source import source_of_named_run
+    from app.run.recorded_source import source_of_named_run, tokenizer_of_named_run
     from app.training.job import resolve_job, run_name_of
     from app.training.training_data import open_preparation
 
@@ -40,9 +40,9 @@ def prepare(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -
     steps = range(settings.run.total_steps + settings.run.additional_steps)
     progress = TokenProgress()
     names, uri = [run_name_of(settings)], settings.checkpoints.checkpoint_uri
-    begun = named_run(settings, names)
-    job = resolve_job(settings, begun)
-    job = replace(job, tokenizer=as_begun(settings, names, begun, job.tokenizer))
+    job = resolve_job(settings, named_run(settings, names))
+    tokenizer = tokenizer_of_named_run(settings.data, uri, names, job.tokenizer)
+    job = replace(job, tokenizer=tokenizer)
     source = source_of_named_run(settings.data, uri, names, progress.alive)
     preparation = open_preparation(job, source, steps, progress.waiting, everything=arguments.all)
     preparation.run()

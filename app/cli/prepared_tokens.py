@@ -12,7 +12,6 @@ from app.data.tokenization import tokens_fingerprint
 from app.data.tokenizer import TokenizerFiles, load_tokenizer
 from app.errors import NotFound
 from app.failures import disk_failures
-from app.run.kept_inputs import tokenizer_of_run
 from app.run.recorded_source import source_of_named_run, tokenizer_of_named_run
 from app.run.view import read_view
 from app.settings.combined import Settings
@@ -84,17 +83,6 @@ def named_run(settings: Settings, names: Sequence[str]) -> "BegunRun | None":
     return begun_run(*begun[0])
 
 
-def as_begun(
-    settings: Settings, names: Sequence[str], begun: "BegunRun | None", ours: TokenizerFiles
-) -> TokenizerFiles:
-    """The tokenizer that `begun`, or else a run with one of these names, was begun with: see
-    `tokenizer_of_run` and `tokenizer_of_named_run`."""
-    data, uri = settings.data, settings.checkpoints.checkpoint_uri
-    if begun:
-        return tokenizer_of_run(data, begun.record, begun.store, ours)
-    return tokenizer_of_named_run(data, uri, names, ours)
-
-
 def _tokenizer(settings: Settings) -> TokenizerFiles:
     names = settings.run_names
     begun = named_run(settings, names)
@@ -106,4 +94,4 @@ def _tokenizer(settings: Settings) -> TokenizerFiles:
 
         init = first_weights(settings, begun, identified=False)
         ours = tokenizer_of(settings, N_IDS, init, begun)
-    return as_begun(settings, names, begun, ours)
+    return tokenizer_of_named_run(settings.data, settings.checkpoints.checkpoint_uri, names, ours)

@@ -5,8 +5,8 @@ import logging
 
 from app.cli.arguments import Commands
 from app.cli.confirmation import confirmed
-from app.cli.named_run import lease_of_a_command, scratch_folder
-from app.errors import ConfigError, Damaged, NotFound
+from app.cli.named_run import lease_of_a_command, named_stores, scratch_folder, the_one
+from app.errors import ConfigError, Damaged
 from app.printable import show
 from app.run.fetching import newest_valid
 from app.run.layout import RECORD
@@ -16,7 +16,6 @@ from app.settings.combined import Settings
 from app.state.identity import RunRecord
 from app.stores.contract import Store
 from app.stores.documents import encode_document
-from app.stores.opening import open_store
 from app.training.preemption import StopRequest
 
 log = logging.getLogger(__name__)
@@ -51,18 +50,11 @@ def repair_run(settings: Settings, arguments: argparse.Namespace, stop: StopRequ
 
 
 def _run_with_checkpoints(settings: Settings) -> tuple[Store, RunView]:
-    uri, names = settings.checkpoints.checkpoint_uri, settings.run_names
-    stores = [open_store(uri, name) for name in names]
-    views = [(store, read_view_without_record(store)) for store in stores]
+    views = [(store, read_view_without_record(store)) for store in named_stores(settings)]
     found = [(store, view) for store, view in views if view.committed]
-    if not found:
-        raise NotFound(
-            f"{uri} holds no checkpoint of a run named {' or '.join(names)}: set RUN_NAME"
-        )
-    if len(found) > 1:
-        raise ConfigError(f"{uri} holds the runs {' and '.join(names)}: set RUN_NAME")
-    found[0][0].check()
-    return found[0]
+    store, view = the_one(found, settings, "checkpoint of a run")
+    store.check()
+    return store, view
 
 
 def _check_needed(store: Store, record: RunRecord) -> None:

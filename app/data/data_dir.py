@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.failures import disk_failures
+from app.stores.durable_files import sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -112,11 +113,7 @@ def write_durably(path: Path, data: bytes | memoryview) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from app.data.patterns import At, What, choose, names_in_common_folder, say_empt
 from app.data.retries import Backoff, Sleep
 from app.errors import ConfigError, Damaged, Unavailable
 from app.failures import disk_failures
+from app.process import in_background
 from app.stores.s3_answers import http_status, s3_failures
 from app.stores.s3_client import RangeIgnored, listing, open_client
 
@@ -31,12 +32,7 @@ class RemoteFiles(ABC):
     """Listed files of one server, in order. A subclass knows how to talk to its kind of server."""
 
     def __init__(
-        self,
-        uri: str,
-        data_dir: Path,
-        alive: Callable[[], None],
-        block: int,
-        sleep: Sleep | None,
+        self, uri: str, data_dir: Path, alive: Callable[[], None], block: int, sleep: Sleep | None
     ) -> None:
         """`block` is the number of bytes that are fetched at once."""
         self._setting = f"DATASET={uri}"
@@ -68,7 +64,7 @@ class RemoteFiles(ABC):
             def begin(number: int) -> Future[Path]:
                 file = self.listed[number]
                 target = folder / f"{number:06d}"  # the file's own name may be too long here
-                return _in_background(lambda: self._fetch(file, target, stopped))
+                return in_background(lambda: self._fetch(file, target, stopped), "download")
 
             downloads = map(begin, range(first, len(self.listed)))
             try:
@@ -126,20 +122,6 @@ def replaced(file: ListedFile) -> ConfigError:
         f"DATASET: {file.place} was replaced while the corpus was read: a run needs a source that "
         "stays as it is"
     )
-
-
-def _in_background(fetch: Callable[[], Path]) -> Future[Path]:
-    """Call `fetch` in a thread that ends with the process, whatever it waits for."""
-    outcome: Future[Path] = Future()
-
-    def work() -> None:
-        try:
-            outcome.set_result(fetch())
-        except BaseException as error:  # noqa: BLE001 - raised again by `result`
-            outcome.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return outcome
 
 
 class BucketTree:

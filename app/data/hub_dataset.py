@@ -89,13 +89,10 @@ class HubSource:
             if self.column not in row:
                 raise no_column(self.column, row, self.name.repo_id)
             text = text_of(row[self.column], self.column, self.name.repo_id)
-            before = {"rows": count, "state": state, "library": library}
+            here = {"rows": count, "state": state, "library": library}
             count, state = count + 1, reached
-            for piece, part in row_pieces(text, self.limits, first):
-                if part is None:
-                    yield piece, {"rows": count, "state": state, "library": library}
-                else:
-                    yield piece, {**before, "part": part + 1}
+            following = {"rows": count, "state": state, "library": library}
+            yield from row_pieces(text, self.limits, first, here, following)
             first = 0
 
     def _open(self, setting: str) -> Any:

@@ -4,9 +4,8 @@ Shapes: T = SEQ_LEN tokens.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -150,9 +149,6 @@ class CorpusStatistics:
     share_of_top_1000: float
     splits: dict[Split, SplitStatistics]
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def statistics(prepared: PreparedTokens, chunk_tokens: int = 1 << 22) -> CorpusStatistics:
     """One scan over all tokens, of which `chunk_tokens` at once are in memory.
@@ -168,12 +164,12 @@ def statistics(prepared: PreparedTokens, chunk_tokens: int = 1 << 22) -> CorpusS
         splits[split] = _scan(prepared.open(split), chunk_tokens, end, counts)
     text_tokens = int(counts.sum() - counts[end])
     used = np.sort(counts)[::-1]
-    index = prepared.index
+    read = prepared.index.tally
     return CorpusStatistics(
-        complete=index.complete,
-        source_documents=index.documents,
-        text_bytes=index.text_bytes,
-        bytes_per_token=index.text_bytes / max(1, text_tokens),
+        complete=prepared.index.complete,
+        source_documents=read.documents,
+        text_bytes=read.text_bytes,
+        bytes_per_token=read.text_bytes / max(1, text_tokens),
         vocabulary=prepared.tokenizer.vocab_size,
         tokens_used=int(np.count_nonzero(counts)),
         share_of_top_1000=float(used[:1000].sum() / used.sum()),

@@ -195,11 +195,7 @@ class MixedPieces(Pieces):
             {"after": share.pieces.position, "characters": share.characters, "ended": share.ended}
             for share in self._shares
         ]
-        return {
-            "sources": sources,
-            "turn": self._turn,
-            "turn_characters": self._turn_characters,
-        }
+        return {"sources": sources, "turn": self._turn, "turn_characters": self._turn_characters}
 
     def close(self) -> None:
         for share in self._shares:

@@ -252,7 +252,7 @@ class Preparation:
             self.index = index
             self.progress = replace(
                 self.progress,
-                documents=index.documents,
+                documents=index.tally.documents,
                 tokens=index.n_tokens("train"),
                 tokens_total=self.need.stop,
                 complete=self._is_met(),

@@ -102,22 +102,26 @@ def no_column(column: str, columns: Iterable[str], where: str) -> ConfigError:
     return ConfigError(f"TEXT_COLUMN={column} is not in {where}; it has {names}")
 
 
-def row_pieces(text: str, limits: DataLimits, first: int = 0) -> Iterator[tuple[Piece, int | None]]:
-    """The pieces of one row from number `first` on, each with its number; None marks the last.
+def row_pieces(
+    text: str, limits: DataLimits, first: int, here: Position, following: Position
+) -> Iterator[Placed]:
+    """The pieces of the row at the position `here`, from number `first` on. The row after it is at
+    the position `following`.
 
     A row of up to `long_row` characters is one piece. A longer one is cut at line ends: a
     tokenizer given one string of many megabytes takes gigabytes of memory and a single core.
     """
     if len(text) <= limits.long_row:
         if not first:
-            yield Piece(text), None
+            yield Piece(text), following
         return
     held, start, number = held_out(text, limits.hashed_characters), 0, 0
     while start < len(text):
         end = _piece_end(text, "\n", start, limits.piece_size)
         if number >= first:
             last = end == len(text)
-            yield Piece(text[start:end], start == 0, last, held), None if last else number
+            place = following if last else {**here, "part": number + 1}
+            yield Piece(text[start:end], start == 0, last, held), place
         start = end
         number += 1
 
@@ -239,11 +243,8 @@ def _jsonl_pieces(
         value = _json_value(text, column, where)
         if b"\\u" in line:
             value = _without_lone_surrogates(value)
-        for piece, part in row_pieces(value, limits, first):
-            if part is None:
-                yield piece, {"offset": offset, "line": number}
-            else:
-                yield piece, {"offset": begin, "line": number - 1, "part": part + 1}
+        here, following = {"offset": begin, "line": number - 1}, {"offset": offset, "line": number}
+        yield from row_pieces(value, limits, first, here, following)
         first = 0
 
 
@@ -287,9 +288,7 @@ def _parquet_pieces(
                     if isinstance(value, _TooLong):
                         raise _too_long(f"{name}, row {row + 1}", limits)
                     text = text_of(value, column, name)
-                    for piece, part in row_pieces(text, limits, first):
-                        place = {"row": row + 1} if part is None else {"row": row, "part": part + 1}
-                        yield piece, place
+                    yield from row_pieces(text, limits, first, {"row": row}, {"row": row + 1})
                     row, first = row + 1, 0
             group_start += rows
 

@@ -32,10 +32,6 @@ class Backoff:
         pause = PAUSES[self._failures]
         self._failures += 1
         log.warning(
-            "%s; trying again in %.0f s (%d of %d)",
-            error,
-            pause,
-            self._failures,
-            len(PAUSES),
+            "%s; trying again in %.0f s (%d of %d)", error, pause, self._failures, len(PAUSES)
         )
         self._sleep(pause)

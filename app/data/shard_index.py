@@ -20,12 +20,12 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, NonNegativeInt
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from app.data.data_dir import write_durably
 from app.errors import Damaged
-from app.stores.documents import decode_document
+from app.stores.documents import Document, decode_document
 
 log = logging.getLogger(__name__)
 
@@ -48,15 +48,12 @@ def _counts(position: dict[str, Any]) -> dict[str, Any]:
         inner = value if name == "sources" else [value] if name == "after" else []
         counted = name in (*_COUNTED, "turn_characters") and (name, value) != ("turn", None)
         fits = type(value) is int and 0 <= value < 1 << 62 if counted else True
-        if not fits or not isinstance(inner, list) or not all(map(_may_be_position, inner)):
+        places = isinstance(inner, list) and all(p is None or isinstance(p, dict) for p in inner)
+        if not (fits and places):
             raise ValueError(f"{name} is no part of a position")
         for place in filter(None, inner):
             _counts(place)
     return position
-
-
-def _may_be_position(value: object) -> bool:
-    return value is None or isinstance(value, dict)
 
 
 _Position = Annotated[dict[str, Any], AfterValidator(_counts)]
@@ -75,6 +72,22 @@ class Shard:
 
     def matches(self, content: bytes) -> bool:
         return len(content) == self.n_bytes and hashlib.sha256(content).hexdigest() == self.sha256
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class Tally:
+    """How far the source is tokenized, counted from its beginning.
+
+    `position` is the source's own. If the source failed within a batch, `begun` counts the pieces
+    and characters of that batch so far, so that the batch ends where it would have ended without
+    the failure; between batches it is (0, 0).
+    """
+
+    position: Mapping[str, Any] | None
+    pieces: NonNegativeInt
+    documents: NonNegativeInt
+    text_bytes: NonNegativeInt = 0
+    begun: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
 
 
 @checked_dataclass(frozen=True, config=_STRICT)
@@ -120,20 +133,14 @@ class ShardIndex:
     complete: bool = False
 
     @property
-    def position(self) -> Mapping[str, Any] | None:
-        return self.seals[-1].position if self.seals else None
+    def tally(self) -> Tally:
+        """How far the source was read when the last seal was made."""
+        last = self.seals[-1] if self.seals else Seal(0, 0, 0)
+        return Tally(last.position, last.pieces, last.documents, last.text_bytes)
 
     @property
     def pieces(self) -> int:
-        return self.seals[-1].pieces if self.seals else 0
-
-    @property
-    def documents(self) -> int:
-        return self.seals[-1].documents if self.seals else 0
-
-    @property
-    def text_bytes(self) -> int:
-        return self.seals[-1].text_bytes if self.seals else 0
+        return self.tally.pieces
 
     @cached_property
     def shards(self) -> Mapping[Split, tuple[NamedShard, ...]]:
@@ -168,10 +175,8 @@ class ShardIndex:
         return longer and self.seals[: len(other.seals)] == other.seals
 
 
-class _IndexFile(BaseModel):
+class _IndexFile(Document):
     """index.json as it is written. People read `documents` and `text_bytes`; no program does."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     format_version: int
     source: str
@@ -189,8 +194,8 @@ def encode_index(index: ShardIndex) -> bytes:
         source=index.source,
         tokenizer=index.tokenizer,
         complete=index.complete,
-        documents=index.documents,
-        text_bytes=index.text_bytes,
+        documents=index.tally.documents,
+        text_bytes=index.tally.text_bytes,
         seals=index.seals,
     )
     return file.model_dump_json(exclude_none=True).encode()

@@ -23,6 +23,7 @@ from app.data.shard_index import (
     Shard,
     ShardIndex,
     Split,
+    Tally,
     read_index,
     write_index,
 )
@@ -217,49 +218,30 @@ class ShardWriter:
         """Sealed and pending."""
         return self.index.n_tokens(split) + self.n_pending(split)
 
-    def seal(
-        self,
-        *,
-        position: Mapping[str, Any] | None,
-        pieces: int,
-        documents: int,
-        text_bytes: int = 0,
-        complete: bool = False,
-    ) -> None:
+    def seal(self, tally: Tally, *, complete: bool = False) -> None:
         """Write what was appended to files and name them in the index.
 
-        With it, all of the source's first `pieces` pieces are sealed, up to its `position`.
-        Raises OSError.
+        With it, the source is sealed as far as `tally` says. Raises OSError.
         """
-        seal, files = self._pack(position, pieces, documents, text_bytes)
+        seal, files = self._pack(tally)
         self.index = replace(self._write(seal, files), complete=complete)
         self._pending = {split: [] for split in SPLITS}
         self._n_pending = dict.fromkeys(SPLITS, 0)
         write_index(self._directory, self.index)
 
-    def restore(
-        self,
-        expected: Seal,
-        *,
-        position: Mapping[str, Any] | None,
-        pieces: int,
-        documents: int,
-        text_bytes: int = 0,
-    ) -> bool:
+    def restore(self, expected: Seal, tally: Tally) -> bool:
         """Write the files of the `expected` seal again, without the index.
 
         Returns whether what was appended makes just that seal; if not, nothing is written.
         Raises OSError.
         """
-        seal, files = self._pack(position, pieces, documents, text_bytes)
+        seal, files = self._pack(tally)
         if seal != expected:
             return False
         self._write(seal, files)
         return True
 
-    def _pack(
-        self, position: Mapping[str, Any] | None, pieces: int, documents: int, text_bytes: int
-    ) -> tuple[Seal, dict[Split, Tokens]]:
+    def _pack(self, tally: Tally) -> tuple[Seal, dict[Split, Tokens]]:
         files: dict[Split, Tokens] = {
             split: np.concatenate(self._pending[split]).astype(DTYPE, copy=False)
             for split in SPLITS
@@ -270,8 +252,9 @@ class ShardWriter:
             for split, data in files.items()
         }
         train, validation = shards.get("train"), shards.get("validation")
-        place = None if position is None else dict(position)
-        return Seal(pieces, documents, text_bytes, train, validation, place), files
+        place = None if tally.position is None else dict(tally.position)
+        counts = (tally.pieces, tally.documents, tally.text_bytes)
+        return Seal(*counts, train, validation, place), files
 
     def _write(self, seal: Seal, files: Mapping[Split, Tokens]) -> ShardIndex:
         """Write the files that follow the index: the index with `seal`, which names them."""

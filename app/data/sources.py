@@ -9,8 +9,11 @@ import itertools
 import json
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from app.data.builtin import BUILTIN, BuiltinText, image_text
+from app.data.downloads import RemoteFiles, S3Files
 from app.data.files import Files, FileSource, list_local
 from app.data.hub_dataset import open_hub
 from app.data.kinds import kind_of
@@ -18,8 +21,8 @@ from app.data.limits import DEFAULT_LIMITS, DataLimits
 from app.data.mixture import mix
 from app.data.patterns import is_pattern
 from app.data.pieces import Piece, Pieces, Placed, PlacedPieces, Position, Source
-from app.data.remote_files import list_remote
 from app.data.retries import Sleep
+from app.data.web_files import WebFile
 from app.errors import ConfigError
 from app.model.hub_snapshot import looks_like_path
 from app.settings.dataset_spec import HubName, WeightedPart, exists, mixture_parts
@@ -27,6 +30,7 @@ from app.settings.variables import DataSettings
 
 _VERSION = 4  # of the way in which a source becomes pieces
 _DIGEST_LENGTH = 16
+_SERVERS: dict[str, type[RemoteFiles]] = {"s3": S3Files, "http": WebFile, "https": WebFile}
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,25 @@ def follows_the_hub(settings: DataSettings) -> bool:
 def follows_the_image(settings: DataSettings) -> bool:
     """Whether what DATASET is changes with the image."""
     return BUILTIN in _specs(settings)
+
+
+def list_remote(
+    uri: str,
+    data_dir: Path,
+    alive: Callable[[], None],
+    limits: DataLimits = DEFAULT_LIMITS,
+    sleep: Sleep | None = None,
+) -> RemoteFiles:
+    """List the files at `uri`: s3:// (object, folder or pattern), http:// or https:// (a file).
+
+    `alive` is called for each block that is fetched later, and `sleep` makes the pauses before
+    a file is asked for again. Raises ConfigError (another scheme, or no file of ours),
+    NotFound, AccessDenied, Unavailable.
+    """
+    kind = _SERVERS.get(urlsplit(uri).scheme)
+    if kind is None:
+        raise ConfigError(f"DATASET={uri}: URIs start with s3://, https://, http:// or file://")
+    return kind(uri, data_dir, alive, limits.fetched_bytes, sleep)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from app.data.shards import is_missing, verify
 from app.data.tokenization import ShardMaker
 from app.errors import AccessDenied, AppError, Damaged, NotFound, Unavailable
 from app.failures import disk_failures
+from app.process import in_background
 from app.stores.contract import Store
 from app.stores.opening import open_store
 from app.stores.swap import swap
@@ -146,10 +147,7 @@ class CacheUploader:
     """Uploads in a thread of its own. What fails there costs one warning: training goes on."""
 
     def __init__(
-        self,
-        cache: TokenCache,
-        directory: Path,
-        repair: Callable[[ShardIndex, NamedShard], None],
+        self, cache: TokenCache, directory: Path, repair: Callable[[ShardIndex, NamedShard], None]
     ) -> None:
         """`repair` is as in `TokenCache.upload`."""
         self._cache, self._directory, self._repair = cache, directory, repair
@@ -206,15 +204,11 @@ class MissingShards:
     """
 
     def __init__(
-        self,
-        data_dir: DataDir,
-        fingerprint: str,
-        corpus: ShardMaker,
-        cache: TokenCache | None,
+        self, data_dir: DataDir, fingerprint: str, maker: ShardMaker, cache: TokenCache | None
     ) -> None:
         self._data_dir, self._fingerprint = data_dir, fingerprint
         self._directory = data_dir.tokens(fingerprint)
-        self._corpus, self._cache = corpus, cache
+        self._maker, self._cache = maker, cache
         self._refused = False
 
     def bring(
@@ -239,11 +233,8 @@ class MissingShards:
                 for named, download in [(named, fetch(named)) for named in wanted]:
                     try:
                         _await(download, partial(fetch, named, again=True), backoff)
-                    except (Damaged, NotFound, Unavailable) as error:
-                        log.warning("%s: made again from the source", error)
-                        self.restore(index, named, goes_on)
-                    except AccessDenied as error:
-                        self._say_once(error)
+                    except (AccessDenied, Damaged, NotFound, Unavailable) as error:
+                        self._say_made_again(error)
                         self.restore(index, named, goes_on)
                     yield named
             finally:
@@ -258,17 +249,12 @@ class MissingShards:
         waiting: Callable[[], None],
     ) -> None:
         """As `bring`, in another thread. `waiting` is called here; what it raises ends the wait."""
-        outcome: Future[None] = Future()
 
         def work() -> None:
-            try:
-                for _ in self.bring(index, [named], goes_on):
-                    log.info("%s was needed and is here now", named.name)
-                outcome.set_result(None)
-            except BaseException as error:  # noqa: BLE001 - raised again by `result`
-                outcome.set_exception(error)
+            for _ in self.bring(index, [named], goes_on):
+                log.info("%s was needed and is here now", named.name)
 
-        threading.Thread(target=work, name="missing-shard", daemon=True).start()
+        outcome = in_background(work, "missing-shard")
         while not outcome.done():
             waiting()
             wait([outcome], _POLL_SECONDS)
@@ -291,7 +277,7 @@ class MissingShards:
                     verify(self._directory, named)
                     return  # another process has made it
                 try:
-                    self._corpus.restore(index, named.seal, goes_on)
+                    self._maker.restore(index, named.seal, goes_on)
                 except Damaged as error:
                     origin = self._cache and f" (and {self._cache.uri}, if they come from there)"
                     raise Damaged(f"{error}{origin or ''}") from error
@@ -306,14 +292,15 @@ class MissingShards:
                 log.warning("%s: fetched again", error)
             self._cache.fetch(named, scratch, self._directory)
 
-    def _say_once(self, refusal: AccessDenied) -> None:
-        """Log the first refusal only: a policy refuses all shards of a prefix."""
-        if not self._refused:
+    def _say_made_again(self, error: AppError) -> None:
+        if not isinstance(error, AccessDenied):
+            log.warning("%s: made again from the source", error)
+        elif not self._refused:  # once: a policy refuses all shards of a prefix
+            self._refused = True
             log.error(
                 "NO ACCESS TO CACHED TOKENS: what is refused is made again from the source: %s",
-                refusal,
+                error,
             )
-        self._refused = True
 
 
 def _await(download: Future[None], again: Callable[[], Future[None]], backoff: Backoff) -> None:

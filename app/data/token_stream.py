@@ -4,9 +4,9 @@ Shapes: B sequences per micro-batch, T = SEQ_LEN tokens.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 
@@ -22,7 +22,6 @@ from app.data.tokenizer import TokenizerFiles
 log = logging.getLogger(__name__)
 
 _WORTH_A_LINE = 0.5  # seconds: a shorter wait is not logged
-_T = TypeVar("_T")
 
 
 class OutOfData(Exception):
@@ -67,7 +66,13 @@ class TokenStream:
         The order within a window does not depend on what comes after it, so a window can be shown
         before the size of the corpus is known. Raises OutOfData.
         """
-        return self._waiting_for(lambda waiting: self._sequences(first, count, waiting))
+        seq_len = self._seq_len
+        needed = SampleOrder(None, self._seed).tokens_until(first + count, seq_len)
+        with self._out_of_data() as waiting:
+            index = self.preparation.wait_for("train", needed, waiting)
+            sequences = self._order(index).sequences(first, count)
+            self.preparation.require("train", sequences * seq_len, seq_len + 1, waiting)
+        return sequences
 
     def recover(self, numbers: Numbers) -> Tokens:
         """The tokens (count, T + 1) of sequences that could be read before and cannot now: their
@@ -76,7 +81,19 @@ class TokenStream:
 
     def validation(self, batch_size: int, max_tokens: int) -> ValidationBatches:
         """Batches of the first held-out tokens: the same ones at every call. Raises OutOfData."""
-        return self._waiting_for(lambda waiting: self._validation(batch_size, max_tokens, waiting))
+        seq_len = self._seq_len
+        with self._out_of_data() as waiting:
+            self.preparation.wait_for("validation", max_tokens + 1, waiting)
+            batches = ValidationBatches(
+                self.preparation.validation,
+                seq_len,
+                batch_size,
+                max_tokens,
+                partial(self._recover, "validation"),
+            )
+            starts = np.arange(batches.n_sequences, dtype=np.int64) * seq_len
+            self.preparation.require("validation", starts, seq_len + 1, waiting)
+        return batches
 
     def take_waited(self) -> float:
         """Seconds spent waiting for tokens since the last call."""
@@ -90,47 +107,24 @@ class TokenStream:
         n_tokens = index.n_tokens("train")
         return corpus_order(n_tokens, self._seq_len, complete=index.complete, seed=self._seed)
 
-    def _sequences(self, first: int, count: int, waiting: Waiting) -> Numbers:
-        seq_len = self._seq_len
-        needed = SampleOrder(None, self._seed).tokens_until(first + count, seq_len)
-        sequences = self._order(self.preparation.wait_for("train", needed, waiting)).sequences(
-            first, count
-        )
-        self.preparation.require("train", sequences * seq_len, seq_len + 1, waiting)
-        return sequences
-
-    def _validation(self, batch_size: int, max_tokens: int, waiting: Waiting) -> ValidationBatches:
-        seq_len = self._seq_len
-        self.preparation.wait_for("validation", max_tokens + 1, waiting)
-        batches = ValidationBatches(
-            self.preparation.validation,
-            seq_len,
-            batch_size,
-            max_tokens,
-            partial(self._recover, "validation"),
-        )
-        starts = np.arange(batches.n_sequences, dtype=np.int64) * seq_len
-        self.preparation.require("validation", starts, seq_len + 1, waiting)
-        return batches
-
     def _recover(self, split: Split, numbers: Numbers) -> Tokens:
         starts, length = numbers * self._seq_len, self._seq_len + 1
-
-        def read(waiting: Waiting) -> Tokens:
-            made = self.preparation
+        made = self.preparation
+        with self._out_of_data() as waiting:
             made.bring_again(split, starts, length, waiting)
             return TokenShards(made.directory, split, made.index).read_rows(starts, length)
 
-        return self._waiting_for(read)
+    @contextmanager
+    def _out_of_data(self) -> Iterator[Waiting]:
+        """For work that waits for tokens, by what this gives. Whatever ends it is OutOfData."""
 
-    def _waiting_for(self, read: Callable[[Waiting], _T]) -> _T:
         def waiting(progress: PrepareProgress) -> None:
             if self._stopping():
                 raise OutOfData
             self._progress.waiting(progress)
 
         try:
-            return read(waiting)
+            yield waiting
         except OutOfData:
             raise
         except Exception as error:  # even a bug: the training commits its steps, then raises it

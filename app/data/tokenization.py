@@ -19,11 +19,11 @@ import numpy as np
 
 from app.data.limits import DEFAULT_LIMITS, DataLimits
 from app.data.pieces import Piece, Pieces, Position, held_out
-from app.data.shard_index import ShardIndex, Split
+from app.data.shard_index import ShardIndex, Split, Tally
 from app.data.shards import SHARD_TOKENS, ShardWriter, Tokens
 from app.data.sources import PinnedSource
 from app.data.tokenizer import TextEncoder, TokenizerFiles
-from app.data.unsealed import Tally, Unsealed, UnsealedTokens
+from app.data.unsealed import Unsealed, UnsealedTokens
 from app.errors import AccessDenied, ConfigError, Damaged, Unavailable
 
 log = logging.getLogger(__name__)
@@ -84,13 +84,7 @@ class ShardMaker:
                     raise ConfigError(
                         f"DATASET={self._dataset} has no text to train on: name another dataset"
                     )
-                writer.seal(
-                    position=tally.position,
-                    pieces=tally.pieces,
-                    documents=tally.documents,
-                    text_bytes=tally.text_bytes,
-                    complete=complete,
-                )
+                writer.seal(tally, complete=complete)
                 self._unsealed.clear()
                 yield writer.index
         except ConfigError:  # a file was changed, for example: what was read may be of another text
@@ -114,15 +108,8 @@ class ShardMaker:
         Raises what `extend` raises, and Damaged where the source gives other tokens now.
         """
         writer = ShardWriter(self._directory, index.first(number))
-        tally, _ = next(self._fill(writer, _end_of(writer.index), lambda _: goes_on()))
-        restored = writer.restore(
-            index.seals[number],
-            position=tally.position,
-            pieces=tally.pieces,
-            documents=tally.documents,
-            text_bytes=tally.text_bytes,
-        )
-        if not restored:
+        tally, _ = next(self._fill(writer, writer.index.tally, lambda _: goes_on()))
+        if not writer.restore(index.seals[number], tally):
             raise Damaged(
                 f"DATASET={self._dataset} does not give the tokens that it gave before: "
                 f"delete {self._directory} and start again"
@@ -133,7 +120,7 @@ class ShardMaker:
         was read for all that `writer` has then."""
         kept = self._unsealed.read(writer.index)
         if kept is None:
-            return _end_of(writer.index)
+            return writer.index.tally
         for split, parts in kept.tokens.items():
             for tokens in parts:
                 writer.append(split, tokens)
@@ -306,7 +293,3 @@ def in_order(
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _end_of(index: ShardIndex) -> Tally:
-    return Tally(index.position, index.pieces, index.documents, index.text_bytes)

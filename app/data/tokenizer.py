@@ -103,10 +103,8 @@ def install_tokenizer(files: Mapping[str, str], data_dir: Path, setting: str) ->
     place = DataDir(data_dir)
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     directory = place.tokenizers / f"kept-{digest[:16]}"
-    if not directory.is_dir():
-        with disk_failures(place.setting), _appearing_at(directory) as scratch:
-            for name, content in files.items():
-                (scratch / name).write_text(content, "utf-8")
+    with disk_failures(place.setting):
+        keep_tokenizer({name: content.encode() for name, content in files.items()}, directory)
     return read_tokenizer(directory, setting)
 
 
@@ -122,12 +120,15 @@ def build_builtin_tokenizer(directory: Path, library: Path | None = None) -> Tok
     return read_tokenizer(directory, "TOKENIZER=builtin")
 
 
-def keep_tokenizer(files: Iterable[Path], directory: Path) -> None:
-    """Copy the files of a tokenizer to `directory`, unless that is there. Raises OSError."""
+def keep_tokenizer(files: Mapping[str, bytes], directory: Path) -> None:
+    """Write a tokenizer's files (content by name) to `directory`, unless that is there.
+
+    Raises OSError.
+    """
     if not directory.is_dir():
         with _appearing_at(directory) as scratch:
-            for path in files:
-                shutil.copyfile(path, scratch / path.name)
+            for name, content in files.items():
+                (scratch / name).write_bytes(content)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -151,11 +152,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
     """Write the files that AutoTokenizer reads; the end-of-text token has every special role."""
     roles = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
-    config = {
-        **roles,
-        "tokenizer_class": _FAITHFUL_CLASS,
-        "clean_up_tokenization_spaces": False,
-    }
+    config = {**roles, "tokenizer_class": _FAITHFUL_CLASS, "clean_up_tokenization_spaces": False}
     # Not tokenizer.save(): it reports a full disk as a plain Exception.
     (directory / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), "utf-8")
     _write_json(directory / _CONFIG_FILE, config)

@@ -15,39 +15,20 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import NonNegativeInt, ValidationError
 
 from app.data.data_dir import write_durably
 from app.data.limits import DEFAULT_LIMITS, DataLimits
-from app.data.shard_index import DTYPE, SPLITS, ShardIndex, Split, encode_index
+from app.data.shard_index import DTYPE, SPLITS, ShardIndex, Split, Tally, encode_index
 from app.data.shards import Tokens
 from app.errors import Damaged
+from app.stores.documents import Part
 
 log = logging.getLogger(__name__)
 
 FILE = "unsealed.tokens"
-
-_STRICT = ConfigDict(extra="forbid", strict=True)
-
-
-@checked_dataclass(frozen=True, config=_STRICT)
-class Tally:
-    """How far the source is tokenized, counted from its beginning.
-
-    `position` is the source's own. If the source failed within a batch, `begun` counts the pieces
-    and characters of that batch so far, so that the batch ends where it would have ended without
-    the failure; between batches it is (0, 0).
-    """
-
-    position: Mapping[str, Any] | None
-    pieces: NonNegativeInt
-    documents: NonNegativeInt
-    text_bytes: NonNegativeInt
-    begun: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -59,10 +40,8 @@ class Unsealed:
     tokens: Mapping[Split, Sequence[Tokens]]
 
 
-class _Header(BaseModel):
+class _Header(Part):
     """The line of JSON. `index` is the SHA-256 of the index that the tokens follow."""
-
-    model_config = _STRICT
 
     index: str
     tally: Tally

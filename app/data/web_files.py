@@ -21,13 +21,7 @@ _TIMEOUT = 60.0  # seconds in which a web server says nothing
 # Several servers refuse the agent that Python's library names.
 _AGENT = {"User-Agent": "smollm2-spot-trainer", "Accept": "*/*"}
 # An SSLError in the middle of an answer carries errno 1, which would mean EPERM on a disk.
-_NO_ANSWER = (
-    urllib.error.URLError,
-    HTTPException,
-    TimeoutError,
-    ConnectionError,
-    ssl.SSLError,
-)
+_NO_ANSWER = (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError, ssl.SSLError)
 _DENIED = (401, 403, 407, 451)
 _MISSING = (404, 410)
 _NOT_NOW = (408, 409, 423, 425, 429)

@@ -6,20 +6,14 @@ that it names was whole once.
 
 import re
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from app.errors import Damaged, NotFound
-from app.run.layout import (
-    HIGHEST_EPOCH,
-    LATEST,
-    MANIFEST,
-    CheckpointName,
-    file_of,
-)
+from app.run.layout import HIGHEST_EPOCH, LATEST, MANIFEST, CheckpointName, file_of
 from app.run.lease import WriteRight
 from app.state.identity import HIGHEST_STEP
 from app.stores.contract import Store
-from app.stores.documents import decode_document
+from app.stores.documents import Document, Part, decode_document
 
 MANIFEST_FORMAT = 1
 
@@ -30,19 +24,15 @@ _LONGEST_LATEST = 1_000  # bytes
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
-class FileEntry(BaseModel):
+class FileEntry(Part):
     """What a manifest records of one file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     size: int = Field(ge=0, le=_LARGEST_FILE)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Manifest(BaseModel):
+class Manifest(Document):
     """manifest.json: its presence makes a folder a checkpoint."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
     format_version: int = MANIFEST_FORMAT
     step: int = Field(ge=0, le=HIGHEST_STEP)

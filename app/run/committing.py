@@ -38,11 +38,7 @@ def commit(
     for file, data in files.items():
         store.put(name.key(file), data)
     manifest = Manifest(
-        step=name.step,
-        epoch=name.epoch,
-        train_loss=train_loss,
-        created_at=utc_now(),
-        files=entries,
+        step=name.step, epoch=name.epoch, train_loss=train_loss, created_at=utc_now(), files=entries
     )
     try:
         check_sizes(store, name, manifest)

@@ -22,10 +22,9 @@ from app.run.checkpoints import (
 from app.run.layout import MANIFEST, CheckpointName
 from app.run.view import CheckpointState, RunView
 from app.stores.contract import Store
+from app.stores.durable_files import blocks_of
 
 log = logging.getLogger(__name__)
-
-_BLOCK = 1 << 20  # bytes
 
 
 class Expectation(Protocol):
@@ -175,10 +174,8 @@ def check_expected(name: CheckpointName, directory: Path, expected: Expectation 
 def _verify(path: Path, entry: FileEntry, key: str, alive: Callable[[], None]) -> None:
     digest = hashlib.sha256()
     try:
-        with path.open("rb", buffering=0) as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-                alive()
+        for block in blocks_of(path, alive):
+            digest.update(block)
     except OSError as error:
         raise from_os_error(error, str(path)) from error
     if digest.hexdigest() != entry.sha256:

@@ -10,14 +10,15 @@ import threading
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from app.console import counted, duration
 from app.errors import AppError, Damaged, NotFound
 from app.failures import first_line
 from app.run.layout import HIGHEST_EPOCH, AttemptName, CheckpointName
 from app.state.identity import HIGHEST_STEP
 from app.stores.contract import Data, Store
-from app.stores.documents import decode_document, encode_document
+from app.stores.documents import Document, decode_document, encode_document
 from app.stores.swap import update
 
 _LONGEST_END = 20_000  # characters
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 TARGET_REACHED = "target reached"  # how `ended` begins where an attempt did all it was to do
 
 
-class AttemptRecord(BaseModel):
+class AttemptRecord(Document):
     """What an attempt says of itself. Times in seconds; steps are finished optimizer steps.
 
     `steps_lost` are the steps that the attempt before had made beyond the step this one started
@@ -42,8 +43,6 @@ class AttemptRecord(BaseModel):
     until nothing is left to be done but to exit; None where nobody asked. `additional_steps` is the
     ADDITIONAL_STEPS that it was started with, if no EXTENSION_ID named them, and else 0.
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
     epoch: int = Field(ge=0, le=HIGHEST_EPOCH)
     holder: _Text
@@ -172,3 +171,43 @@ class AttemptJournal:
             reason = first_line(error)
         log.warning("the end of this attempt was not recorded: %s", reason)
         return False
+
+
+def summary(record: AttemptRecord) -> str:
+    """The line that an attempt ends with."""
+    line = f"attempt {record.epoch}: {counted(record.steps, 'step')} in {duration(record.seconds)}"
+    share = 100 * record.stall_seconds / max(1e-9, record.seconds)
+    line += (
+        f"; {counted(record.saves, 'save')} held training up for {record.stall_seconds:.2f} s "
+        f"({share:.2f} %)"
+    )
+    if record.commits:
+        slowest = "the slowest" if record.commits > 1 else "it"
+        line += f", {slowest} was in the store after {record.longest_upload_lag:.1f} s"
+    if record.failed_saves:
+        line += f"; {counted(record.failed_saves, 'try', 'tries')} to save failed"
+    return line
+
+
+def attempt_table(records: Sequence[AttemptRecord]) -> list[str]:
+    """Lines for a terminal. Durations in seconds; `lag` is from a snapshot to its commit."""
+    columns = ("from", "steps", "lost", "1st step", "saves", "failed", "stall", "lag")
+    lines = [f"{'attempt':>7} {'started':<19} {' '.join(f'{c:>8}' for c in columns)}  ended"]
+    for record in records:
+        first = record.seconds_to_first_step
+        cells = (
+            str(record.start_step),
+            str(record.steps),
+            str(record.steps_lost),
+            "-" if first is None else f"{first:.1f} s",
+            str(record.saves),
+            str(record.failed_saves),
+            f"{record.stall_seconds:.2f} s",
+            f"{record.longest_upload_lag:.1f} s",
+        )
+        ended = record.ended or "no end recorded: killed, or still running"
+        lines.append(
+            f"{record.epoch:>7} {record.started_at[:19]:<19} "
+            f"{' '.join(f'{cell:>8}' for cell in cells)}  {ended}"
+        )
+    return lines

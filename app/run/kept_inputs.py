@@ -14,11 +14,9 @@ the right one: it holds the fingerprints.
 
 import logging
 import zlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from app.data.builtin import BuiltinText, kept_text
 from app.data.sources import PinnedSource
@@ -28,7 +26,7 @@ from app.run.layout import INPUTS, TEXT_KEY, TOKENIZER_KEY
 from app.settings.variables import DataSettings
 from app.state.identity import RunRecord
 from app.stores.contract import MAX_GET_BYTES, Store
-from app.stores.documents import decode_document, encode_document
+from app.stores.documents import Document, M, decode_document, encode_document
 
 log = logging.getLogger(__name__)
 
@@ -39,20 +37,15 @@ _LEVEL = 3  # 0.3 s of work for the text, and a tenth larger than at the highest
 _FILES = (".json", ".jinja")  # what a tokenizer is read from; the rest is the same in other forms
 
 _FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$")]
-_M = TypeVar("_M", bound=BaseModel)
 
 
-class _Text(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
-
+class _Text(Document):
     format_version: int = _FORMAT
     documents: list[str]
 
 
-class _Tokenizer(BaseModel):
+class _Tokenizer(Document):
     """`files` maps names to contents."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     format_version: int = _FORMAT
     files: Annotated[dict[_FileName, str], Field(max_length=20)]
@@ -65,9 +58,11 @@ def keep_inputs(store: Store, source: PinnedSource, tokenizer: TokenizerFiles) -
     """
     kept = {info.key for info in store.list(INPUTS)}
     if (text := source.builtin) is not None and TEXT_KEY not in kept:
-        _keep(store, TEXT_KEY, lambda: _Text(documents=list(text.read())))
+        _keep(store, TEXT_KEY, _Text(documents=list(text.read())))
     if TOKENIZER_KEY not in kept:
-        _keep(store, TOKENIZER_KEY, lambda: _Tokenizer(files=_contents(tokenizer.directory)))
+        paths = [path for path in sorted(tokenizer.directory.iterdir()) if path.suffix in _FILES]
+        files = {path.name: path.read_text("utf-8") for path in paths}
+        _keep(store, TOKENIZER_KEY, _Tokenizer(files=files))
 
 
 def read_text(store: Store) -> BuiltinText | None:
@@ -112,13 +107,8 @@ def tokenizer_of_run(
 _BACKUP = "restore it from a backup, or go on with the image that began the run"
 
 
-def _contents(directory: Path) -> dict[str, str]:
-    paths = [path for path in sorted(directory.iterdir()) if path.suffix in _FILES]
-    return {path.name: path.read_text("utf-8") for path in paths}
-
-
-def _keep(store: Store, key: str, document: Callable[[], BaseModel]) -> None:
-    content = encode_document(document())
+def _keep(store: Store, key: str, document: Document) -> None:
+    content = encode_document(document)
     packed = zlib.compress(content, _LEVEL)
     if len(content) > _MOST_BYTES or len(packed) > MAX_GET_BYTES:
         log.warning("%s/%s is not kept: it would be too large to be read again", store.uri, key)
@@ -126,7 +116,7 @@ def _keep(store: Store, key: str, document: Callable[[], BaseModel]) -> None:
     store.put_if_absent(key, packed)
 
 
-def _read(store: Store, key: str, model: type[_M]) -> _M | None:
+def _read(store: Store, key: str, model: type[M]) -> M | None:
     place = f"{store.uri}/{key}"
     try:
         packed, _ = store.get(key)

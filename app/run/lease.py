@@ -19,13 +19,13 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from app.errors import AppError, Damaged, Fenced, NotFound, Preempted, Unavailable
 from app.run.clock import Clock
 from app.run.layout import HIGHEST_EPOCH, LEASE
 from app.stores.contract import ExclusiveLock, Store
-from app.stores.documents import decode_document, encode_document
+from app.stores.documents import Document, decode_document, encode_document
 from app.stores.swap import SWAP_PAUSES, swap, swap_refused
 
 _MOST_REFUSALS = 30  # more say that the store refuses, not that others are faster
@@ -34,13 +34,11 @@ _JOIN_SECONDS = 5.0  # what `release` waits, within the grace period, for a runn
 log = logging.getLogger(__name__)
 
 
-class LeaseRecord(BaseModel):
+class LeaseRecord(Document):
     """lease.json. `ttl` is in seconds, `expires_at` in Unix seconds.
 
     `lock_scope` is the scope of the exclusive lock that the holder has; "" if it has none.
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
     holder: str = Field(min_length=1, max_length=500)
     epoch: int = Field(ge=1, le=HIGHEST_EPOCH)
@@ -113,12 +111,13 @@ class Lease:
 
     def renew(self) -> None:
         """Show that this process is alive. Sets `lost` where the lease is another's."""
-        renewed = self._held().model_copy(
-            update={
-                "renewal": self._held().renewal + 1,
-                "expires_at": self._clock.unix() + self._ttl,
-            }
-        )
+        if self._record is None:
+            raise AppError("the lease is used before it was acquired")
+        changes = {
+            "renewal": self._record.renewal + 1,
+            "expires_at": self._clock.unix() + self._ttl,
+        }
+        renewed = self._record.model_copy(update=changes)
         etag = swap(self._store, LEASE, encode_document(renewed), self._etag)
         if etag is not None:
             self._record, self._etag = renewed, etag
@@ -179,22 +178,24 @@ class Lease:
     def release(self) -> None:
         """Stop renewing. If this process still holds the lease, the next one can start at once."""
         self._stop.set()
+        renewing = False
         if self._thread is not None:
             self._thread.join(timeout=_JOIN_SECONDS)
+            renewing = self._thread.is_alive()
         try:
-            if self._record is not None and not self.lost and not self._still_renewing():
-                self._mark_released()
+            if self._record is not None and not self.lost and not renewing:
+                released = self._record.model_copy(update={"released": True})
+                if swap(self._store, LEASE, encode_document(released), self._etag) is not None:
+                    self._record = None
         except AppError as error:
             log.warning("the lease was not given back, the next start may wait for it: %s", error)
         finally:
-            self._drop_kernel_lock()
+            if self._kernel_lock is not None:
+                self._kernel_lock.release()
+                self._kernel_lock = None
 
     def _acquire(
-        self,
-        wait: float,
-        on_wait: Callable[[str], None],
-        stopping: Callable[[], bool],
-        above: int,
+        self, wait: float, on_wait: Callable[[str], None], stopping: Callable[[], bool], above: int
     ) -> None:
         started = since = self._clock.monotonic()
         watched: str | None = None
@@ -273,11 +274,6 @@ class Lease:
     def _hold(self, record: LeaseRecord, etag: str) -> None:
         self._record, self._etag, self.epoch = record, etag, record.epoch
 
-    def _held(self) -> LeaseRecord:
-        if self._record is None:
-            raise AppError("the lease is used before it was acquired")
-        return self._record
-
     def _is_own_write(self, record: LeaseRecord) -> bool:
         """Whether this process wrote the record, perhaps without getting the answer."""
         return record.holder == self.holder and not record.released
@@ -292,19 +288,6 @@ class Lease:
             except AppError as error:
                 # The next commit looks at the lease again, and fails if it is lost by then.
                 log.warning("the lease could not be renewed: %s", error)
-
-    def _still_renewing(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
-
-    def _mark_released(self) -> None:
-        released = self._held().model_copy(update={"released": True})
-        if swap(self._store, LEASE, encode_document(released), self._etag) is not None:
-            self._record = None
-
-    def _drop_kernel_lock(self) -> None:
-        if self._kernel_lock is not None:
-            self._kernel_lock.release()
-            self._kernel_lock = None
 
 
 def read_lease(store: Store) -> tuple[LeaseRecord, str] | None:

@@ -7,7 +7,7 @@ source.json lists what the data were made of, and only serves to explain a diffe
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from app.console import redacted
 from app.data.sources import PinnedSource, follows_the_hub, follows_the_image, pin_source
@@ -19,7 +19,7 @@ from app.run.record import load_record
 from app.settings.variables import DataSettings
 from app.state.identity import RunRecord
 from app.stores.contract import Store
-from app.stores.documents import decode_document, encode_document
+from app.stores.documents import Document, decode_document, encode_document
 from app.stores.opening import open_store
 
 _FORMAT = 1
@@ -30,10 +30,8 @@ _SHOWN = 5
 log = logging.getLogger(__name__)
 
 
-class _SourceRecord(BaseModel):
+class _SourceRecord(Document):
     """source.json. `parts` maps the name of each part to a short digest; None: too many parts."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     format_version: int = _FORMAT
     count: int = Field(ge=0, lt=2**53)

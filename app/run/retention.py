@@ -10,22 +10,16 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from app.errors import AccessDenied, ConfigError, Damaged, IncompatibleRun, Unavailable
 from app.run.checkpoints import Manifest, read_manifest, write_latest
 from app.run.clock import utc_now
-from app.run.layout import (
-    CHECKPOINTS,
-    MANIFEST,
-    QUARANTINE,
-    REASON,
-    CheckpointName,
-    of_a_run,
-)
+from app.run.layout import CHECKPOINTS, MANIFEST, QUARANTINE, REASON, CheckpointName, of_a_run
 from app.run.lease import WriteRight
 from app.run.view import CheckpointState, RunView
 from app.stores.contract import HalfWritten, Store
+from app.stores.documents import Document
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +55,21 @@ def prune(
 def delete(store: Store, names: Sequence[CheckpointName], lease: WriteRight) -> None:
     """Delete these checkpoints, of each the manifest first."""
     for name in names:
-        _delete(store, name, lease)
+        lease.check()
+        store.delete([name.key(MANIFEST)])
+        store.delete([info.key for info in store.list(name.key())])
 
 
 def superfluous(
     store: Store, view: RunView, keep_top: int, protected: Sequence[CheckpointName]
 ) -> list[CheckpointName]:
     """All but the best `keep_top` by train loss, the newest, and the `protected` ones."""
-    manifests = dict(_readable_manifests(store, view.committed))
+    manifests: dict[CheckpointName, Manifest] = {}
+    for name in view.committed:
+        try:
+            manifests[name] = read_manifest(store, name)
+        except (Damaged, IncompatibleRun) as error:
+            log.warning("checkpoint %s is left alone: %s", name, error)
     if not manifests:
         return []
     ranked = sorted(manifests, key=lambda name: (_loss(manifests[name]), -name.step))
@@ -113,10 +114,8 @@ def stopping_no_start(what: str) -> Iterator[None]:
         log.warning("%s: %s", what, error)
 
 
-class Reason(BaseModel):
+class Reason(Document):
     """reason.json: why a checkpoint was set aside, and when."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
     reason: str = Field(max_length=10_000)
     set_aside_at: str = Field(max_length=40)
@@ -145,8 +144,7 @@ def remove_unfinished(
     """Delete uploads that were cut short, of attempts before the one of `epoch`."""
     unfinished = view.of_state(CheckpointState.UNFINISHED)
     names = [name for name in unfinished if name.epoch < epoch]
-    for name in names:
-        _delete(store, name, lease)
+    delete(store, names, lease)
     return names
 
 
@@ -184,22 +182,6 @@ def move_aside(store: Store, name: CheckpointName, lease: WriteRight) -> None:
     for key in sorted(keys, key=lambda key: key != name.key(MANIFEST)):
         lease.check()
         store.move(key, name.quarantine_key(key.removeprefix(name.key())))
-
-
-def _delete(store: Store, name: CheckpointName, lease: WriteRight) -> None:
-    lease.check()
-    store.delete([name.key(MANIFEST)])
-    store.delete([info.key for info in store.list(name.key())])
-
-
-def _readable_manifests(
-    store: Store, names: Sequence[CheckpointName]
-) -> Iterator[tuple[CheckpointName, Manifest]]:
-    for name in names:
-        try:
-            yield name, read_manifest(store, name)
-        except (Damaged, IncompatibleRun) as error:
-            log.warning("checkpoint %s is left alone: %s", name, error)
 
 
 def _loss(manifest: Manifest) -> float:

@@ -68,7 +68,11 @@ class Verification:
             yield _damage(view.latest, f"{LATEST} names it, and it is not there")
         elif any(finding.damaged or finding.whole for finding in found) or view.record is None:
             return
-        elif (traces := traces_of_checkpoints(self.store, view)) and not self._commits_now():
+        elif (
+            (traces := traces_of_checkpoints(self.store, view))
+            # A running job may have made its first checkpoint in the meantime.
+            and not read_view(self.store).committed
+        ):
             yield _damage(RECORD, f"{traces[0]}, but no checkpoint is left")
 
     def _of(self, checkpoint: StoredCheckpoint, view: RunView) -> Finding:
@@ -98,10 +102,6 @@ class Verification:
             return _damage(str(name), str(error))
         return Finding(str(name), _WHOLE)
 
-    def _commits_now(self) -> bool:
-        """Whether a running job has made its first checkpoint in the meantime."""
-        return bool(read_view(self.store).committed)
-
     def _vanished(self, view: RunView, found: Sequence[Finding]) -> bool:
         latest = view.latest
         if latest in [finding.name for finding in found] or read_latest(self.store) != latest:
@@ -128,7 +128,7 @@ def traces_of_checkpoints(store: Store, view: RunView) -> list[str]:
     if view.quarantined:
         traces.append(f"{QUARANTINE} has {max(view.quarantined)}")
     # Rows may go into the store before the first checkpoint, but never before an attempt's record.
-    if view.has_metrics and (not view.attempts or _tells_of_commits(store)):
+    if METRICS_KEY in view.objects and (not view.attempts or _tells_of_commits(store)):
         traces.append(f"{METRICS_KEY} has rows of an attempt that saved")
     return traces
 

@@ -5,7 +5,7 @@ refused, what is cleaned up, what a listing shows. Only who changes the store lo
 again before each change.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -17,7 +17,6 @@ from app.run.layout import (
     ATTEMPTS,
     CHECKPOINTS,
     MANIFEST,
-    METRICS_KEY,
     QUARANTINE,
     AttemptName,
     CheckpointName,
@@ -100,10 +99,6 @@ class RunView:
         """The last `count` of them, oldest first."""
         return self.attempts[max(0, len(self.attempts) - count) :]
 
-    @property
-    def has_metrics(self) -> bool:
-        return METRICS_KEY in self.objects
-
     def find(self, text: str) -> CheckpointName:
         """The committed checkpoint that `text` names: step-…-e…, a step number, or latest."""
         if not self.committed:
@@ -130,7 +125,8 @@ def read_view(
     latest = read_latest(store)
     sizes = {info.key: info.size for info in store.list("")}
     record = record_of(store)
-    attempts = sorted(_attempts(sizes), key=lambda attempt: (attempt.epoch, attempt.start_step))
+    named = (AttemptName.parse(file_of(key)) for key in sizes if key.startswith(f"{ATTEMPTS}/"))
+    attempts = sorted(filter(None, named), key=lambda attempt: (attempt.epoch, attempt.start_step))
     quarantined = frozenset(key.split("/")[1] for key in sizes if key.startswith(f"{QUARANTINE}/"))
     folders: dict[CheckpointName, dict[str, int]] = {}
     for key, size in sizes.items():
@@ -166,10 +162,3 @@ def read_view(
 def read_view_without_record(store: Store) -> RunView:
     """As `read_view`, for a run whose run.json may be damaged or missing: it is not read."""
     return read_view(store, lambda _: None)
-
-
-def _attempts(keys: Iterable[str]) -> Iterable[AttemptName]:
-    for key in keys:
-        name = AttemptName.parse(file_of(key)) if key.startswith(f"{ATTEMPTS}/") else None
-        if name is not None:
-            yield name

@@ -8,7 +8,8 @@ file: a slip of the hand puts a secret anywhere.
 
 import re
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,6 +30,7 @@ _WORDS = (
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     *_ENDPOINTS,
 )
+_TOKEN_FILES = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
 # Names and paths, which may hold spaces.
 _TEXTS = (
     "AWS_PROFILE",
@@ -36,8 +38,7 @@ _TEXTS = (
     "AWS_CONTAINER_AUTHORIZATION_TOKEN",
     "AWS_CONFIG_FILE",
     "AWS_SHARED_CREDENTIALS_FILE",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    *_TOKEN_FILES,
 )
 _REGION = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")  # as in a host name
 
@@ -102,25 +103,16 @@ def _endpoint_flaw(url: str) -> str:
 
 
 def _file_flaws(sound: Mapping[str, str], has_keys: bool) -> Iterator[tuple[str, str]]:
-    for name in _BUNDLES:
-        if bundle := sound.get(name):
-            yield from _named(name, bundle, _bundle_flaw(bundle))
-    if config := sound.get("AWS_CONFIG_FILE"):
-        flaw = _reading_flaw(config, may_be_missing=True)  # boto3 does without
-        yield from _named("AWS_CONFIG_FILE", config, flaw)
-    if has_keys:  # they come first, and the other sources of credentials are not looked at
-        return
-    if credentials := sound.get("AWS_SHARED_CREDENTIALS_FILE"):
-        flaw = _reading_flaw(credentials)
-        yield from _named("AWS_SHARED_CREDENTIALS_FILE", credentials, flaw)
-    for name in ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"):
-        if token := sound.get(name):
-            yield from _named(name, token, _reading_flaw(token, may_be_empty=False))
-
-
-def _named(name: str, path: str, flaw: str) -> Iterator[tuple[str, str]]:
-    if flaw:
-        yield f"{name}={path!r}", flaw
+    checks: dict[str, Callable[[str], str]] = dict.fromkeys(_BUNDLES, _bundle_flaw)
+    # boto3 does without a file of settings.
+    checks["AWS_CONFIG_FILE"] = partial(_reading_flaw, may_be_missing=True)
+    if not has_keys:  # they come first, and the other sources of credentials are not looked at
+        checks["AWS_SHARED_CREDENTIALS_FILE"] = _reading_flaw
+        token = partial(_reading_flaw, may_be_empty=False)
+        checks |= dict.fromkeys(_TOKEN_FILES, token)
+    for name, check in checks.items():
+        if name in sound and (flaw := check(sound[name])):
+            yield f"{name}={sound[name]!r}", flaw
 
 
 def _reading_flaw(path: str, may_be_empty: bool = True, may_be_missing: bool = False) -> str:

@@ -9,9 +9,10 @@ from os.path import normpath
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from app.settings.presets import ModelConfig
+from app.stores.documents import Document, Part
 
 RECORD_FORMAT = 1
 HIGHEST_STEP = 10**12 - 1  # what the digits in the name of a checkpoint can say
@@ -25,14 +26,12 @@ _Short = Annotated[str, Field(max_length=200)]
 _Number = Annotated[int | float, Field(ge=0, le=1e12)]
 
 
-class Identity(BaseModel):
+class Identity(Part):
     """What must not change during a run, under the names that users type.
 
     `init_weights` is the SHA-256 (hex) of the weights in INIT_FROM; None without INIT_FROM, and in
     records of versions that did not know it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     model: _Name
     shape: Annotated[dict[_Short, _Number], Field(max_length=100)]
@@ -60,10 +59,8 @@ class Identity(BaseModel):
             return None
 
 
-class Extension(BaseModel):
+class Extension(Part):
     """One entry of the ledger: `base` was the target before, `target` is the one after."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     id: _Short | None
     base: _Step
@@ -71,10 +68,8 @@ class Extension(BaseModel):
     created_at: _Short
 
 
-class RunRecord(BaseModel):
+class RunRecord(Document):
     """run.json."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
     format_version: int = RECORD_FORMAT
     run_name: _Short

@@ -7,13 +7,13 @@ training.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from app.errors import Damaged
 from app.settings.variables import OptimizerSettings
 from app.state.identity import HIGHEST_STEP, RunRecord, differences
 from app.state.random_state import RandomState
-from app.stores.documents import decode_document
+from app.stores.documents import Document, decode_document
 
 STATE_FORMAT = 1
 STATE_FILE = "state.json"
@@ -27,14 +27,12 @@ _Text = Annotated[str, Field(max_length=500)]
 _Loss = Annotated[float, Field(ge=-0.5, le=_LARGEST_FLOAT32)]  # rounding can bring it below 0
 
 
-class Progress(BaseModel):
+class Progress(Document):
     """state.json: where the run stands, and what it was made with.
 
     Losses in nats per token; `saved_at` in seconds since 1970. `run`, `precision` and `device` are
     None in checkpoints of versions that did not know them yet.
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
     format_version: int = Field(STATE_FORMAT, ge=1)
     run: RunRecord | None = None

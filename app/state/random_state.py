@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
+
+from app.stores.documents import Part
 
 _WORDS = 624  # of a Mersenne Twister
 _CUDA_BYTES = 16  # seed and offset of a Philox generator
-_CHECKED = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 _Word = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -46,26 +47,20 @@ def _of_python(words: tuple[int, ...]) -> tuple[int, ...]:
     return words
 
 
-class _TwisterState(BaseModel):
-    model_config = _CHECKED
-
+class _TwisterState(Part):
     key: Annotated[list[_Word], Field(min_length=_WORDS, max_length=_WORDS), AfterValidator(_moves)]
     pos: int = Field(ge=0, le=_WORDS)
 
 
-class _NumpyState(BaseModel):
-    model_config = _CHECKED
-
+class _NumpyState(Part):
     bit_generator: Literal["MT19937"]
     state: _TwisterState
     has_gauss: Literal[0, 1]
     gauss: float
 
 
-class RandomState(BaseModel):
+class RandomState(Part):
     """Every generator that training could draw from. Byte strings are base64."""
-
-    model_config = _CHECKED
 
     torch_cpu: Annotated[str, Field(max_length=10_000), AfterValidator(_of_torch)]
     torch_cuda: Annotated[

@@ -24,7 +24,7 @@ from app.settings.presets import ModelConfig
 from app.state.identity import RunRecord
 from app.state.progress import STATE_FILE, Progress, read_progress
 from app.state.tensor_files import check_float32, read_shapes, read_tensors, tensor_file
-from app.state.weights import check_finite, load_weights, same_tensors
+from app.state.weights import check_finite, load_weights, same_tensors, shapes_of
 from app.stores.contract import Data
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -88,7 +88,12 @@ def capture(
 
     On a card with `room` times the size of the copy free, the copy stays there.
     """
-    weights, state = model.state_dict(), dict(_optimizer_tensors(model, optimizer))
+    weights = model.state_dict()
+    state = {
+        f"{moment}.{name}": tensor
+        for name, parameter in model.named_parameters()
+        for moment, tensor in optimizer.state[parameter].items()
+    }
     stays = _fits_on_card([*weights.values(), *state.values()], room)
     copy = torch.clone if stays else _host_copy
     return Snapshot(
@@ -146,7 +151,7 @@ class Expected:
         run = progress.run or self.record
         if run and (config := run.identity.config):
             model = _without_memory(config, model_file, found)
-            same_tensors(model_file, _shapes_of(model), found)
+            same_tensors(model_file, shapes_of(model), found)
             inside = matrices_of_layers(model) if run.identity.optimizer == "muon" else {}
             expected = _moment_shapes(
                 (name, parameter, MUON_MOMENTS if name in inside else ADAMW_MOMENTS)
@@ -209,14 +214,6 @@ def tokenizer_files(files: Iterable[str]) -> list[str]:
     """Those of a checkpoint's files that are its tokenizer's."""
     others = {STATE_FILE, "config.json", "generation_config.json"}
     return [f for f in files if f.endswith(TOKENIZER_FILE_TYPES) and f not in others]
-
-
-def _optimizer_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> Iterable[tuple[str, Tensor]]:
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            yield f"{key}.{name}", value
 
 
 def _load_optimizer(
@@ -287,10 +284,6 @@ def _without_memory(config: ModelConfig, path: Path, found: Mapping[str, torch.S
             f"{config.parameter_count:,}"
         )
     return SmolLM2.empty(config, torch.device("meta"))
-
-
-def _shapes_of(model: nn.Module) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 def matrices_of_layers(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from app.errors import Damaged, IncompatibleRun, NotFound
 from app.model.huggingface import INDEX_FILE, MODEL_FILE
 from app.state.tensor_files import read_shapes, read_tensors
-
-_BLOCK = 1 << 20  # bytes
+from app.stores.durable_files import blocks_of
 
 # What some files hold beside the weights: the output layer, which is tied to the embedding, and
 # buffers of older versions of transformers that follow from rope_theta.
@@ -52,8 +51,11 @@ def _check_shapes(paths: Sequence[Path], model: nn.Module) -> None:
         for name, shape in read_shapes(path).items()
         if not name.endswith(_REDUNDANT)
     }
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    same_tensors(paths[0], expected, found)
+    same_tensors(paths[0], shapes_of(model), found)
+
+
+def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 def same_tensors(
@@ -90,10 +92,8 @@ def weights_digest(directory: Path, alive: Callable[[], None] = lambda: None) ->
     digest = hashlib.sha256()
     for path in _weight_files(directory):
         try:
-            with path.open("rb", buffering=0) as file:
-                while block := file.read(_BLOCK):
-                    digest.update(block)
-                    alive()
+            for block in blocks_of(path, alive):
+                digest.update(block)
         except FileNotFoundError as error:
             raise Damaged(f"{path} is missing") from error
     return digest.hexdigest()

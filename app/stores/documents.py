@@ -15,6 +15,18 @@ from app.errors import Damaged, IncompatibleRun
 M = TypeVar("M", bound=BaseModel)
 
 
+class Document(BaseModel):
+    """What is read back: nothing is converted, and fields of later versions are passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+
+class Part(Document):
+    """A part of a document. It has no field that this version does not know."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 class _Format(BaseModel):
     """The one field that is read of an object of any version."""
 

@@ -9,7 +9,7 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _NO_FLOCK = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
@@ -102,6 +102,14 @@ def write_all(descriptor: int, buffer: bytes | memoryview) -> None:
     view = memoryview(buffer).cast("B")
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def blocks_of(path: Path, alive: Callable[[], None]) -> Iterator[bytes]:
+    """The content of a file. `alive` is called after each MiB. Raises OSError."""
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(1 << 20):
+            yield block
+            alive()
 
 
 def files_below(top: Path) -> Iterator[tuple[Path, os.stat_result]]:

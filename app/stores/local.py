@@ -57,26 +57,17 @@ _PROBE_BYTES = 65_536
 class LocalStore:
     """See `app.stores.contract.Store` for the contract. `root` need not exist yet."""
 
+    deletes = True  # `check` refuses a folder where it cannot remove its own file
+
     def __init__(self, root: Path, limits: StoreLimits = DEFAULT_LIMITS) -> None:
         self._root, self._limits = root.absolute(), limits
+        self.uri = self.place = self._root.as_uri()
         self._kernel = kernel_id()
         self._has_flock = True
 
     @property
-    def uri(self) -> str:
-        return self._root.as_uri()
-
-    @property
-    def place(self) -> str:
-        return self.uri
-
-    @property
     def conditional_writes(self) -> bool:
         return self._has_flock
-
-    @property
-    def deletes(self) -> bool:
-        return True  # `check` refuses a folder where it cannot remove its own file
 
     def check(self) -> None:
         created: list[Path] = []

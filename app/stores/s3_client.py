@@ -7,7 +7,6 @@ AWS_DEFAULT_REGION, AWS_ENDPOINT_URL_S3 and so on.
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import Any, TypeVar
@@ -21,6 +20,7 @@ from botocore.exceptions import ClientError
 
 from app.console import redacted
 from app.errors import NoCredentials, Unavailable
+from app.process import in_background
 from app.stores.limits import DEFAULT_LIMITS, StoreLimits
 from app.stores.s3_answers import NO_SENSE, PATH_FORBIDDEN, s3_failures, unusable
 
@@ -202,11 +202,7 @@ def transfer(work: Callable[[], T]) -> T:
     its requests are answered. In the caller's thread, a server that went silent would keep an
     interrupted process alive for minutes.
     """
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="s3-transfer")
-    try:
-        return pool.submit(work).result()
-    finally:
-        pool.shutdown(wait=False)
+    return in_background(work, "s3-transfer").result()
 
 
 @contextmanager

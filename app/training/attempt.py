@@ -23,9 +23,8 @@ from app.failures import first_line
 from app.heartbeat import beat
 from app.model.loss import LossFunction
 from app.model.smollm2 import SmolLM2
-from app.run.attempt_text import summary
 from app.run.clock import seconds_of_this_process
-from app.run.journal import AttemptJournal
+from app.run.journal import AttemptJournal, summary
 from app.run.lease import Lease
 from app.settings.variables import (
     CheckpointSettings,

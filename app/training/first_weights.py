@@ -82,7 +82,7 @@ class BegunRun:
                     keep_tokenizer(self._tokenizer_files(scratch, setting), directory)
         return read_tokenizer(directory, setting)
 
-    def _tokenizer_files(self, scratch: Path, setting: str) -> list[Path]:
+    def _tokenizer_files(self, scratch: Path, setting: str) -> dict[str, bytes]:
         for name in self.view.committed:
             target = scratch / str(name)
             target.mkdir()
@@ -91,7 +91,7 @@ class BegunRun:
                 expected = Expected(self.record)
                 folder = fetch(self.store, name, target, files, alive=beat, expected=expected)
                 if self._is_own(read_tokenizer(folder, setting)):
-                    return [folder / file for file in files]
+                    return {file: (folder / file).read_bytes() for file in files}
             except (Damaged, NotFound) as error:
                 log.warning("%s is not taken from %s: %s", setting, name, error)
         raise Damaged(f"{setting} is in none of its checkpoints: set TOKENIZER")

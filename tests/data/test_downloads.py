@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from app.data.downloads import RemoteFiles
-from app.data.remote_files import list_remote
 from app.data.retries import PAUSES
-from app.data.sources import pin_source
+from app.data.sources import list_remote, pin_source
 from app.errors import ConfigError, NoBucket, NotFound, Unavailable
 from app.settings.variables import DataSettings
 from tests.support.corpus_files import ROWS, jsonl

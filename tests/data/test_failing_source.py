@@ -16,12 +16,12 @@ from app.data.limits import DataLimits
 from app.data.pieces import Placed
 from app.data.preparation import Preparation
 from app.data.readers import file_pieces
-from app.data.shard_index import read_index
+from app.data.shard_index import Tally, read_index
 from app.data.sources import PinnedSource, pin_source
 from app.data.token_need import TokenNeed
 from app.data.tokenization import in_order
 from app.data.tokenizer import TokenizerFiles
-from app.data.unsealed import FILE, Tally, Unsealed, UnsealedTokens
+from app.data.unsealed import FILE, Unsealed, UnsealedTokens
 from app.errors import AccessDenied, Damaged, Unavailable
 from app.settings.variables import DataSettings
 from tests.support.prepared import Killed, prepared_files
@@ -216,7 +216,7 @@ def test_closed_while_the_source_hangs_it_keeps_what_it_had(
         with data._changed:
             assert data._changed.wait_for(lambda: data._done, 60)
     assert source.run("closed", tokenizer) == straight
-    assert source.asked[-1]["line"] > (there.position or {"line": 0})["line"]
+    assert source.asked[-1]["line"] > (there.tally.position or {"line": 0})["line"]
 
 
 @pytest.mark.parametrize("when", ["before", "within", "after"])

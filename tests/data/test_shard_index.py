@@ -5,6 +5,7 @@ import pytest
 
 from app.data.shard_index import (
     INDEX,
+    Tally,
     decode_index,
     encode_index,
     mended_index,
@@ -93,7 +94,7 @@ def test_the_first_seals_are_an_index_of_their_own(tmp_path: Path) -> None:
     assert not written.continues(written)
     writer = ShardWriter(tmp_path, first)
     writer.append("train", counting_tokens(101, 57))
-    assert writer.restore(written.seals[2], position={"row": 3}, pieces=3, documents=3)
+    assert writer.restore(written.seals[2], Tally(position={"row": 3}, pieces=3, documents=3))
     assert writer.index == first
 
 
@@ -101,7 +102,7 @@ def test_an_index_that_differs_in_the_past_is_no_continuation(tmp_path: Path) ->
     written = write_counting_shards(tmp_path)
     writer = ShardWriter(tmp_path, EMPTY)
     writer.append("train", counting_tokens(7, 7))
-    writer.seal(position=None, pieces=1, documents=1)
+    writer.seal(Tally(position=None, pieces=1, documents=1))
     assert not written.continues(writer.index)
 
 

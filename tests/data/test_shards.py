@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from app.data.shard_index import (
     Seal,
     Shard,
+    Tally,
     read_index,
 )
 from app.data.shards import ShardWriter, TokenShards, is_missing, verify
@@ -202,7 +203,7 @@ def test_a_shard_that_the_index_does_not_name_is_written_again(tmp_path: Path) -
     (tmp_path / "train-00003.bin.partial").write_bytes(b"too")
     writer = ShardWriter(tmp_path, written)
     writer.append("train", counting_tokens(158, 2))
-    writer.seal(position=None, pieces=4, documents=4)
+    writer.seal(Tally(position=None, pieces=4, documents=4))
     assert TokenShards(tmp_path, "train", writer.index).read(157, 3).tolist() == [
         157,
         158,
@@ -215,5 +216,5 @@ def test_other_tokens_than_the_sealed_ones_replace_no_file(tmp_path: Path) -> No
     before = (tmp_path / "train-00002.bin").read_bytes()
     writer = ShardWriter(tmp_path, written.first(2))
     writer.append("train", counting_tokens(7, 57))
-    assert not writer.restore(written.seals[2], position={"row": 3}, pieces=3, documents=3)
+    assert not writer.restore(written.seals[2], Tally(position={"row": 3}, pieces=3, documents=3))
     assert (tmp_path / "train-00002.bin").read_bytes() == before

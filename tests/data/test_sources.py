@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.data.limits import DataLimits
-from app.data.sources import is_hub_id, pin_source
+from app.data.sources import is_hub_id, list_remote, pin_source
 from app.data.tokenizer import read_tokenizer
 from app.errors import ConfigError
 from tests.support.corpus_files import ROWS, jsonl, write_rows
@@ -94,3 +94,17 @@ def test_a_document_longer_than_a_shard_is_gone_on_with_in_its_middle(
     assert len(first) < len(both) - 400
     end = tokenizer.eos_token_id
     assert both.count(end) == 3
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("gs://b/a.txt", r"^DATASET=gs://b/a.txt: URIs start with s3://"),
+        ("s3://", r"^DATASET=s3:// names no bucket"),
+    ],
+)
+def test_a_uri_that_names_no_server_of_ours_is_refused(
+    tmp_path: Path, uri: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        list_remote(uri, tmp_path, lambda: None)

@@ -150,7 +150,7 @@ def test_what_the_cache_does_not_hold_is_made_after_it(
     monkeypatch.setattr(PinnedSource, "pieces", noted)
     second = node("second")
     whole = second.prepare(validation=10**6)
-    assert begun == [part.index.position]
+    assert begun == [part.index.tally.position]
     first.prepare(validation=10**6)
     assert second.files() == first.files()
     assert whole.index.complete

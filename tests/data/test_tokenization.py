@@ -166,10 +166,10 @@ from app.settings.variables import DataSettings
 from app.data.tokenizer import read_tokenizer
 
 seal = shards.ShardWriter.seal
-def kill(self, **more):
+def kill(self, *tally, **more):
     if self.index.pieces:
         os.kill(os.getpid(), signal.SIGKILL)
-    seal(self, **more)
+    seal(self, *tally, **more)
 shards.ShardWriter.seal = kill
 data = DataSettings(dataset={str(corpus)!r}, data_dir={str(tmp_path / "killed")!r})
 tokenizer = read_tokenizer(Path({str(tokenizer.directory)!r}), "")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.data.shard_index import Seal, Shard, ShardIndex, decode_index, encode_index
-from app.data.unsealed import FILE, Tally, Unsealed, UnsealedTokens, encode_unsealed
+from app.data.shard_index import Seal, Shard, ShardIndex, Tally, decode_index, encode_index
+from app.data.unsealed import FILE, Unsealed, UnsealedTokens, encode_unsealed
 from tests.support.sample_tokens import tokens
 from tests.support.unreadable import make_unreadable
 

@@ -8,8 +8,8 @@ import pytest
 
 from app.data.downloads import RemoteFiles
 from app.data.limits import DataLimits
-from app.data.remote_files import list_remote
 from app.data.retries import PAUSES
+from app.data.sources import list_remote
 from app.errors import AccessDenied, ConfigError, NotFound, Unavailable
 from tests.support.corpus_files import ROWS, jsonl
 from tests.support.source_pieces import texts

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from app.errors import Unavailable
-from app.run.attempt_text import attempt_table, summary
-from app.run.journal import AttemptJournal
+from app.run.journal import AttemptJournal, attempt_table, summary
 from app.stores.contract import Store
 from tests.support.stored_run import attempt_record, stored_attempts
 
@@ -133,3 +132,24 @@ def test_an_attempt_that_said_its_last_words_may_still_have_been_killed(folder: 
     (closed,) = stored_attempts(folder, newest=1)
     assert [read.was_killed for read in (begun, ended, closed)] == [True, True, False]
     assert not attempt_record().model_copy(update={"ended": "by an earlier version"}).was_killed
+
+
+def test_tries_to_save_that_failed_are_in_the_record_the_summary_and_the_table(
+    folder: Store,
+) -> None:
+    journal = AttemptJournal(folder, attempt_record())
+    journal.begin()
+    journal.save_failed()
+    journal.save_failed()
+    journal.end("exit 75")
+    (read,) = stored_attempts(folder, newest=10)
+    assert summary(read).endswith("; 2 tries to save failed")
+    once = read.model_copy(update={"step": 1, "saves": 1, "commits": 1, "failed_saves": 1})
+    assert summary(once) == (
+        "attempt 1: 1 step in 0:00; 1 save held training up for 0.00 s (0.00 %), it was in the "
+        "store after 0.0 s; 1 try to save failed"
+    )
+    assert "in the store after" not in summary(read), "nothing was"
+    header, line = attempt_table([read])
+    column = header.split().index("failed") + 1  # "1st step" is two words
+    assert line.replace(" s ", " ").split()[column - 2] == "2"

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from app.data.loader import training_loader
 from app.data.sample_order import BatchGeometry, SampleOrder
-from app.data.shard_index import ShardIndex, read_index
+from app.data.shard_index import ShardIndex, Tally, read_index
 from app.data.shards import ShardWriter, TokenShards
 from app.model.loss import LossFunction
 from app.model.smollm2 import SmolLM2
@@ -57,7 +57,7 @@ def write_tokens(folder: Path) -> None:
     writer = ShardWriter(folder, ShardIndex(source="s", tokenizer="t"))
     for half in np.array_split(tokens.astype(np.uint16), 2):  # sequences over a shard border too
         writer.append("train", half)
-        writer.seal(position=None, pieces=1, documents=1)
+        writer.seal(Tally(position=None, pieces=1, documents=1))
 
 
 def open_tokens(folder: Path) -> TokenShards:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.data.shard_index import ShardIndex
+from app.data.shard_index import ShardIndex, Tally
 from app.data.shards import ShardWriter, Tokens
 
 EMPTY = ShardIndex(source="s", tokenizer="t")
@@ -26,6 +26,6 @@ def write_counting_shards(directory: Path) -> ShardIndex:
     for number, size in enumerate(SIZES, start=1):
         writer.append("train", counting_tokens(start, size // 2))
         writer.append("train", counting_tokens(start + size // 2, size - size // 2))
-        writer.seal(position={"row": number}, pieces=number, documents=number)
+        writer.seal(Tally(position={"row": number}, pieces=number, documents=number))
         start += size
     return writer.index

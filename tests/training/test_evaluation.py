@@ -16,7 +16,7 @@ from app.data.limits import DataLimits
 from app.data.loader import ValidationBatches, training_loader
 from app.data.pieces import held_out
 from app.data.sample_order import BatchGeometry, corpus_order
-from app.data.shard_index import ShardIndex
+from app.data.shard_index import ShardIndex, Tally
 from app.data.shards import ShardWriter, TokenShards
 from app.data.tokenizer import read_tokenizer
 from app.model.loss import LossFunction
@@ -40,7 +40,7 @@ def shards(tmp_path: Path) -> TokenShards:
     tokens = torch.randint(0, 300, (7 * SEQ_LEN + 5,), generator=torch.Generator().manual_seed(1))
     writer = ShardWriter(tmp_path, ShardIndex(source="s", tokenizer="t"))
     writer.append("validation", tokens.numpy().astype("uint16"))
-    writer.seal(position=None, pieces=1, documents=1)
+    writer.seal(Tally(position=None, pieces=1, documents=1))
     return TokenShards(tmp_path, "validation", writer.index)
 
 
