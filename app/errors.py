@@ -3,6 +3,7 @@
     AppError                   1   a bug, unless a subclass says otherwise
     ├── UsageError            64   the command line cannot be understood
     ├── Unavailable           75   store or data out of reach; the same start may succeed later
+    │   ├── Unserved          75   somebody answered, and failed at this object
     │   └── NoCredentials     75   nothing gives credentials yet; nobody has refused any
     ├── AccessDenied          77   the credentials or file permissions do not allow it
     ├── ConfigError           78   a setting, or an input that it names, cannot be used
@@ -47,6 +48,10 @@ class Unavailable(AppError):
     """A store or data source did not answer, or answered that it cannot serve now."""
 
     exit_code = 75
+
+
+class Unserved(Unavailable):
+    """A server's own failure (5xx) or a disk's (EIO) at one object: others may be served still."""
 
 
 class NoCredentials(Unavailable):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.errors import AccessDenied, ConfigError, Damaged, IncompatibleRun, Unavailable
+from app.errors import AccessDenied, ConfigError, Damaged, IncompatibleRun, Unavailable, Unserved
 from app.run.checkpoints import Manifest, read_manifest, write_latest
 from app.run.clock import utc_now
 from app.run.layout import (
@@ -198,7 +198,7 @@ def _readable_manifests(
     for name in names:
         try:
             yield name, read_manifest(store, name)
-        except (Damaged, IncompatibleRun) as error:
+        except (Damaged, IncompatibleRun, Unserved) as error:
             log.warning("checkpoint %s is left alone: %s", name, error)
 
 

@@ -8,7 +8,7 @@ import torch
 from app.console import size
 from app.data.data_dir import DataDir, own_folder
 from app.data.sources import PinnedSource
-from app.errors import ConfigError, Damaged, IncompatibleRun, NotFound, Unavailable
+from app.errors import ConfigError, Damaged, IncompatibleRun, NotFound, Unavailable, Unserved
 from app.failures import disk_failures
 from app.model.smollm2 import SmolLM2
 from app.observe.metrics import check_logs
@@ -187,6 +187,6 @@ def nothing_left_to_do(job: Job, record: RunRecord, view: RunView, store: Store)
         progress.check(newest.step, record)
         if progress.run and progress.run.target > record.target:
             return False  # run.json is an older one: the start says so
-    except (Damaged, NotFound):
-        return False  # the start will set the checkpoint aside and make its steps again
+    except (Damaged, NotFound, Unserved):
+        return False  # the start sets the checkpoint aside, or passes it over, and makes its steps
     return True
