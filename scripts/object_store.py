@@ -4,7 +4,8 @@
     python scripts/object_store.py --healthy                                 # exit 0 or 1
 
 The first start makes a key up, and writes it to the key file, in the form that
-AWS_SHARED_CREDENTIALS_FILE names. Later starts take what is there. Needs `weed` (requirements-store.txt) and nothing of Python but its standard library.
+AWS_SHARED_CREDENTIALS_FILE names. Later starts take what is there. Needs `weed`
+(requirements-store.txt) and nothing of Python but its standard library.
 """
 
 import argparse

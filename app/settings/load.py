@@ -55,7 +55,7 @@ def load_settings(flags: Mapping[str, str] | None = None) -> Settings:
     sources = _sources(places)
     problems = [
         f"{name} is not a variable of this job; did you mean {nearest}?"
-        for name, nearest in misspelled([*places["environment"], *places["file"]])
+        for name, nearest in misspelled({**places["file"], **places["environment"]})
     ]
     sections: dict[str, Section] = {}
     for name, section in SECTIONS.items():
