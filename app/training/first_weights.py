@@ -123,7 +123,7 @@ def first_weights(
     spec = settings.model.init_from
     recorded = begun.record.identity if begun else None
     if spec is None:
-        adopts = recorded and recorded.init_from and settings.is_default("MODEL")
+        adopts = recorded and recorded.init_from and not settings.model.names_shape
         return begun.first_weights() if begun and adopts and begun.has_checkpoints() else None
     resumes = begun is not None and begun.has_checkpoints()
     if begun and resumes and same_place(begun.record.identity.init_from, spec):
@@ -155,7 +155,7 @@ def check_name(
     """
     if begun or settings.run.run_name or settings.run.resume == "never":
         return
-    if init is None and not settings.is_default("MODEL"):
+    if init is None and settings.model.names_shape:
         return
     uri = settings.checkpoints.checkpoint_uri
     try:
