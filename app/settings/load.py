@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from app.console import redacted
-from app.errors import ConfigError
+from app.errors import AppError, ConfigError
 from app.settings.aws import aws_problems, named_endpoint
 from app.settings.combined import Settings, Source, impossible_combinations
 from app.settings.env_file import ENV_FILE, read_env_file
@@ -78,6 +78,21 @@ def load_settings(flags: Mapping[str, str] | None = None) -> Settings:
     if problems:
         raise ConfigError(*problems)
     return settings
+
+
+def wanted_log_format(flags: Mapping[str, str]) -> str:
+    """What LOG_FORMAT says, before all settings are read: errors in them are logged in this form.
+
+    `text` where it cannot be read, or says something else.
+    """
+    try:
+        file = read_env_file()
+    except AppError:  # `load_settings` says so
+        file = {}
+    for place in (flags, _environment(), file):
+        if text := _by_name(place).get("LOG_FORMAT"):
+            return "json" if text == "json" else "text"
+    return "text"
 
 
 def refuse_several_processes() -> None:
