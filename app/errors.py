@@ -12,6 +12,7 @@
     │   ├── Damaged           78   bytes are there, but they are not what was written
     │   └── IncompatibleRun   78   the run in the store was made with other settings
     ├── Fenced                79   another process took the run over
+    ├── Cancelled            130   Ctrl-C at a question: nothing was changed
     └── Preempted            143   asked to stop, and stopped in order
 
 A message says what happened, names the variable or file, and says what to do.
@@ -23,7 +24,7 @@ The three answers that a store can give to "where is it?" are never confused:
 from app.printable import printable
 
 EXIT_OK = 0
-EXIT_INTERRUPTED = 130  # a second Ctrl-C: the shell's own number for it
+EXIT_INTERRUPTED = 130  # Ctrl-C, where nothing comes after it: the shell's own number for it
 
 
 class AppError(Exception):
@@ -90,6 +91,12 @@ class Fenced(AppError):
     """Another process holds the run, or has taken it over."""
 
     exit_code = 79
+
+
+class Cancelled(AppError):
+    """Ctrl-C was the answer to a question."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 class Preempted(AppError):

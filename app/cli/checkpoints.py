@@ -66,7 +66,10 @@ def list_checkpoints(settings: Settings, arguments: argparse.Namespace, _: StopR
         record = view.record.record
         extended = "".join(f", extended to {e.target}" for e in record.extensions)
         show(f"{store.uri}: target step {record.total_steps}{extended}")
-    show(f"{'checkpoint':<24} {'train loss':>10} {'size':>9}  {'saved at':<26} state")
+    if rows:
+        show(f"{'checkpoint':<24} {'train loss':>10} {'size':>9}  {'saved at':<26} state")
+    else:
+        show(_no_checkpoint(store, settings))
     for row in rows:
         loss = row.get("train_loss")
         loss_text = f"{loss:.4f}" if isinstance(loss, float) else "-"
@@ -77,6 +80,14 @@ def list_checkpoints(settings: Settings, arguments: argparse.Namespace, _: StopR
     if attempts:
         for line in ("", *attempt_table(attempts)):
             show(line)
+
+
+def _no_checkpoint(store: Store, settings: Settings) -> str:
+    every = settings.checkpoints.checkpoint_every_steps
+    return (
+        f"{store.uri} holds no checkpoint yet: `train` saves one after each "
+        f"CHECKPOINT_EVERY_STEPS={every} steps, and at its end"
+    )
 
 
 def _checkpoint_row(store: Store, stored: StoredCheckpoint) -> dict[str, Any]:
@@ -125,7 +136,9 @@ def verify_checkpoints(settings: Settings, arguments: argparse.Namespace, _: Sto
     here = [str(stored.name) for stored in view.checkpoints]
     if any(finding.damaged and finding.name in here for finding in found):
         show("`python -m app quarantine add` sets damaged checkpoints aside")
-    if not damaged and not unserved:
+    if not found:
+        show(_no_checkpoint(store, settings))
+    elif not damaged and not unserved:
         show(f"{counted(sum(finding.whole for finding in found), 'checkpoint')} verified")
     if attempts := read_attempts(store, view.newest_attempts(arguments.attempts)):
         for line in ("", *attempt_table(attempts)):

@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 _EXIT_CODES = """\
 exit codes: 0 done; 64 bad command line; 75 store or data unreachable, try again;
 77 access denied; 78 configuration or input; 79 another process took the run over;
-143 stopped by a signal, checkpoint committed; 1 a bug"""
+143 stopped by a signal, checkpoint committed;
+130 Ctrl-C at a question, or for the second time; 1 a bug"""
 # Each module adds its own commands. `--help` lists them in this order.
 _ADD_COMMANDS = (
     train.add_commands,
