@@ -27,8 +27,8 @@ from app.stores.contract import Store
 
 log = logging.getLogger(__name__)
 
-# Seconds before an object that is not served is asked for again. A server can take its time to fail:
-# SeaweedFS needs tens of seconds for an object whose bytes have rotted.
+# Seconds before an object that is not served is asked for again. A server can take its time to
+# fail: SeaweedFS needs tens of seconds for an object whose bytes have rotted.
 PAUSES = (2.0, 8.0)
 
 _BLOCK = 1 << 20  # bytes
