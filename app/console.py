@@ -68,10 +68,15 @@ def setup_logging(log_format: str) -> None:
 
 def on_terminal() -> bool:
     """Whether somebody sees a bar. `docker run --tty` gives a terminal that is 0 columns wide."""
+    return terminal_columns() > 0
+
+
+def terminal_columns() -> int:
+    """How wide the terminal is that the log goes to; 0 if it goes to none."""
     try:
-        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+        return os.get_terminal_size(sys.stderr.fileno()).columns if sys.stderr.isatty() else 0
     except (OSError, ValueError):  # it has gone away
-        return False
+        return 0
 
 
 def duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
     AppError                   1   a bug, unless a subclass says otherwise
     ├── UsageError            64   the command line cannot be understood
     ├── Unavailable           75   store or data out of reach; the same start may succeed later
+    │   ├── Unserved          75   somebody answered, and failed at this object
     │   └── NoCredentials     75   nothing gives credentials yet; nobody has refused any
     ├── AccessDenied          77   the credentials or file permissions do not allow it
     ├── ConfigError           78   a setting, or an input that it names, cannot be used
@@ -11,6 +12,7 @@
     │   ├── Damaged           78   bytes are there, but they are not what was written
     │   └── IncompatibleRun   78   the run in the store was made with other settings
     ├── Fenced                79   another process took the run over
+    ├── Cancelled            130   Ctrl-C at a question: nothing was changed
     └── Preempted            143   asked to stop, and stopped in order
 
 A message says what happened, names the variable or file, and says what to do.
@@ -22,7 +24,7 @@ The three answers that a store can give to "where is it?" are never confused:
 from app.printable import printable
 
 EXIT_OK = 0
-EXIT_INTERRUPTED = 130  # a second Ctrl-C: the shell's own number for it
+EXIT_INTERRUPTED = 130  # Ctrl-C, where nothing comes after it: the shell's own number for it
 
 
 class AppError(Exception):
@@ -47,6 +49,10 @@ class Unavailable(AppError):
     """A store or data source did not answer, or answered that it cannot serve now."""
 
     exit_code = 75
+
+
+class Unserved(Unavailable):
+    """A server's own failure (5xx) or a disk's (EIO) at one object: others may be served still."""
 
 
 class NoCredentials(Unavailable):
@@ -85,6 +91,12 @@ class Fenced(AppError):
     """Another process holds the run, or has taken it over."""
 
     exit_code = 79
+
+
+class Cancelled(AppError):
+    """Ctrl-C was the answer to a question."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 class Preempted(AppError):

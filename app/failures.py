@@ -9,7 +9,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from app.errors import AccessDenied, AppError, ConfigError, NotFound, Unavailable
+from app.errors import AccessDenied, AppError, ConfigError, NotFound, Unavailable, Unserved
 
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -42,6 +42,12 @@ def from_os_error(error: OSError, place: str) -> AppError:
         case number if number in _UNUSABLE:
             return ConfigError(f"{unusable}: name another place")
     return Unavailable(f"{place} does not work now ({reason}): start again, or name another place")
+
+
+def from_stored_file(error: OSError, place: str) -> AppError:
+    """As `from_os_error`, for a file of a store on a volume: a disk can fail at one of many."""
+    failure = from_os_error(error, place)
+    return Unserved(str(failure)) if error.errno == errno.EIO else failure
 
 
 @contextmanager

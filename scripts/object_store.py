@@ -3,9 +3,9 @@
     python scripts/object_store.py --folder /data --key /key/credentials     # until SIGTERM
     python scripts/object_store.py --healthy                                 # exit 0 or 1
 
-The key is that of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Where they are not set, the first
-start makes one up. Either way it is in the key file, in the form that AWS_SHARED_CREDENTIALS_FILE
-names. Needs `weed` (requirements-store.txt) and nothing of Python but its standard library.
+The first start makes a key up, and writes it to the key file, in the form that
+AWS_SHARED_CREDENTIALS_FILE names. Later starts take what is there. Needs `weed`
+(requirements-store.txt) and nothing of Python but its standard library.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -150,20 +150,13 @@ class ObjectStore:
         return content
 
 
-def key_of(file: Path, environment: Mapping[str, str]) -> tuple[str, str]:
-    """The store's key and secret: of the environment, else of `file`, else made now.
-
-    `file` has them afterwards. Raises OSError.
-    """
-    given = environment.get("AWS_ACCESS_KEY_ID"), environment.get("AWS_SECRET_ACCESS_KEY")
+def key_of(file: Path) -> tuple[str, str]:
+    """The store's key and secret: of `file`, or made now and written there. Raises OSError."""
     parser = configparser.ConfigParser(interpolation=None)
     parser.read(file, "utf-8")
-    if given[0] and given[1]:
-        key, secret = given[0], given[1]
-    elif parser.has_section("default"):
+    if parser.has_section("default"):
         return parser["default"]["aws_access_key_id"], parser["default"]["aws_secret_access_key"]
-    else:
-        key, secret = f"stack-{secrets.token_hex(8)}", secrets.token_urlsafe(30)
+    key, secret = f"stack-{secrets.token_hex(8)}", secrets.token_urlsafe(30)
     parser["default"] = {"aws_access_key_id": key, "aws_secret_access_key": secret}
     partial = file.with_name(f"{file.name}.partial")
     partial.unlink(missing_ok=True)
@@ -206,7 +199,7 @@ def main() -> int:
     if arguments.healthy:
         return 0 if store.healthy() else 1
     try:
-        return serve(store, key_of(arguments.key, os.environ))
+        return serve(store, key_of(arguments.key))
     except (StoreError, OSError, configparser.Error) as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return 1

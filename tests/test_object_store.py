@@ -14,30 +14,33 @@ from tests.support.seaweedfs import free_ports
 
 def test_the_first_start_makes_a_key_that_later_starts_keep(tmp_path: Path) -> None:
     file = tmp_path / "credentials"
-    made = key_of(file, {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""})
+    made = key_of(file)
     assert len(made[1]) == 40
-    assert key_of(file, {}) == made
-    assert key_of(tmp_path / "of-another-installation", {}) != made
+    assert key_of(file) == made
+    assert key_of(tmp_path / "of-another-installation") != made
 
 
 def test_the_key_file_is_for_the_owner_and_the_group(tmp_path: Path) -> None:
-    key_of(tmp_path / "credentials", {})
+    key_of(tmp_path / "credentials")
     assert [path.name for path in tmp_path.iterdir()] == ["credentials"]
     assert stat.S_IMODE((tmp_path / "credentials").stat().st_mode) & ~0o640 == 0
 
 
-def test_a_key_of_the_environment_counts_and_is_what_the_job_reads(
+def test_the_key_is_the_stores_own_and_what_the_job_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "credentials"
-    key_of(file, {})
-    given = {"AWS_ACCESS_KEY_ID": "mine", "AWS_SECRET_ACCESS_KEY": "my%secret=+/"}
-    assert key_of(file, given) == ("mine", "my%secret=+/")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a-cloud's")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    made = key_of(file)
+    assert made[0].startswith("stack-")
+    # Empty, as compose hands them on where no other store is named.
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
     read = boto3.session.Session().get_credentials()
-    assert read is not None and (read.access_key, read.secret_key) == ("mine", "my%secret=+/")
+    assert read is not None and (read.access_key, read.secret_key) == made
 
 
 def test_a_started_store_has_its_bucket_for_its_key_only_and_syncs_what_is_written(

@@ -32,7 +32,8 @@ def job_environment(path: Path) -> dict[str, str | None]:
 
 
 def compose_default(value: str) -> str:
-    """What `${NAME:-default}` becomes where NAME is not set."""
+    """What `${NAME:-default}` and `${NAME:+other}` become where NAME is not set."""
+    value = re.sub(r"\$\{\w+:\+\$\{[^}]*\}\}", "", value)
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value)
 
 
@@ -100,11 +101,25 @@ def test_only_the_job_reaches_the_inner_ports_of_the_object_store() -> None:
 
 def test_no_key_of_the_object_store_is_written_down() -> None:
     named = services(ROOT / "docker-compose.yml")
-    for service in (named["s3"], named["train"]):
-        assert service["environment"]["AWS_SECRET_ACCESS_KEY"] is None
+    assert compose_default(named["train"]["environment"]["AWS_SECRET_ACCESS_KEY"]) == ""
     file = compose_default(named["train"]["environment"]["AWS_SHARED_CREDENTIALS_FILE"])
     assert file == "/key/credentials"
     assert "s3-key:/key" in named["s3"]["volumes"] and "s3-key:/key:ro" in named["train"]["volumes"]
+
+
+def test_no_variable_of_the_users_shell_changes_the_object_store_beside_a_running_job() -> None:
+    """Compose starts a service anew whose environment or command is another one."""
+    service = services(ROOT / "docker-compose.yml")["s3"]
+    assert "environment" not in service and "env_file" not in service
+    used = set(re.findall(r"\$\{?(\w+)", json.dumps(service)))
+    assert used == {"IMAGE_TAG", "S3_PORT"}
+
+
+def test_the_users_keys_go_to_the_store_that_they_name_and_not_to_the_stacks_own() -> None:
+    """A shell with keys of a cloud would be refused by the stack's store, which knows its own."""
+    environment = job_environment(ROOT / "docker-compose.yml")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        assert environment[name] == "${AWS_ENDPOINT_URL_S3:+${" + name + ":-}}"
 
 
 def test_the_example_environment_file_names_only_variables_that_exist(

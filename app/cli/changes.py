@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from app.cli.arguments import Commands, count_from
 from app.cli.confirmation import confirmed
@@ -12,9 +12,9 @@ from app.cli.named_run import existing_run, lease_of_a_command, scratch_folder
 from app.console import counted, size
 from app.errors import ConfigError, Damaged, NotFound, Unavailable
 from app.printable import show
-from app.run.layout import QUARANTINE, REASON, CheckpointName
+from app.run.layout import MANIFEST, QUARANTINE, REASON, CheckpointName
 from app.run.lease import Lease, read_lease, take_from
-from app.run.retention import Reason, delete, superfluous
+from app.run.retention import Reason, delete, quarantine, superfluous
 from app.run.rollback import (
     Return,
     accepted,
@@ -29,6 +29,9 @@ from app.settings.combined import Settings
 from app.stores.contract import Store
 from app.stores.documents import decode_document
 from app.training.preemption import StopRequest
+
+if TYPE_CHECKING:
+    from app.run.verification import Verification
 
 T = TypeVar("T")
 
@@ -51,8 +54,11 @@ def add_checkpoint_commands(verbs: Commands) -> None:
 
 
 def add_commands(commands: Commands) -> None:
-    verbs = commands.group("quarantine", "list or delete checkpoints that were set aside")
+    verbs = commands.group("quarantine", "list, add or delete checkpoints that are set aside")
     verbs.add("list", list_quarantine, "show what was set aside, when and why")
+    _add_yes(
+        verbs.add("add", add_to_quarantine, "set aside what `checkpoints verify` calls damaged")
+    )
     purging = verbs.add("purge", purge_quarantine, "delete what was set aside")
     purging.add_argument("folder", nargs="*", help="as `quarantine list` shows it; default: all")
     _add_yes(purging)
@@ -86,8 +92,10 @@ def prune_checkpoints(settings: Settings, arguments: argparse.Namespace, stop: S
         doomed = ", ".join(str(name) for name in names)
         return f"{counted(len(names), 'checkpoint')} will be deleted: {doomed}"
 
-    def act(names: list[CheckpointName], _: RunView, lease: Lease) -> None:
+    def act(names: list[CheckpointName], view: RunView, lease: Lease) -> None:
         _check_deletes(store)
+        # Where it cannot be read, those that will be deleted are what the run has.
+        _check_whole(store, settings, view, view.committed[0])
         delete(store, names, lease)
         for name in names:
             show(f"deleted {name}")
@@ -138,6 +146,41 @@ def list_quarantine(settings: Settings, _: argparse.Namespace, __: StopRequest) 
         show("nothing is in quarantine")
 
 
+def add_to_quarantine(settings: Settings, arguments: argparse.Namespace, stop: StopRequest) -> None:
+    """Set each damaged checkpoint aside, with the reason. Raises Damaged if no other is whole."""
+    store = existing_run(settings)
+    verification = _verification(store, settings, read_view(store))
+    found = list(verification.whole_run())
+    reasons = {finding.name: finding.text for finding in found if finding.damaged}
+    if reasons and not any(finding.whole for finding in found):
+        raise Damaged(
+            f"{store.uri}: no checkpoint is whole, nothing was changed: restore one from a backup, "
+            "or choose another RUN_NAME to start again"
+        )
+
+    def plan(view: RunView) -> list[CheckpointName]:
+        names = [stored.name for stored in view.checkpoints if str(stored.name) in reasons]
+        for name in names:
+            if name.quarantine_key(MANIFEST) in view.objects:
+                raise ConfigError(
+                    f"{store.uri}/{QUARANTINE} holds another {name}: `quarantine purge {name}` "
+                    "deletes that one, nothing was changed"
+                )
+        return names
+
+    def say(names: list[CheckpointName]) -> str:
+        lines = (f"{name}: {reasons[str(name)]}" for name in names)
+        return f"to be set aside in {QUARANTINE}/: {'; '.join(lines)}"
+
+    def act(names: list[CheckpointName], _: RunView, lease: Lease) -> None:
+        for name in names:
+            show(f"moved to {quarantine(store, name, reasons[str(name)], lease)}")
+
+    _under_lease(
+        store, settings, arguments, stop, _Change(plan, say, act, nothing="nothing is damaged")
+    )
+
+
 def purge_quarantine(settings: Settings, arguments: argparse.Namespace, stop: StopRequest) -> None:
     """Delete folders in quarantine. Raises NotFound for a name that is not there."""
     store = existing_run(settings)
@@ -170,17 +213,11 @@ def _return_to(
     plan: Callable[[RunView], Return],
 ) -> None:
     """Let the run go on from a checkpoint, once every byte of it was verified."""
-    from app.run.verification import Verification
-    from app.state.snapshot import STATE_FILES, Expected
 
     def act(change: Return, view: RunView, lease: Lease) -> None:
         complete_move(store, view, change.to, lease)
-        expected = Expected(view.record.record if view.record else None)
-        scratch = partial(scratch_folder, settings)
         place = change.to.in_quarantine if change.set_aside else change.to
-        finding = Verification(store, scratch, STATE_FILES, expected).one(place)
-        if not finding.whole:
-            raise Damaged(f"{change.to} is not whole, nothing was changed: {finding.text}")
+        _check_whole(store, settings, view, place)
         carry_out(change, store, lease)
         show(f"the next start goes on from step {change.to.step}")
 
@@ -224,6 +261,21 @@ def _under_lease(
         if change.plan(view) != planned:
             raise Unavailable(f"{store.uri} has changed meanwhile, nothing was done: try again")
         change.act(planned, view, lease)
+
+
+def _check_whole(store: Store, settings: Settings, view: RunView, name: CheckpointName) -> None:
+    """Raises Damaged unless every byte of the checkpoint is right, and what fetching it raises."""
+    finding = _verification(store, settings, view).one(name)
+    if not finding.whole:
+        raise Damaged(f"{name} is not whole, nothing was changed: {finding.text}")
+
+
+def _verification(store: Store, settings: Settings, view: RunView) -> "Verification":
+    from app.run.verification import Verification
+    from app.state.snapshot import STATE_FILES, Expected
+
+    expected = Expected(view.record.record if view.record else None)
+    return Verification(store, partial(scratch_folder, settings), STATE_FILES, expected)
 
 
 def _check_deletes(store: Store) -> None:

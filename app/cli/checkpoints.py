@@ -12,7 +12,7 @@ from app.cli.arguments import Commands, count_from, place
 from app.cli.changes import add_checkpoint_commands
 from app.cli.named_run import existing_run, scratch_folder
 from app.console import counted, size
-from app.errors import ConfigError, Damaged, IncompatibleRun, NotFound
+from app.errors import ConfigError, Damaged, IncompatibleRun, NotFound, Unserved
 from app.failures import disk_failures
 from app.printable import show
 from app.run.checkpoints import read_manifest
@@ -65,7 +65,10 @@ def list_checkpoints(settings: Settings, arguments: argparse.Namespace, _: StopR
         record = view.record.record
         extended = "".join(f", extended to {e.target}" for e in record.extensions)
         show(f"{store.uri}: target step {record.total_steps}{extended}")
-    show(f"{'checkpoint':<24} {'train loss':>10} {'size':>9}  {'saved at':<26} state")
+    if rows:
+        show(f"{'checkpoint':<24} {'train loss':>10} {'size':>9}  {'saved at':<26} state")
+    else:
+        show(_no_checkpoint(store, settings))
     for row in rows:
         loss = row.get("train_loss")
         loss_text = f"{loss:.4f}" if isinstance(loss, float) else "-"
@@ -76,6 +79,14 @@ def list_checkpoints(settings: Settings, arguments: argparse.Namespace, _: StopR
     if attempts:
         for line in ("", *attempt_table(attempts)):
             show(line)
+
+
+def _no_checkpoint(store: Store, settings: Settings) -> str:
+    every = settings.checkpoints.checkpoint_every_steps
+    return (
+        f"{store.uri} holds no checkpoint yet: `train` saves one after each "
+        f"CHECKPOINT_EVERY_STEPS={every} steps, and at its end"
+    )
 
 
 def _checkpoint_row(store: Store, stored: StoredCheckpoint) -> dict[str, Any]:
@@ -90,6 +101,8 @@ def _checkpoint_row(store: Store, stored: StoredCheckpoint) -> dict[str, Any]:
         return row | {"state": str(error)}
     except Damaged as error:
         return row | {"state": f"damaged: {error}"}
+    except Unserved as error:
+        return row | {"state": f"not served: {error}"}
     row |= {"train_loss": manifest.train_loss, "created_at": manifest.created_at}
     return row | {"state": stored.state.value}
 
@@ -97,7 +110,8 @@ def _checkpoint_row(store: Store, stored: StoredCheckpoint) -> dict[str, Any]:
 def verify_checkpoints(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
     """Read every byte of every checkpoint, and look for missing ones.
 
-    Raises Damaged, once all findings are printed, if any of them is damaged.
+    Raises Damaged, once all findings are printed, if any of them is damaged, or is not served while
+    others are, and Unserved if none is.
     """
     from app.run.verification import Verification
     from app.state.snapshot import STATE_FILES, Expected
@@ -110,14 +124,24 @@ def verify_checkpoints(settings: Settings, arguments: argparse.Namespace, _: Sto
     for finding in [verification.one(only)] if only else verification.whole_run():
         show(f"{finding.name}  {finding.text}")
         found.append(finding)
+    unserved = [finding for finding in found if finding.unserved]
     damaged = [finding.name for finding in found if finding.damaged]
-    if not damaged:
+    if any(finding.whole for finding in found):  # where the store serves others, that is damage
+        damaged += [finding.name for finding in unserved]
+    here = [str(stored.name) for stored in view.checkpoints]
+    if any(finding.damaged and finding.name in here for finding in found):
+        show("`python -m app quarantine add` sets damaged checkpoints aside")
+    if not found:
+        show(_no_checkpoint(store, settings))
+    elif not damaged and not unserved:
         show(f"{counted(sum(finding.whole for finding in found), 'checkpoint')} verified")
     if attempts := read_attempts(store, view.newest_attempts(arguments.attempts)):
         for line in ("", *attempt_table(attempts)):
             show(line)
     if damaged:
         raise Damaged(f"{store.uri} is damaged: {', '.join(damaged)}")
+    if unserved:
+        raise Unserved(f"{store.uri}: no checkpoint can be read. {unserved[0].text}")
 
 
 def pull_checkpoint(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:

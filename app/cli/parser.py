@@ -10,7 +10,7 @@ from app.cli import changes, checkpoints, config, data, generate, prepare, repor
 from app.cli.arguments import Commands, Handler, Parser, settings_flags
 from app.console import setup_logging
 from app.errors import EXIT_INTERRUPTED, EXIT_OK, AppError, Preempted, UsageError
-from app.settings.load import load_settings
+from app.settings.load import load_settings, wanted_log_format
 from app.settings.variables import variables
 from app.training.preemption import NOTHING_TO_SAVE, Interrupted, StopRequest
 
@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 _EXIT_CODES = """\
 exit codes: 0 done; 64 bad command line; 75 store or data unreachable, try again;
 77 access denied; 78 configuration or input; 79 another process took the run over;
-143 stopped by a signal, checkpoint committed; 1 a bug"""
+143 stopped by a signal, checkpoint committed;
+130 Ctrl-C at a question, or for the second time; 1 a bug"""
 # Each module adds its own commands. `--help` lists them in this order.
 _COMMANDS = (train, prepare, generate, checkpoints, changes, run, report, data, config)
 
@@ -37,8 +38,8 @@ def main(argv: Sequence[str]) -> int:
             for variable in variables()
             if (value := getattr(arguments, variable.name.lower(), None)) is not None
         }
+        setup_logging(wanted_log_format(flags))
         settings = load_settings(flags)
-        setup_logging(settings.logs.log_format)
         handler = arguments.handler
         arguments.handler(settings, arguments, stop)
         sys.stdout.flush()  # here, where a failure can still be told

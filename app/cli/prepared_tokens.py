@@ -69,7 +69,7 @@ def named_run(settings: Settings, names: Sequence[str]) -> "BegunRun | None":
     run may have something: so tokens of local files are made without it. Raises what `read_view`
     and the store raise.
     """
-    adopts, spec = settings.run.run_name and settings.is_default("MODEL"), settings.data.tokenizer
+    adopts, spec = settings.run.run_name and not settings.model.names_shape, settings.data.tokenizer
     with disk_failures(f"TOKENIZER={spec}"):
         is_here = spec == BUILTIN or local_path(spec).is_dir()
     if is_here and not adopts and settings.model.init_from is None:

@@ -78,6 +78,8 @@ def _record_in_checkpoint(store: Store, view: RunView, settings: Settings) -> tu
         assert found is not None  # `_run_with_checkpoints` saw one
         for damaged, reason in found.damaged:
             log.warning("%s is damaged and passed over: %s", damaged, reason)
+        for unserved, reason in found.unserved:
+            log.warning("%s is passed over: %s", unserved, reason)
         run = read_progress(found.directory / STATE_FILE).run
     if run is None:
         raise ConfigError(

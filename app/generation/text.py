@@ -50,6 +50,8 @@ def load_from_store(
             raise NotFound(f"{store.uri} holds no checkpoint yet")
         for damaged, reason in found.damaged:
             log.warning("%s is damaged and passed over: %s", damaged, reason)
+        for unserved, reason in found.unserved:
+            log.warning("%s is passed over: %s", unserved, reason)
         name, directory = found.name, found.directory
     else:
         name = view.find(checkpoint)

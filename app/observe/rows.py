@@ -4,7 +4,7 @@ import io
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, overload
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 _MAX_METRICS_BYTES = 1 << 30
+_LEAST_BAR = 20  # columns, with its share in front
 
 
 _Count = Annotated[int, Field(ge=0, lt=2**62)]
@@ -142,8 +143,39 @@ def step_line(row: Row, target: int, step_seconds: float) -> str:
         ppl = perplexity(row.validation_loss)
         parts.append(f"val loss {row.validation_loss:.4f} (ppl {ppl:,.1f})")
     parts.append(f"ETA {duration((target - row.step) * step_seconds)}")
-    age = row.checkpoint_age_seconds
-    parts.append("not saved yet" if age is None else f"saved {duration(age)} ago")
+    parts.append(_saved(row.checkpoint_age_seconds))
     if row.failed_saves:
         parts.append(f"{row.failed_saves} failed saves since")
     return " | ".join(parts)
+
+
+def _saved(age: float | None) -> str:
+    """`age` of the newest checkpoint in seconds; None before the first one."""
+    return "not saved yet" if age is None else f"saved {duration(age)} ago"
+
+
+def bar_format(
+    row: Row | None, step: int, target: int, step_seconds: float, age: float | None, columns: int
+) -> str:
+    """What tqdm shows in a terminal of so many columns: the notes that fit, the most telling first.
+
+    They come from the last `row`, and `age` is that of the newest checkpoint in seconds. What room
+    is left is the bar's. The last column stays free, since some terminals would begin a new line.
+    """
+    notes = {"step": f"{step}/{target}", "saved": _saved(age)}
+    if row is not None:
+        eta = duration((target - step) * step_seconds)
+        notes |= {"loss": f"loss {row.loss:.3f}", "eta": f"ETA {eta}"}
+        notes |= {"speed": f"{step_seconds:.2f} s/step", "rate": f"lr {row.learning_rate:.2e}"}
+    shown: list[str] = []
+    for name in ("step", "saved", "loss", "eta", "speed", "rate"):
+        beside_bar = _LEAST_BAR if name in ("speed", "rate") else 0
+        if name in notes and len(_joined(notes, [*shown, name])) + beside_bar < columns:
+            shown.append(name)
+    text = _joined(notes, shown)
+    return f"{{percentage:3.0f}}%|{{bar}}| {text}" if columns - len(text) > _LEAST_BAR else text
+
+
+def _joined(notes: Mapping[str, str], shown: Sequence[str]) -> str:
+    order = ("step", "loss", "saved", "eta", "speed", "rate")
+    return " | ".join(notes[name] for name in order if name in shown)

@@ -13,7 +13,7 @@ from typing import Annotated
 from pydantic import Field
 
 from app.console import counted, duration
-from app.errors import AppError, Damaged, NotFound
+from app.errors import AppError, Damaged, NotFound, Unserved
 from app.failures import first_line
 from app.run.layout import HIGHEST_EPOCH, AttemptName, CheckpointName
 from app.state.identity import HIGHEST_STEP
@@ -89,7 +89,7 @@ def read_attempts(store: Store, names: Sequence[AttemptName]) -> list[AttemptRec
             records.append(record)
         except NotFound:
             continue
-        except Damaged as error:
+        except (Damaged, Unserved) as error:
             log.warning("%s/%s cannot be read: %s", store.uri, name.key, error)
     return records
 

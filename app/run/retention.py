@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from pydantic import Field
 
-from app.errors import AccessDenied, ConfigError, Damaged, IncompatibleRun, Unavailable
+from app.errors import AccessDenied, ConfigError, Damaged, IncompatibleRun, Unavailable, Unserved
 from app.run.checkpoints import Manifest, read_manifest, write_latest
 from app.run.clock import utc_now
 from app.run.layout import CHECKPOINTS, MANIFEST, QUARANTINE, REASON, CheckpointName, of_a_run
@@ -68,7 +68,7 @@ def superfluous(
     for name in view.committed:
         try:
             manifests[name] = read_manifest(store, name)
-        except (Damaged, IncompatibleRun) as error:
+        except (Damaged, IncompatibleRun, Unserved) as error:
             log.warning("checkpoint %s is left alone: %s", name, error)
     if not manifests:
         return []

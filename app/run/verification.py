@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.console import counted
-from app.errors import Damaged, NotFound
+from app.errors import Damaged, NotFound, Unserved
 from app.run.checkpoints import read_latest
-from app.run.fetching import Expectation, check_expected, fetch
+from app.run.fetching import PAUSES, Expectation, check_expected, fetch
 from app.run.journal import read_attempts
 from app.run.layout import (
     ATTEMPTS,
@@ -33,11 +33,15 @@ _MOST_METRICS = 1 << 30  # bytes
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found out about one checkpoint, or about the run."""
+    """What was found out about one checkpoint, or about the run.
+
+    `unserved` says that the store failed at one of its objects again and again.
+    """
 
     name: str
     text: str
     damaged: bool = False
+    unserved: bool = False
 
     @property
     def whole(self) -> bool:
@@ -49,30 +53,33 @@ class Verification:
     """`scratch` makes a folder for one download.
 
     A checkpoint that lacks one of the `required` files, or is not the `expected` one, counts as
-    damaged.
+    damaged. `pauses` are as in `fetch`.
     """
 
     store: Store
     scratch: Callable[[], AbstractContextManager[Path]]
     required: Sequence[str]
     expected: Expectation | None = None
+    pauses: Sequence[float] = PAUSES
 
     def whole_run(self) -> Iterator[Finding]:
         """A finding on each checkpoint, newest first, and then on what is missing altogether."""
         view = read_view(self.store)
         found: list[Finding] = []
         for checkpoint in view.checkpoints:
-            found.append(self._of(checkpoint, view))
+            try:
+                found.append(self._of(checkpoint, view))
+            except Unserved as error:
+                name = str(checkpoint.name)
+                found.append(Finding(name, f"NOT SERVED: {error}", unserved=True))
             yield found[-1]
         if view.latest is not None and self._vanished(view, found):
             yield _damage(view.latest, f"{LATEST} names it, and it is not there")
-        elif any(finding.damaged or finding.whole for finding in found) or view.record is None:
             return
-        elif (
-            (traces := traces_of_checkpoints(self.store, view))
-            # A running job may have made its first checkpoint in the meantime.
-            and not read_view(self.store).committed
-        ):
+        known = any(finding.damaged or finding.unserved or finding.whole for finding in found)
+        if known or view.record is None:
+            return
+        if (traces := traces_of_checkpoints(self.store, view)) and not self._commits_now():
             yield _damage(RECORD, f"{traces[0]}, but no checkpoint is left")
 
     def _of(self, checkpoint: StoredCheckpoint, view: RunView) -> Finding:
@@ -88,11 +95,16 @@ class Verification:
         return Finding(str(name), checkpoint.state.value)
 
     def one(self, name: CheckpointName) -> Finding:
-        """The finding on a committed checkpoint, after reading all its bytes."""
+        """The finding on a committed checkpoint, after reading all its bytes. Raises Unserved."""
         try:
             with self.scratch() as folder:
                 path = fetch(
-                    self.store, name, folder, required=self.required, expected=self.expected
+                    self.store,
+                    name,
+                    folder,
+                    required=self.required,
+                    expected=self.expected,
+                    pauses=self.pauses,
                 )
                 check_expected(name, path, self.expected)
         except (Damaged, NotFound) as error:

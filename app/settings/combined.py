@@ -97,12 +97,12 @@ def impossible_combinations(settings: Settings) -> Iterator[str]:
             f"VAL_TOKENS={data.val_tokens} is less than one sequence of SEQ_LEN={model.seq_len}: "
             "set it higher"
         )
-    if model.init_from and not settings.is_default("MODEL"):
+    if model.init_from and model.names_shape:
         yield (
             f"MODEL={model.model} has no meaning with INIT_FROM={model.init_from}, whose "
             "config.json gives the shape: unset one of them"
         )
-    if model.init_from and not settings.is_default("INIT"):
+    if model.init_from and model.init != "normal":
         yield (
             f"INIT={model.init} has no meaning with INIT_FROM={model.init_from}, which brings its "
             "own weights: unset one of them"

@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from app.console import redacted
-from app.errors import ConfigError
+from app.errors import AppError, ConfigError
 from app.settings.aws import aws_problems, named_endpoint
 from app.settings.combined import Settings, Source, impossible_combinations
 from app.settings.env_file import ENV_FILE, read_env_file
 from app.settings.spelling import misspelled
-from app.settings.values import CREDENTIALS
+from app.settings.values import CREDENTIALS, allowed
 from app.settings.variables import SECTIONS, MetadataServers, Section, variables
 
 S = TypeVar("S", bound=Section)
@@ -37,6 +37,7 @@ _LAUNCHERS = {
     "MV2_COMM_WORLD_SIZE": "mpirun",
     "JSM_NAMESPACE_SIZE": "jsrun",
 }
+_LONGEST_SHOWN = 200  # characters of a value
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://[^/\s]+:\d+")
 
 
@@ -55,7 +56,7 @@ def load_settings(flags: Mapping[str, str] | None = None) -> Settings:
     sources = _sources(places)
     problems = [
         f"{name} is not a variable of this job; did you mean {nearest}?"
-        for name, nearest in misspelled([*places["environment"], *places["file"]])
+        for name, nearest in misspelled({**places["file"], **places["environment"]})
     ]
     sections: dict[str, Section] = {}
     for name, section in SECTIONS.items():
@@ -77,6 +78,21 @@ def load_settings(flags: Mapping[str, str] | None = None) -> Settings:
     if problems:
         raise ConfigError(*problems)
     return settings
+
+
+def wanted_log_format(flags: Mapping[str, str]) -> str:
+    """What LOG_FORMAT says, before all settings are read: errors in them are logged in this form.
+
+    `text` where it cannot be read, or says something else.
+    """
+    try:
+        file = read_env_file()
+    except AppError:  # `load_settings` says so
+        file = {}
+    for place in (flags, _environment(), file):
+        if text := _by_name(place).get("LOG_FORMAT"):
+            return "json" if text == "json" else "text"
+    return "text"
 
 
 def refuse_several_processes() -> None:
@@ -131,8 +147,13 @@ def _sources(places: Mapping[Source, Mapping[str, str]]) -> dict[str, Source]:
 
 def _problem(detail: Any, sources: Mapping[str, Source]) -> str:
     name = str(detail["loc"][0]).upper()
+    info = next(variable.info for variable in variables() if variable.name == name)
     reason = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "allowed:")
+    if may_be := allowed(info):
+        said = f"{reason}; " if detail["type"] == "value_error" else ""
+        reason = f"{said}allowed: {may_be}"
     where = _WHERE.get(sources.get(name, "default"), "its default")
     # `redacted` finds a password by the sign that ends it, but a password may hold that sign.
     value = "***" if CREDENTIALS in reason else redacted(repr(detail["input"]))
-    return f"{name}={value} (from {where}) cannot be used: {reason}"
+    shown = value if len(value) <= _LONGEST_SHOWN else f"{value[:_LONGEST_SHOWN]}…"
+    return f"{name}={shown} (from {where}) cannot be used: {reason}"

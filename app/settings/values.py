@@ -5,13 +5,22 @@ Each check gives the value back, and raises ValueError, which pydantic reports w
 
 import re
 from pathlib import Path
+from typing import get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
+from pydantic.fields import FieldInfo
 
 from app.settings.local_paths import local_path, path_of_file_uri
 
 CREDENTIALS = "credentials do not belong in a URI"
+
+# Python would also take 1_000, the digits of other scripts, and for a whole number 5.0.
+_WRITTEN = {
+    int: re.compile(r"[+-]?[0-9]+"),
+    float: re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"),
+}
+_BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
 def path_safe(signs: str, longest: int) -> AfterValidator:
@@ -38,6 +47,41 @@ def as_meant(value: str) -> str:
     if any("\ud800" <= sign <= "\udfff" for sign in value):
         raise ValueError("it is not UTF-8: rename the file or folder")
     return value
+
+
+def number_as_written(value: str, info: FieldInfo) -> str:
+    """`value`. Raises ValueError if it is for a number, and is not written as one is."""
+    if (kind := _kind(info)) not in _WRITTEN:
+        return value
+    if value != value.strip():
+        raise ValueError("white space stands around it: leave it out")
+    if not _WRITTEN[kind].fullmatch(value):
+        digits = "digits only" if kind is int else "digits, with a point or an exponent"
+        raise ValueError(f"it is not written in {digits}")
+    return value
+
+
+def allowed(info: FieldInfo) -> str:
+    """What a variable with a number, or with true or false, may be; "" for every other one."""
+    kind = _kind(info)
+    if kind is bool:
+        return "true or false"
+    if kind not in _WRITTEN:
+        return ""
+    number = "a whole number" if kind is int else "a number"
+    bounds = [
+        f"{word} {as_typed(bound)}"
+        for name, word in _BOUNDS.items()
+        for rule in info.metadata
+        if (bound := getattr(rule, name, None)) is not None
+    ]
+    return f"{number}, {' and '.join(bounds)}" if bounds else number
+
+
+def _kind(info: FieldInfo) -> object:
+    """The type of its values, where that is one; None beside it is for an unset variable."""
+    kinds = [kind for kind in get_args(info.annotation) if kind is not type(None)]
+    return kinds[0] if len(kinds) == 1 else info.annotation
 
 
 def folder(path: str | Path) -> Path:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -19,6 +19,7 @@ from app.settings.values import (
     data_source,
     directory_or_hub_id,
     folder,
+    number_as_written,
     path_safe,
     store_uri,
     without_credentials,
@@ -37,7 +38,9 @@ class Section(BaseSettings):
     them needs a word of its own before it counts. So no section reads a source by itself.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -53,8 +56,10 @@ class Section(BaseSettings):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _as_meant(cls, value: Any) -> Any:
-        return as_meant(value) if isinstance(value, str) else value
+    def _as_meant(cls, value: Any, place: ValidationInfo) -> Any:
+        if not isinstance(value, str):
+            return value
+        return number_as_written(as_meant(value), cls.model_fields[place.field_name or ""])
 
 
 def _field(default: Any, description: str, unit: str = "", **bounds: Any) -> Any:
@@ -108,6 +113,11 @@ class ModelSettings(Section):
     init: Literal["normal", "scaled"] = _field(
         "normal", "first weights: one deviation; or o_proj, down_proj / sqrt(2 · layers)"
     )
+
+    @property
+    def names_shape(self) -> bool:
+        """Whether MODEL names a shape. `auto` is the default, whether or not somebody typed it."""
+        return self.model != "auto"
 
     @property
     def init_name(self) -> str | None:

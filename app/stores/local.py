@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from app.errors import ConfigError, Damaged, NotFound, Unavailable
-from app.failures import from_os_error
+from app.failures import from_stored_file
 from app.stores.contract import (
     MAX_GET_BYTES,
     RESERVED,
@@ -289,7 +289,7 @@ def _failures(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise from_os_error(error, f"CHECKPOINT_URI: {path}") from error
+        raise from_stored_file(error, f"CHECKPOINT_URI: {path}") from error
 
 
 @contextmanager

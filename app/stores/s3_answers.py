@@ -26,6 +26,7 @@ from app.errors import (
     NoCredentials,
     NotFound,
     Unavailable,
+    Unserved,
 )
 
 _NO_CREDENTIALS = (
@@ -56,20 +57,22 @@ _DENIED = {
     "TokenRefreshRequired",
     "UnauthorizedAccess",
 }
-_NOT_NOW = {
+_TOO_MANY = {
+    "RequestLimitExceeded",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+}
+_NOT_NOW = _TOO_MANY | {
     "BadDigest",
     "IncompleteBody",
     "InternalError",
     "NoSuchUpload",
     "OperationAborted",
-    "RequestLimitExceeded",
     "RequestTimeTooSkewed",
     "RequestTimeout",
     "ServiceUnavailable",
-    "SlowDown",
-    "Throttling",
-    "ThrottlingException",
-    "TooManyRequests",
     "XAmzContentSHA256Mismatch",
 }
 # Alibaba OSS and Tencent COS: the bucket belongs into the host's name, not into the path.
@@ -213,7 +216,10 @@ def _from_answer(error: ClientError, place: str, endpoint: str) -> AppError:
         return Unavailable(f"{place}: no space left in the store at {endpoint} ({said})")
     if code in _NOT_NOW or (status >= 500 and status != 501) or status == 429:
         clock = ": set this machine's clock" if code == "RequestTimeTooSkewed" else ""
-        return Unavailable(f"{place}: {endpoint} does not serve now ({said}){clock}")
+        # Whoever asks too much is told so at any object: that says nothing about this one.
+        failed = status >= 500 and code not in _TOO_MANY
+        kind = Unserved if failed else Unavailable
+        return kind(f"{place}: {endpoint} does not serve now ({said}){clock}")
     if code in PATH_FORBIDDEN:
         return ConfigError(
             f"{place}: {endpoint} wants the bucket in the host's name, and an IP address takes "

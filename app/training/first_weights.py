@@ -12,7 +12,7 @@ from pathlib import Path
 
 from app.data.data_dir import DataDir, own_folder
 from app.data.tokenizer import TokenizerFiles, keep_tokenizer, read_tokenizer
-from app.errors import AccessDenied, AppError, ConfigError, Damaged, NotFound
+from app.errors import AccessDenied, AppError, ConfigError, Damaged, NotFound, Unserved
 from app.failures import disk_failures
 from app.heartbeat import beat
 from app.model.huggingface import model_directory, read_config
@@ -71,7 +71,8 @@ class BegunRun:
     def tokenizer(self, data_dir: Path) -> TokenizerFiles:
         """The tokenizer of the run, from its newest checkpoint that has it, kept in DATA_DIR.
 
-        Raises Damaged if no checkpoint has it, Unavailable for a full disk, and the store's errors.
+        Raises Damaged if no checkpoint has it, Unserved if one may that the store fails at,
+        Unavailable for a full disk, and the store's errors.
         """
         fingerprint = self.record.identity.tokenizer_fingerprint
         place, setting = DataDir(data_dir), f"the tokenizer of {self.store.uri}"
@@ -83,6 +84,7 @@ class BegunRun:
         return read_tokenizer(directory, setting)
 
     def _tokenizer_files(self, scratch: Path, setting: str) -> dict[str, bytes]:
+        unserved: Unserved | None = None
         for name in self.view.committed:
             target = scratch / str(name)
             target.mkdir()
@@ -92,8 +94,12 @@ class BegunRun:
                 folder = fetch(self.store, name, target, files, alive=beat, expected=expected)
                 if self._is_own(read_tokenizer(folder, setting)):
                     return {file: (folder / file).read_bytes() for file in files}
-            except (Damaged, NotFound) as error:
+            except (Damaged, NotFound, Unserved) as error:
                 log.warning("%s is not taken from %s: %s", setting, name, error)
+                if isinstance(error, Unserved):
+                    unserved = error
+        if unserved:
+            raise unserved
         raise Damaged(f"{setting} is in none of its checkpoints: set TOKENIZER")
 
     def _is_own(self, files: TokenizerFiles) -> bool:
@@ -117,7 +123,7 @@ def first_weights(
     spec = settings.model.init_from
     recorded = begun.record.identity if begun else None
     if spec is None:
-        adopts = recorded and recorded.init_from and settings.is_default("MODEL")
+        adopts = recorded and recorded.init_from and not settings.model.names_shape
         return begun.first_weights() if begun and adopts and begun.has_checkpoints() else None
     resumes = begun is not None and begun.has_checkpoints()
     if begun and resumes and same_place(begun.record.identity.init_from, spec):
@@ -149,7 +155,7 @@ def check_name(
     """
     if begun or settings.run.run_name or settings.run.resume == "never":
         return
-    if init is None and not settings.is_default("MODEL"):
+    if init is None and settings.model.names_shape:
         return
     uri = settings.checkpoints.checkpoint_uri
     try:

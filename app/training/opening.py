@@ -9,6 +9,7 @@ import torch
 from app.console import counted
 from app.data.data_dir import DataDir
 from app.data.sources import PinnedSource
+from app.errors import Damaged
 from app.model.smollm2 import SmolLM2
 from app.observe.metrics import MetricsLog
 from app.observe.report import publish
@@ -97,10 +98,18 @@ def open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> A
 
 def _killed_at_its_end(run: HeldRun, view: RunView) -> AttemptRecord | None:
     """The attempt before, if it was killed when it had reached the target, with the same
-    ADDITIONAL_STEPS and no EXTENSION_ID."""
-    asked = run.job.settings.run.unnamed_steps
-    for before in read_attempts(run.store, view.newest_attempts(1)):
-        if asked and before.was_killed and before.additional_steps == asked:
+    ADDITIONAL_STEPS and no EXTENSION_ID. Raises Damaged if its record
+    cannot be read, and the store's errors."""
+    asked, newest = run.job.settings.run.unnamed_steps, view.newest_attempts(1)
+    records = read_attempts(run.store, newest) if asked else []
+    if asked and len(records) < len(newest):
+        run.store.get(newest[0].key)  # where the store fails, another start may read it
+        raise Damaged(
+            f"{run.store.uri}/{newest[0].key} cannot be read, so nobody knows whether the attempt "
+            f"before made these ADDITIONAL_STEPS={asked}: set EXTENSION_ID to extend the run"
+        )
+    for before in records:
+        if before.was_killed and before.additional_steps == asked:
             return before
     return None
 

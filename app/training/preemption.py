@@ -39,6 +39,10 @@ class Interrupted(BaseException):
     handlers takes it for a damaged file.
     """
 
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number  # of the signal
+
 
 class StopRequest:
     """Whether this process is asked to stop, and since when by the clock `now`, in seconds."""
@@ -50,6 +54,7 @@ class StopRequest:
         self.requested_at: float | None = None
         self._deferred = False
         self._unheard = False
+        self._number = 0  # the signal that was the request
         self._again_seconds = again_seconds
 
     def install(self) -> None:
@@ -97,16 +102,16 @@ class StopRequest:
         if not again:
             self.requested_at = self.now()
         if not self._deferred and not again:
-            self._unheard = True
+            self._unheard, self._number = True, number
             signal.signal(signal.SIGALRM, self._on_alarm)
             signal.setitimer(signal.ITIMER_REAL, self._again_seconds, self._again_seconds)
-            raise Interrupted
+            raise Interrupted(number)
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
         if self._unheard:
-            raise Interrupted
+            raise Interrupted(self._number)
 
 
 class GracePeriod:

@@ -8,7 +8,7 @@ import torch
 from app.console import size
 from app.data.data_dir import DataDir, own_folder
 from app.data.sources import PinnedSource
-from app.errors import ConfigError, Damaged, IncompatibleRun, NotFound, Unavailable
+from app.errors import ConfigError, Damaged, IncompatibleRun, NotFound, Unavailable, Unserved
 from app.failures import disk_failures
 from app.model.smollm2 import SmolLM2
 from app.observe.metrics import check_logs
@@ -47,18 +47,19 @@ def check_place(settings: Settings, store: Store) -> None:
 def check_space(job: Job, view: RunView, store: Store) -> None:
     """Raises Unavailable if not even one checkpoint fits into the store.
 
-    What this start will remove as left over counts as free.
+    What this start will remove as left over counts as free, and is told beside what is free now.
     """
     free = store.free_bytes()
     needed = checkpoint_bytes(job.config, job.settings.optimizer.optimizer)
     if free is None:
         return
     unfinished = CheckpointState.UNFINISHED
-    free += sum(stored.size for stored in view.checkpoints if stored.state is unfinished)
-    free += sum(half.size for half in abandoned_writes(store, view.highest_epoch + 1))
-    if free < needed:
+    left = sum(stored.size for stored in view.checkpoints if stored.state is unfinished)
+    left += sum(half.size for half in abandoned_writes(store, view.highest_epoch + 1))
+    if free + left < needed:
+        more = f", {size(left)} more without what is left of broken uploads" if left else ""
         raise Unavailable(
-            f"CHECKPOINT_URI: {store.uri} has {size(free)} free, and a checkpoint of "
+            f"CHECKPOINT_URI: {store.uri} has {size(free)} free{more}, and a checkpoint of "
             f"{job.model_name} takes {size(needed)}: free some space, or name another place"
         )
 
@@ -187,6 +188,6 @@ def nothing_left_to_do(job: Job, record: RunRecord, view: RunView, store: Store)
         progress.check(newest.step, record)
         if progress.run and progress.run.target > record.target:
             return False  # run.json is an older one: the start says so
-    except (Damaged, NotFound):
-        return False  # the start will set the checkpoint aside and make its steps again
+    except (Damaged, NotFound, Unserved):
+        return False  # the start sets the checkpoint aside, or passes it over, and makes its steps
     return True

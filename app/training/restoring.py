@@ -54,7 +54,8 @@ def restore_newest(
     """Load the newest valid checkpoint, or else the first weights: None then.
 
     Damaged checkpoints that are found on the way, and those of another run than that of `record`,
-    are moved to quarantine, as far as the store lets them. Raises IncompatibleRun for a checkpoint
+    are moved to quarantine, as far as the store lets them. Those that the store does not serve,
+    while it serves others, are passed over. Raises IncompatibleRun for a checkpoint
     of another model or optimizer.
     """
     job, settings = run.job, run.job.settings
@@ -76,6 +77,9 @@ def restore_newest(
             return None
         with disk_failures(str(found.directory)):
             progress = read_progress(found.directory / STATE_FILE)
+    for name, reason in found.unserved:
+        # To be moved, it would have to be read. What is committed next makes it late.
+        log.error("CHECKPOINT %s PASSED OVER, and left where it is: %s", name, reason)
     for name, reason in found.damaged:
         # The attempt's own file, which is written next, makes it late wherever it lies.
         with stopping_no_start(f"DAMAGED CHECKPOINT {name} could not be moved aside ({reason})"):

@@ -19,7 +19,7 @@ from app.run.committing import commit
 from app.run.journal import AttemptJournal
 from app.run.layout import CheckpointName
 from app.run.lease import Lease
-from app.run.retention import prune
+from app.run.retention import prune, remove_unfinished, stopping_no_start
 from app.run.view import read_view
 from app.settings.variables import CheckpointSettings
 from app.state.snapshot import Snapshot
@@ -145,6 +145,7 @@ class CheckpointSaver:
                 self._journal.save_failed()
                 stale = self._now() - began
                 if stale >= self._settings.give_up_seconds:
+                    self._clear_up()
                     raise type(error)(
                         f"no checkpoint could be saved for {duration(stale)} "
                         f"(GIVE_UP_SECONDS={self._settings.give_up_seconds:g}): {error}"
@@ -192,6 +193,18 @@ class CheckpointSaver:
             self.last_commit_seconds,
         )
         self._tidy()
+
+    def _clear_up(self) -> None:
+        """Remove from a volume what the saves that failed have written of their checkpoints.
+
+        On a full one that is the space that is missing. In a bucket the next start does it: there a
+        request that was given up, as that of the manifest, may still be carried out.
+        """
+        with stopping_no_start("what is left of the saves that failed stays until the next start"):
+            if self.store.free_bytes() is not None:
+                epoch, lease = self._lease.epoch, self._lease
+                for name in remove_unfinished(self.store, read_view(self.store), epoch + 1, lease):
+                    log.info("removed what was written of %s", name)
 
     def _tidy(self) -> None:
         """Write down the commit in the journal, and remove old checkpoints.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from app.console import on_terminal
+from app.console import on_terminal, terminal_columns
 from app.data.sample_order import BatchGeometry
 from app.data.token_stream import TokenStream
 from app.data.tokenizer import open_tokenizer
@@ -14,13 +14,14 @@ from app.generation.decoding import Sampling, generate_tokens
 from app.generation.inference import InferenceModel
 from app.model.smollm2 import SmolLM2, flops_per_token
 from app.observe.metrics import MetricsLog
-from app.observe.rows import Row, perplexity, step_line
+from app.observe.rows import Row, bar_format, perplexity, step_line
 from app.training.checkpointing import Checkpointing
 from app.training.compute import Compute
 from app.training.step_clock import StepClock
 
 log = logging.getLogger(__name__)
 
+_NARROW = 40  # columns
 _SAMPLE = Sampling(max_tokens=40)
 
 
@@ -40,15 +41,18 @@ class StepLog:
     target: int
     epoch: int
     _bar: "tqdm[None] | None" = None
+    _row: Row | None = None  # the newest, for the bar
 
     def begin(self, step: int) -> None:
         """Training goes on after `step`. On a terminal a bar shows how far it is."""
         if on_terminal():
-            self._bar = tqdm(total=self.target, initial=step, unit="step", smoothing=0.05)
+            self._bar = tqdm(total=self.target, initial=step, bar_format=" ")
+            self._fit_bar()
 
     def advance(self) -> None:
         """A step is over."""
         if self._bar is not None:
+            self._fit_bar(1)
             self._bar.update()
 
     def close_bar(self) -> None:
@@ -91,10 +95,20 @@ class StepLog:
         self.metrics.add(row)
         text = step_line(row, self.target, self.clock.step_seconds)
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {row.loss:.3f}, lr {row.learning_rate:.2e}")
+            self._row = row
             if evaluated is None:
                 return
         log.info(text, extra={"fields": vars(row)})
+
+    def _fit_bar(self, more: int = 0) -> None:
+        """Fit the bar to the terminal, which may have another width by now, `more` steps on."""
+        assert self._bar is not None
+        columns = terminal_columns() or _NARROW  # it has gone away
+        step, age = int(self._bar.n) + more, self.checkpointing.age()
+        self._bar.ncols = columns - 1
+        self._bar.bar_format = bar_format(
+            self._row, step, self.target, self.clock.step_seconds, age, columns
+        )
 
     def log_epoch(self, step: int) -> None:
         """Say if `step`, which was just made, began an epoch. An epoch may begin inside a step."""

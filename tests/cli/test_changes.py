@@ -211,6 +211,55 @@ def test_a_quarantined_checkpoint_that_is_damaged_stays_where_it_is(
     assert [key for key in keys(run) if key != LEASE] == [key for key in before if key != LEASE]
 
 
+def test_pruning_deletes_nothing_beside_a_newest_that_cannot_be_read(
+    command: Command, run: Store
+) -> None:
+    run.put(named(6).key("state.json"), [run.get(named(6).key("state.json"))[0].upper()])
+    code, text = command("checkpoints", "prune", "--keep", "0", "--yes")
+    assert code == 78 and f"{named(6)} is not whole, nothing was changed" in text
+    assert committed_steps(run) == [6, 4, 2]
+
+
+def test_a_checkpoint_under_another_ones_name_is_set_aside_by_the_command_that_verify_names(
+    command: Command, run: Store
+) -> None:
+    copy, others = named(4, epoch=2), keys(run)
+    for info in list(run.list(named(4).key())):
+        run.put(copy.key(info.key.rpartition("/")[2]), [run.get(info.key)[0]])
+    files = [key for key in keys(run) if key not in others]
+    code, text = command("checkpoints", "verify")
+    assert code == 78 and f"is damaged: {copy}" in text and "quarantine add" in text
+    assert command("quarantine", "add", "--yes")[0] == 0
+    assert all(key in keys(run) for key in others)
+    moved = [key.replace("checkpoints/", "quarantine/") for key in files]
+    assert all(key in keys(run) for key in moved) and not any(key in keys(run) for key in files)
+    code, text = command("checkpoints", "verify")
+    assert code == 0 and "3 checkpoints verified" in text
+    assert "describes step 4-e1" in command("quarantine", "list")[1]
+    assert "nothing is damaged" in command("quarantine", "add")[1]
+
+
+def test_nothing_is_set_aside_where_no_whole_checkpoint_would_be_left(
+    command: Command, run: Store
+) -> None:
+    for step in (2, 4, 6):
+        run.put(named(step).key("state.json"), [b"{}"])
+    code, text = command("quarantine", "add", "--yes")
+    assert code == 78 and "no checkpoint is whole, nothing was changed" in text
+    assert committed_steps(run) == [6, 4, 2]
+
+
+def test_what_lies_in_quarantine_under_the_same_name_is_not_replaced(
+    command: Command, run: Store
+) -> None:
+    quarantine(run, named(4), "late", FreeLease(run))
+    run.put(named(4).key(MANIFEST), [b"{}"])
+    before = {key: run.get(key)[0] for key in keys(run) if key != LEASE}
+    code, text = command("quarantine", "add", "--yes")
+    assert code == 78 and f"quarantine purge {named(4)}" in text
+    assert {key: run.get(key)[0] for key in keys(run) if key != LEASE} == before
+
+
 def test_pruning_keeps_the_best_and_the_newest(command: Command, run: Store) -> None:
     commit(run, named(8), state_without_tensors(8), 9.5, FreeLease(run))
     code, text = command("checkpoints", "prune", "--keep", "1", "--yes")

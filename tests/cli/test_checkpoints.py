@@ -74,3 +74,16 @@ def test_nothing_in_a_store_forges_a_line_or_commands_the_terminal(
         assert "target reached" in said
         assert not any(line.startswith("12:00:00 target") for line in said.splitlines())
         assert not set("\x1b\x9b\r") & set(said)
+
+
+@pytest.mark.parametrize("verb", ["list", "verify"])
+def test_a_run_without_checkpoints_says_so_in_a_sentence(
+    verb: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    uri = f"file://{tmp_path}/store"
+    create_record(open_store(uri, "tiny"), "tiny", IDENTITY, 100)
+    named = ["--checkpoint_uri", uri, "--run_name", "tiny", "--checkpoint_every_steps", "7"]
+    assert cli.main(["checkpoints", verb, *named]) == 0
+    shown = capsys.readouterr().out
+    assert f"{uri}/tiny holds no checkpoint yet" in shown and "CHECKPOINT_EVERY_STEPS=7" in shown
+    assert "train loss" not in shown and "0 checkpoints" not in shown

@@ -1,5 +1,8 @@
 import io
 import json
+import os
+import pty
+import signal
 import sys
 from pathlib import Path
 
@@ -20,9 +23,11 @@ from app.state.tensor_files import tensor_file
 from app.stores.contract import Data
 from app.stores.local import LocalStore
 from app.stores.opening import open_store
+from tests.support.repository import ROOT
 from tests.support.stored_run import IDENTITY, FreeLease, attempt_record
 from tests.support.training_state import progress
 
+EMPTY: dict[str, Data] = {"state.json": [b"{}"]}
 FORGED = "x\r\n12:00:00 nothing will be deleted\x1b[2J\u2028\u202e"
 _WHAT = "step-0000000040-e000001 would be deleted"
 
@@ -118,3 +123,49 @@ def test_what_a_store_says_forges_no_line_of_the_question(
     assert "nothing was changed" in shown.err
     assert shown.out.count("\n") == 1 and printable(shown.out, keep="\n") == shown.out
     assert (printable(FORGED) in shown.out) is quoted
+
+
+@pytest.mark.parametrize(
+    ("stop", "code", "said"),
+    [
+        (b"\x03", 130, "nothing was changed: Ctrl-C at the question (exit 130)"),
+        (signal.SIGTERM, 143, "stopped"),
+    ],
+)
+def test_ctrl_c_at_the_question_changes_nothing_and_exits_as_a_shell_expects(
+    stop: bytes | signal.Signals, code: int, said: str, tmp_path: Path
+) -> None:
+    store = open_store(f"file://{tmp_path}", "tiny")
+    record = RunRecord(run_name="tiny", created_at="", identity=IDENTITY, total_steps=10)
+    store.put("run.json", [record.model_dump_json().encode()])
+    for step in (2, 4):
+        commit(store, CheckpointName(step, 1), dict(EMPTY), 10.0 - step, FreeLease(store))
+    before = sorted(info.key for info in store.list(""))
+    command = [sys.executable, "-m", "app", "checkpoints", "prune", "--keep", "0", "--model=tiny"]
+    command += [f"--checkpoint_uri=file://{tmp_path}", f"--data_dir={tmp_path}/data"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execv(command[0], command)
+    shown = b""
+    try:
+        while b"[y/N]" not in shown:
+            shown += os.read(terminal, 4096)
+        if isinstance(stop, bytes):
+            os.write(terminal, stop)
+        else:
+            os.kill(pid, stop)
+        while chunk := _read(terminal):
+            shown += chunk
+    finally:
+        os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
+    assert said in shown.decode()
+    assert sorted(info.key for info in store.list("")) == before
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # the process has ended
+        return b""

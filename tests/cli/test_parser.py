@@ -1,5 +1,6 @@
 """The command line: exit codes, one line for each mistake, and what answers at once."""
 
+import json
 import os
 import tomllib
 from pathlib import Path
@@ -47,6 +48,30 @@ def test_a_wrong_flag_value_exits_78_with_one_line(capsys: pytest.CaptureFixture
     lines = errors(capsys)
     assert len(lines) == 1
     assert "TOTAL_STEPS='none' (from a flag) cannot be used" in lines[0]
+
+
+@pytest.mark.parametrize("place", ["environment", "flag", "file"])
+def test_with_log_format_json_an_error_in_the_settings_is_a_line_of_json(
+    place: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["train", "--total_steps", "none"]
+    if place == "environment":
+        monkeypatch.setenv("LOG_FORMAT", "json")
+    elif place == "flag":
+        arguments += ["--log_format", "json"]
+    else:
+        Path(".env").write_text("LOG_FORMAT=json\n")
+    assert cli.main(arguments) == 78
+    (line,) = capsys.readouterr().err.splitlines()
+    event = json.loads(line)
+    assert event["level"] == "error" and "TOTAL_STEPS='none'" in event["message"]
+
+
+def test_a_log_format_that_is_wrong_itself_is_told_as_text(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["train", "--log_format", "jsn"]) == 78
+    assert "LOG_FORMAT='jsn'" in errors(capsys)[0]
 
 
 def test_help_names_every_command_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:

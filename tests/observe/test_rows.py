@@ -2,12 +2,15 @@
 
 import json
 from dataclasses import asdict, replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
+from app.console import duration
 from app.observe.metrics import MetricsLog
-from app.observe.rows import Row, perplexity, step_line, stored_rows
+from app.observe.rows import Row, bar_format, perplexity, step_line, stored_rows
 from app.run.layout import METRICS_KEY
 from app.settings.variables import LogSettings
 from app.stores.contract import Store
@@ -72,3 +75,24 @@ def test_perplexity_is_e_to_the_loss() -> None:
     assert perplexity(None) is None
     assert perplexity(2.0) == pytest.approx(7.389056)
     assert perplexity(1e9) == pytest.approx(1.0142e304, rel=1e-4)
+
+
+@pytest.mark.parametrize("step", [0, 120, 99_999_999])
+@pytest.mark.parametrize("age", [None, 12.0, 7_200.0])
+@pytest.mark.parametrize("columns", [20, 40, 60, 80, 120, 200])
+def test_the_bar_fits_the_terminal_and_tells_of_the_newest_checkpoint_first(
+    columns: int, age: float | None, step: int
+) -> None:
+    form = bar_format(row(step, loss=3.123), step, step + 5_000, 33.0, age, columns)
+    bar = tqdm(
+        total=step + 5_000, initial=step, bar_format=form, ncols=columns - 1, file=StringIO()
+    )
+    shown = str(bar)
+    bar.close()
+    assert len(shown) < columns or columns == 20
+    if columns >= 40:
+        assert ("not saved yet" if age is None else f"saved {duration(age)} ago") in shown
+    if columns >= 60 and step < 1_000:
+        assert "loss 3.123" in shown
+    if columns >= 80 and step < 1_000:
+        assert "ETA" in shown and "%|" in shown

@@ -19,9 +19,11 @@ from app.run.retention import remove_unfinished
 from app.run.view import read_view
 from app.stores.contract import Store
 from app.stores.opening import open_store
-from tests.support.interposed import Answer, Interposed
+from tests.support.interposed import Answer, Interposed, failing_at
 from tests.support.stored_run import FILES, FreeLease, commit_step, committed_steps
 from tests.support.unreadable import make_unreadable
+
+_AT_ONCE = (0.0, 0.0)
 
 
 def test_a_committed_checkpoint_is_read_back_and_verified(folder: Store, tmp_path: Path) -> None:
@@ -146,7 +148,7 @@ def test_a_volume_that_cannot_be_read_is_named_and_is_not_called_damaged(
     path = tmp_path / "run" / commit_step(folder, 20).key("model.safetensors")
     make_unreadable(monkeypatch, path, errno.EIO)
     with pytest.raises(Unavailable, match=rf"{path} does not work now \(Input/output error\)"):
-        newest_valid(folder, read_view(folder), tmp_path / "scratch")
+        newest_valid(folder, read_view(folder), tmp_path / "scratch", pauses=_AT_ONCE)
 
 
 def test_a_checkpoint_that_lost_its_manifest_is_damaged_not_unfinished(
@@ -227,3 +229,87 @@ def test_a_checkpoint_that_is_not_the_expected_one_gives_way_to_the_one_before(
     found = newest_valid(folder, read_view(folder), tmp_path / "scratch", expected=_Small())
     assert found is not None and found.name == good
     assert list(found.damaged) == [(other, "it is of another run")]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", MANIFEST])
+def test_a_checkpoint_of_which_one_object_is_never_served_gives_way_to_the_next(
+    bucket: str, s3_answers: Interposed, no_backoff: None, tmp_path: Path, file: str
+) -> None:
+    store = open_store(f"s3://{bucket}", "run")
+    store.put("run.json", [b"{}"])
+    good, bad = commit_step(store, 20), commit_step(store, 40)
+    view = read_view(store, lambda _: None)
+    s3_answers.answering = failing_at(bad.key(file))
+    found = newest_valid(store, view, tmp_path, pauses=_AT_ONCE)
+    assert found is not None and (found.name, found.damaged) == (good, [])
+    ((name, reason),) = found.unserved
+    assert name == bad and bad.key(file) in reason and "answered 500" in reason
+    # The proof that it is this object: another one was read after each refusal but the last.
+    asked = [line.rpartition("/")[2] for line in s3_answers.requests]
+    assert asked.count("run.json") >= len(_AT_ONCE)
+
+
+def test_an_object_that_is_served_again_costs_no_checkpoint(
+    bucket: str, s3_answers: Interposed, no_backoff: None, tmp_path: Path
+) -> None:
+    store = open_store(f"s3://{bucket}", "run")
+    store.put("run.json", [b"{}"])
+    commit_step(store, 20)
+    name = commit_step(store, 40)
+    view, fail = read_view(store, lambda _: None), failing_at(name.key("model.safetensors"))
+    left = [None] * 5  # more than one call of the SDK
+
+    def answering(environ: dict[str, Any]) -> Answer | None:
+        answer = fail(environ)
+        if answer and left:
+            left.pop()
+            return answer
+        return None
+
+    s3_answers.answering = answering
+    found = newest_valid(store, view, tmp_path, pauses=_AT_ONCE)
+    assert found is not None and not left
+    assert (found.name, found.damaged, list(found.unserved)) == (name, [], [])
+
+
+@pytest.mark.parametrize(
+    "failing",
+    [("model.safetensors",), (MANIFEST,), (MANIFEST, "run.json")],
+    ids=["the same file of all", "all manifests", "the rest of the run too"],
+)
+def test_a_store_that_serves_no_checkpoint_is_unavailable_and_nothing_is_called_damaged(
+    bucket: str, s3_answers: Interposed, no_backoff: None, tmp_path: Path, failing: tuple[str, ...]
+) -> None:
+    store = open_store(f"s3://{bucket}", "run")
+    store.put("run.json", [b"{}"])
+    commit_step(store, 20)
+    commit_step(store, 40)
+    view = read_view(store, lambda _: None)
+    s3_answers.answering = failing_at(*failing)
+    with pytest.raises(Unavailable, match=failing[-1]):
+        newest_valid(store, view, tmp_path, pauses=_AT_ONCE)
+
+
+def test_a_store_that_asks_for_fewer_requests_has_no_damage(
+    bucket: str, s3_answers: Interposed, no_backoff: None, tmp_path: Path
+) -> None:
+    store = open_store(f"s3://{bucket}", "run")
+    store.put("run.json", [b"{}"])
+    commit_step(store, 20)
+    fail = failing_at(commit_step(store, 40).key(MANIFEST))
+    slow = (503, "<Error><Code>SlowDown</Code></Error>")
+    s3_answers.answering = lambda environ: slow if fail(environ) else None
+    with pytest.raises(Unavailable, match="SlowDown"):
+        newest_valid(store, read_view(store, lambda _: None), tmp_path, pauses=_AT_ONCE)
+
+
+def test_a_file_on_a_volume_that_fails_gives_way_too(
+    folder: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.put("run.json", [b"{}"])
+    good, bad = commit_step(folder, 20), commit_step(folder, 40)
+    view = read_view(folder, lambda _: None)
+    make_unreadable(monkeypatch, tmp_path / "run" / bad.key("model.safetensors"), errno.EIO)
+    found = newest_valid(folder, view, tmp_path / "scratch", pauses=_AT_ONCE)
+    assert found is not None and found.name == good
+    assert [name for name, _ in found.unserved] == [bad]

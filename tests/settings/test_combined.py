@@ -39,6 +39,10 @@ def test_an_impossible_combination_is_refused(flags: dict[str, str], reason: str
     assert reason in problems(**flags)
 
 
+def test_a_default_that_is_typed_out_is_no_contradiction() -> None:
+    load_settings({"init_from": "a/b", "model": "auto", "init": "normal"})
+
+
 @pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_PROFILE"])
 def test_a_run_lies_elsewhere_behind_another_endpoint(
     name: str, monkeypatch: pytest.MonkeyPatch

@@ -85,6 +85,51 @@ def test_a_wrong_value_names_the_variable_the_value_and_where_it_came_from(
     assert "\n" not in text
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "1e3",
+        "nan",
+        "inf",
+        "1_000",
+        "1,000",
+        " 5 ",
+        "5.0",
+        "5.5",
+        "-3",
+        "0",
+        "0x10",
+        "\u0663",
+        "9" * 12,
+    ],
+)
+def test_a_wrong_number_is_told_with_both_bounds(value: str) -> None:
+    assert problems(total_steps=value).endswith(
+        "allowed: a whole number, at least 1 and at most 100000000"
+    )
+
+
+def test_other_kinds_of_numbers_and_switches_say_what_they_may_be() -> None:
+    assert problems(learning_rate="1e-3x").endswith("allowed: a number, above 0 and at most 1")
+    assert problems(grad_clip="1e400").endswith("allowed: a number, at least 0")
+    assert problems(num_workers="300").endswith(
+        "allowed: a whole number, at least 0 and at most 256"
+    )
+    assert problems(document_mask="perhaps").endswith("allowed: true or false")
+    assert "white space stands around it: leave it out; allowed: " in problems(seed=" 7")
+    assert "quotes are a part of the value" in problems(seed="'7'")
+
+
+def test_numbers_are_taken_as_they_are_usually_written() -> None:
+    optimizer = load_settings({"learning_rate": "3E-4", "weight_decay": ".5", "grad_clip": "1."})
+    found = optimizer.optimizer
+    assert (found.learning_rate, found.weight_decay, found.grad_clip) == (3e-4, 0.5, 1.0)
+
+
+def test_a_value_without_an_end_is_not_repeated_whole() -> None:
+    assert len(problems(total_steps="9" * 10_000)) < 400
+
+
 def test_every_problem_gets_a_line_of_its_own() -> None:
     assert len(problems(total_steps="0", seed="x", model="huge").splitlines()) == 3
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.errors import AccessDenied, AppError, ConfigError, Unavailable
+from app.errors import AccessDenied, AppError, ConfigError, Unavailable, Unserved
 from app.stores.contract import Store
 from app.stores.durable_files import kernel_id
 from app.stores.local import PARTIAL
@@ -64,7 +64,7 @@ class TestLocalStore:
             (errno.EDQUOT, Unavailable, "CHECKPOINT_URI: .* is full"),
             (errno.EACCES, AccessDenied, "CHECKPOINT_URI"),
             (errno.EROFS, AccessDenied, "CHECKPOINT_URI"),
-            (errno.EIO, Unavailable, "CHECKPOINT_URI"),
+            (errno.EIO, Unserved, "CHECKPOINT_URI"),
             (errno.ESTALE, Unavailable, "CHECKPOINT_URI"),
             (errno.EFBIG, ConfigError, "CHECKPOINT_URI"),
         ],

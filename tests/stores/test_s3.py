@@ -14,7 +14,15 @@ from typing import Any
 
 import pytest
 
-from app.errors import AccessDenied, AppError, ConfigError, NoBucket, NotFound, Unavailable
+from app.errors import (
+    AccessDenied,
+    AppError,
+    ConfigError,
+    NoBucket,
+    NotFound,
+    Unavailable,
+    Unserved,
+)
 from app.stores.contract import MAX_GET_BYTES
 from app.stores.limits import StoreLimits
 from app.stores.opening import open_store
@@ -143,8 +151,8 @@ class TestS3Store:
             ((404, xml("NoSuchBucket")), NoBucket),
             ((404, "<html>default backend</html>"), Unavailable),
             ((503, xml("SlowDown")), Unavailable),
-            ((500, xml("InternalError")), Unavailable),
-            ((502, "<html>bad gateway</html>"), Unavailable),
+            ((500, xml("InternalError")), Unserved),
+            ((502, "<html>bad gateway</html>"), Unserved),
             ((507, xml("XMinioStorageFull")), Unavailable),
             ((400, xml("RequestTimeout")), Unavailable),
             ((400, xml("InvalidBucketName")), ConfigError),

@@ -69,3 +69,14 @@ class Interposed:
         }
         start_response(f"{status} Scripted", list(headers.items()))
         return [body]
+
+
+def failing_at(*endings: str) -> Answering:
+    """500 for whoever reads an object whose key ends so, as after a power cut."""
+
+    def answering(environ: dict[str, Any]) -> Answer | None:
+        reads = environ["REQUEST_METHOD"] in ("GET", "HEAD")
+        hit = reads and environ["PATH_INFO"].endswith(endings)
+        return (500, "<Error><Code>InternalError</Code></Error>") if hit else None
+
+    return answering

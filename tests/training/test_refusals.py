@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import signal
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -139,7 +140,7 @@ def test_a_resume_lists_no_prefix_more_than_twice(
 
     def begin(_: Attempt) -> None:
         until_training.update(asked)
-        raise Interrupted
+        raise Interrupted(signal.SIGTERM)
 
     monkeypatch.setattr(LocalStore, "list", counted)
     monkeypatch.setattr(Attempt, "begin", begin)

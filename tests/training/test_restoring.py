@@ -14,8 +14,9 @@ from app.cli import parser as cli
 from app.errors import AccessDenied, AppError, Unavailable
 from app.stores.local import LocalStore
 from tests.support.changed_checkpoint import change_state, change_tensors, copied_as
+from tests.support.interposed import Interposed, failing_at
 from tests.support.job import newest_checkpoint
-from tests.support.train_command import Train, assert_refused, error_lines
+from tests.support.train_command import Job, Train, assert_refused, error_lines
 
 Change = Callable[[dict[str, torch.Tensor]], object]
 
@@ -199,3 +200,75 @@ def test_verify_and_generate_know_a_checkpoint_of_another_run(
     assert "is damaged and passed over: it is of another run" in log
     assert f"model file://{run}/checkpoints/step-0000000002" in log
     assert cli.main(["generate", *named, *words, "--checkpoint", "4"]) == 78
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch, no_backoff: None) -> None:
+    """Asks an object that is not served as often as ever, but at once."""
+    monkeypatch.setattr("app.run.fetching.time.sleep", lambda seconds: None)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "manifest.json"])
+def test_an_object_that_is_listed_and_never_served_costs_steps_and_not_the_run(
+    file: str,
+    job: Job,
+    bucket: str,
+    s3_answers: Interposed,
+    impatient: None,
+    tmp_path: Path,
+) -> None:
+    uri, more = {"CHECKPOINT_URI": f"s3://{bucket}/x"}, {"ADDITIONAL_STEPS": "2"}
+    assert job(["train"], **uri)[0] == 0
+    place = "checkpoints/step-0000000004-e000001"
+    s3_answers.answering = failing_at(f"{place}/{file}")
+
+    code, out, _ = job(["checkpoints", "list"], **uri)
+    assert code == 0 and ("not served: " in out) == (file == "manifest.json")
+    code, out, log = job(["checkpoints", "verify"], **uri)
+    assert code == 78 and "is damaged: step-0000000004-e000001" in error_lines(log)[-1]
+    assert f"NOT SERVED: CHECKPOINT_URI: s3://{bucket}/x/tiny/{place}/{file}" in out
+    assert "step-0000000002-e000001  ok" in out
+    for command in (["verify", "4"], ["pull", "--to", f"{tmp_path}/pulled"]):
+        code, _, log = job(["checkpoints", *command], **uri)
+        assert code == 75 and f"{place}/{file}" in error_lines(log)[-1], log
+    code, _, log = job(["checkpoints", "pull", "2", "--to", f"{tmp_path}/pulled"], **uri)
+    assert code == 0, log
+
+    code, _, log = job(["train"], **uri, **more)
+    assert code == 0, log
+    (line,) = error_lines(log)
+    assert "CHECKPOINT step-0000000004-e000001 PASSED OVER" in line and f"{place}/{file}" in line
+    assert "resumed from step 2 " in log and "target reached: step 4 of 4" in log
+    # It is late now, and to be moved aside it would have to be read.
+    code, _, log = job(["train"], **uri, **more)
+    assert code == 0 and "target reached: step 6 of 6" in log and not error_lines(log)
+    s3_answers.reset()
+    code, _, log = job(["train"], **uri, **more)
+    assert code == 0 and "target reached: step 8 of 8" in log
+    code, out, _ = job(["quarantine", "list"], **uri)
+    assert code == 0 and "step-0000000004-e000001" in out
+
+
+@pytest.mark.parametrize("file", ["run.json", "LATEST", "lease.json", "metrics.jsonl"])
+def test_a_file_of_the_run_that_is_not_served_is_named_and_the_start_is_to_be_tried_again(
+    file: str, job: Job, bucket: str, s3_answers: Interposed, impatient: None
+) -> None:
+    uri = {"CHECKPOINT_URI": f"s3://{bucket}/x"}
+    assert job(["train"], **uri)[0] == 0
+    s3_answers.answering = failing_at(f"/tiny/{file}", f"/tiny/logs/{file}")
+    code, _, log = job(["train"], **uri, ADDITIONAL_STEPS="2")
+    assert code == 75 and file in error_lines(log)[-1], log
+    s3_answers.reset()
+    assert job(["train"], **uri, ADDITIONAL_STEPS="2")[0] == 0
+
+
+def test_the_record_of_an_attempt_that_is_not_served_stops_only_a_start_that_depends_on_it(
+    job: Job, bucket: str, s3_answers: Interposed, impatient: None
+) -> None:
+    uri, newest = {"CHECKPOINT_URI": f"s3://{bucket}/x"}, "e000001-from-0000000000.json"
+    assert job(["train"], **uri, TOTAL_STEPS="4")[0] == 0
+    s3_answers.answering = failing_at(newest)
+    code, _, log = job(["train"], **uri, ADDITIONAL_STEPS="2")
+    assert code == 75 and newest in error_lines(log)[-1], log
+    code, _, log = job(["train"], **uri, ADDITIONAL_STEPS="2", EXTENSION_ID="more")
+    assert code == 0 and f"{newest} cannot be read" in log

@@ -67,6 +67,7 @@ class FlakyStore:
         self.entered, self.failed = threading.Event(), threading.Event()
         self.deletes = True
         self.refusal: AppError | None = None  # of each deletion
+        self.full_at = ""  # the last part of a key that does not fit any more
 
     def put(self, key: str, data: Data) -> None:
         self.entered.set()
@@ -74,6 +75,8 @@ class FlakyStore:
         if self.failures:
             self.failed.set()
             raise self.failures.pop(0)
+        if self.full_at and key.endswith(self.full_at):
+            raise Unavailable(f"{key}: no space left")
         self._store.put(key, data)
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -201,6 +204,22 @@ def test_a_store_that_stays_away_ends_the_job_with_75(folder: Store, benches: li
         bench.saver.wait(30)
     with pytest.raises(Unavailable):
         bench.saver.submit(request(40))
+
+
+def test_a_full_volume_gets_back_what_the_saves_that_were_given_up_took_and_nothing_else(
+    folder: Store, benches: list[Bench]
+) -> None:
+    bench = Bench(folder, [], give_up=0.05)
+    benches.append(bench)
+    bench.saver.submit(request(20))
+    assert bench.saver.wait(30)
+    bench.store.full_at = "optimizer.safetensors"
+    bench.saver.submit(request(40))
+    with pytest.raises(Unavailable, match="GIVE_UP_SECONDS"):
+        bench.saver.wait(30)
+    assert bench.steps() == [20]
+    left = {info.key.split("/")[1] for info in folder.list("checkpoints")}
+    assert left == {"step-0000000020-e000001"} and not folder.half_written()
 
 
 def test_a_newer_snapshot_does_not_wait_for_the_pause_of_an_older_one(

@@ -370,6 +370,18 @@ def test_an_upload_that_was_cut_short_does_not_take_the_room_of_the_next(
     assert not half.parent.exists()
 
 
+def test_what_is_free_and_what_a_start_will_free_are_told_apart(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train()[0] == 0
+    half = tmp_path / "store/tiny/checkpoints/step-0000000006-e000001/model.safetensors"
+    half.parent.mkdir()
+    half.write_bytes(bytes(5_000_000))
+    monkeypatch.setattr("app.stores.local.LocalStore.free_bytes", lambda self: 20_000_000)
+    text = "has 20.0 MB free, 5.0 MB more without what is left of broken uploads, and a checkpoint"
+    assert_refused(train(ADDITIONAL_STEPS="2"), 75, text)
+
+
 @pytest.mark.parametrize("place", ["volume", "s3"])
 def test_what_a_killed_attempt_left_half_written_is_gone_after_the_next_start(
     place: str, train: Train, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
