@@ -29,7 +29,7 @@ from tests.drills.drill import (
     Drill,
     type_what_else_the_pages_show,
 )
-from tests.support.operator_rows import command, lease_of_a_dead_machine, remove
+from tests.support.operator_rows import command, flip, lease_of_a_dead_machine, remove
 from tests.support.page_commands import (
     Command,
     Runner,
@@ -53,6 +53,7 @@ SUBSTITUTIONS = {"--to 4000": "--to 4", "accept 5000": "accept 6", "--step 107":
 BEFORE: Mapping[str, Callable[[Path], None]] = {
     "checkpoints accept 5000": command("checkpoints", "rollback", "--to", "4"),
     "checkpoints takeover": lease_of_a_dead_machine,
+    "quarantine add": flip(6, "model.safetensors"),
     "quarantine list": command("checkpoints", "rollback", "--to", "4"),
     "quarantine purge": command("checkpoints", "rollback", "--to", "4"),
     "run repair": remove("run.json"),
