@@ -79,7 +79,9 @@ class Verification:
         known = any(finding.damaged or finding.unserved or finding.whole for finding in found)
         if known or view.record is None:
             return
-        if (traces := traces_of_checkpoints(self.store, view)) and not self._commits_now():
+        # A running job may have made its first checkpoint in the meantime.
+        traces = traces_of_checkpoints(self.store, view)
+        if traces and not read_view(self.store).committed:
             yield _damage(RECORD, f"{traces[0]}, but no checkpoint is left")
 
     def _of(self, checkpoint: StoredCheckpoint, view: RunView) -> Finding:
