@@ -11,7 +11,7 @@ from typing import Annotated, overload
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from app.console import duration
+from app.console import counted, duration
 from app.errors import NotFound
 from app.failures import disk_failures
 from app.run.layout import METRICS_KEY
@@ -145,5 +145,5 @@ def step_line(row: Row, target: int, step_seconds: float) -> str:
     age = row.checkpoint_age_seconds
     parts.append("not saved yet" if age is None else f"saved {duration(age)} ago")
     if row.failed_saves:
-        parts.append(f"{row.failed_saves} failed saves since")
+        parts.append(f"{counted(row.failed_saves, 'failed save')} since")
     return " | ".join(parts)

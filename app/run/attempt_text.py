@@ -15,8 +15,8 @@ def summary(record: AttemptRecord) -> str:
         f"({share:.2f} %)"
     )
     if record.commits:
-        slowest = "the slowest" if record.commits > 1 else "it"
-        line += f", {slowest} was in the store after {record.longest_upload_lag:.1f} s"
+        which = "it" if record.saves == 1 else "one" if record.commits == 1 else "the slowest"
+        line += f", {which} was in the store after {record.longest_upload_lag:.1f} s"
     if record.failed_saves:
         line += f"; {counted(record.failed_saves, 'try', 'tries')} to save failed"
     return line

@@ -104,6 +104,7 @@ class AttemptJournal:
 
     def __init__(self, store: Store, record: AttemptRecord) -> None:
         self._store, self._record = store, record
+        self._warned = False  # that the end was not recorded, which is said once
         self._lock = threading.Lock()
 
     @property
@@ -170,5 +171,7 @@ class AttemptJournal:
             reason = f"{record.key} is another process's"
         except AppError as error:
             reason = first_line(error)
-        log.warning("the end of this attempt was not recorded: %s", reason)
+        if not self._warned:
+            log.warning("the end of this attempt was not recorded: %s", reason)
+        self._warned = True
         return False

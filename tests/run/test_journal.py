@@ -94,6 +94,15 @@ def test_a_store_that_does_not_take_the_last_words_is_no_failure(
     assert "the disk is full" in caplog.text
 
 
+def test_an_end_that_nobody_takes_is_said_once(
+    folder: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = AttemptJournal(folder, attempt_record())
+    assert not journal.end("target reached"), "the run's folder was removed"
+    journal.close()
+    assert caplog.text.count("the end of this attempt was not recorded") == 1
+
+
 def test_a_process_that_lost_the_run_writes_its_end_over_its_own_words_only(folder: Store) -> None:
     journal = AttemptJournal(folder, attempt_record())
     assert not journal.end("exit 79"), "the run was removed, and no trace of it comes back"
