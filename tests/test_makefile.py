@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import needs
 from tests.support.repository import ROOT
 
 TARGETS = ["train", "test", "check", "report", "clean"]
@@ -25,9 +26,7 @@ case "$*" in
 esac
 """
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("make") is None, reason="needs make, which is not here (an image has none)"
-)
+pytestmark = needs.make
 
 
 class Checkout:
