@@ -12,6 +12,7 @@ from app.settings.variables import StartedBy, variables
 
 _COMPOSE = "docker compose"
 _WITH_GPU = "docker compose -f docker-compose.yml -f docker-compose.gpu.yml"
+_PAGE = "http://127.0.0.1:8080"
 _OUT = '-v "$PWD:/out" --user "$(id -u)" '
 # What compose and the image set by themselves: nobody types it.
 IMAGE_SETS: Mapping[str, str] = {"DATA_DIR": "/data", "CHECKPOINT_URI": "file:///checkpoints"}
@@ -70,11 +71,17 @@ class NextSteps:
         return " ".join([*self._where_the_run_is(), program, words])
 
     def _page(self) -> str:
-        if self._how == "make":
-            return " ".join([*self._where_the_run_is(), "make report"])
-        if self._how == "python":
-            return self._command("report --serve")
-        return self._command("report --to {}", "report.html")
+        """The live page shows all runs of the place. A pod of the Job is none to leave running."""
+        if self._how == "kubernetes":
+            return self._command("report --to {}", "report.html")
+        if self._how == "docker":
+            return "docker run -p 127.0.0.1:8080:8080 … report --serve --host=0.0.0.0"
+        if self._how in ("compose", "compose-gpu"):
+            program = f"{self._compose} up -d report"
+        else:
+            make = self._how == "make"
+            program = "make report" if make else f"{self._python} -m app report --serve"
+        return " ".join([*self._where_runs_are(), f"{program}, then look at {_PAGE}"])
 
     def _train(self, **changes: str) -> str:
         changed = [f"{name}={value}" for name, value in changes.items()]
@@ -84,7 +91,7 @@ class NextSteps:
             )
             return f"{lines}kubectl delete job smollm2-train; kubectl apply -f k8s/job.yaml"
         if self._how == "docker":
-            return " ".join(["docker run …", *(f"-e {change}" for change in changed), "train"])
+            return " ".join(["docker run", *(f"-e {change}" for change in changed), "… train"])
         if self._how in ("compose", "compose-gpu"):
             program = f"{self._compose} up train"
         else:
@@ -101,9 +108,12 @@ class NextSteps:
 
     def _where_the_run_is(self) -> Iterator[str]:
         """What leads a command to the run: its place, and its name where a default does not."""
-        given = dict(self._given())
-        if given.keys() & _NAMES_THE_RUN:
+        if dict(self._given()).keys() & _NAMES_THE_RUN:
             yield f"RUN_NAME={self.run_name}"
+        yield from self._where_runs_are()
+
+    def _where_runs_are(self) -> Iterator[str]:
+        given = dict(self._given())
         if "CHECKPOINT_URI" in given:
             yield f"CHECKPOINT_URI={given['CHECKPOINT_URI']}"
         yield from self._endpoint()

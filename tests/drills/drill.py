@@ -40,6 +40,7 @@ STEP = r"\bstep (?P<step>\d+)/(?P<target>\d+) \| loss (?P<loss>[\d.]+)"
 FRESH = r"fresh start, target step (?P<target>\d+)"
 RESUMED = r"resumed from step (?P<step>\d+) .*target step (?P<target>\d+)"
 REACHED = r"target reached: step (?P<step>\d+)"
+TO_WRITE_TEXT = r"next, text from the model: (?P<command>.+)"
 NOTHING = r"nothing to do: \S+ is finished at step (?P<step>\d+)"
 
 READ_RULES = (
@@ -100,7 +101,11 @@ class Drill:
     def docker(
         self, *arguments: str, timeout: float = 120.0, allowed: tuple[int, ...] = (0,)
     ) -> subprocess.CompletedProcess[str]:
-        command = ["docker", *arguments]
+        return self.command(["docker", *arguments], timeout, allowed)
+
+    def command(
+        self, command: list[str], timeout: float = 120.0, allowed: tuple[int, ...] = (0,)
+    ) -> subprocess.CompletedProcess[str]:
         try:
             done = subprocess.run(
                 command,
@@ -308,7 +313,8 @@ def stop_in_the_middle(drill: Drill, newest: int) -> int:
     return newest
 
 
-def finish(drill: Drill, newest: int) -> None:
+def finish(drill: Drill, newest: int) -> str:
+    """Returns what the last lines say to type for a text."""
     print("start again, and let it finish")
     training = Training(drill)
     code = training.end()
@@ -332,6 +338,10 @@ def finish(drill: Drill, newest: int) -> None:
     drill.check(
         "there is nothing to do, exit 0", code == 0 and training.said(NOTHING) is not None, code
     )
+    following = training.said(TO_WRITE_TEXT)
+    if following is None:
+        raise DrillError(f"no line says how to write a text\n{training.tail()}")
+    return following["command"]
 
 
 def extend(drill: Drill) -> int:
@@ -353,7 +363,7 @@ def extend(drill: Drill) -> int:
     return target
 
 
-def use_the_result(drill: Drill, target: int) -> None:
+def use_the_result(drill: Drill, target: int, to_write_text: str) -> None:
     print("use the result")
     steps = drill.committed_steps()
     drill.check(
@@ -372,9 +382,10 @@ def use_the_result(drill: Drill, target: int) -> None:
     )
     loaded = drill.run("--entrypoint", "python", "train", "-c", script, timeout=180)
     drill.check("a pulled checkpoint loads in transformers and generates", "GENERATED" in loaded)
-    prompt = "def main("
-    text = drill.run("train", "generate", "--prompt", prompt, "--max_tokens", "16", timeout=180)
-    drill.check("generate continues a prompt", prompt in text and len(text.strip()) > len(prompt))
+    typed = ["sh", "-c", f"{to_write_text} --max_tokens 16"]
+    text = drill.command(typed, timeout=180).stdout
+    begins = "def main(" in text and len(text.strip()) > len("def main(")
+    drill.check("what the log says to type writes a text", begins, to_write_text)
     refused = drill.docker(
         *("compose", "run", "--rm", "--no-deps", "-T", "-e", "TOTAL_STEP=5", "train"),
         allowed=tuple(range(256)),
@@ -397,8 +408,8 @@ def drilled(drill: Drill, build_seconds: float) -> None:
     newest = kill_in_the_middle(drill, build_seconds + build(drill))
     look_at_the_store(drill)
     newest = stop_in_the_middle(drill, newest)
-    finish(drill, newest)
-    use_the_result(drill, extend(drill))
+    to_write_text = finish(drill, newest)
+    use_the_result(drill, extend(drill), to_write_text)
     fail(drill)
 
 

@@ -22,6 +22,8 @@ from app.settings.combined import Settings
 from app.settings.load import load_settings
 from tests.support.repository import ROOT
 
+PAGE = ", then look at http://127.0.0.1:8080"
+
 pytestmark = pytest.mark.usefixtures("nothing_set")
 
 
@@ -41,7 +43,7 @@ def test_bare_python_is_called_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Non
     assert commands(settings) == {
         "text from the model": f'{python} -m app generate --prompt "def main("',
         "its files": f"{python} -m app checkpoints pull --to model",
-        "its curves": f"{python} -m app report --serve",
+        "its curves": f"{python} -m app report --serve{PAGE}",
         "more steps": f"ADDITIONAL_STEPS=500 {python} -m app train",
     }
     assert NextSteps(settings, "mine").to_go_on() == f"{python} -m app train"
@@ -52,7 +54,7 @@ def test_make_is_called_where_it_has_a_word_for_it(monkeypatch: pytest.MonkeyPat
     assert commands(settings) == {
         "text from the model": '.venv/bin/python -m app generate --prompt "def main("',
         "its files": ".venv/bin/python -m app checkpoints pull --to model",
-        "its curves": "make report",
+        "its curves": f"make report{PAGE}",
         "more steps": "ADDITIONAL_STEPS=500 make train",
     }
     assert NextSteps(settings, "mine").to_go_on() == "make train"
@@ -65,7 +67,7 @@ def test_compose_is_called_without_what_its_own_file_sets(monkeypatch: pytest.Mo
     assert commands(settings) == {
         "text from the model": 'docker compose run --rm train generate --prompt "def main("',
         "its files": f"{out} checkpoints pull --to /out/model",
-        "its curves": f"{out} report --to /out/report.html",
+        "its curves": f"docker compose up -d report{PAGE}",
         "more steps": "ADDITIONAL_STEPS=500 docker compose up train",
     }
     assert NextSteps(settings, "mine").to_go_on() == "docker compose up train"
@@ -86,8 +88,8 @@ def test_a_container_without_compose_is_called_with_the_options_that_it_had(
     assert commands(settings) == {
         "text from the model": 'docker run … generate --prompt "def main("',
         "its files": "docker run … checkpoints pull --to /data/model",
-        "its curves": "docker run … report --to /data/report.html",
-        "more steps": "docker run … -e ADDITIONAL_STEPS=500 train",
+        "its curves": "docker run -p 127.0.0.1:8080:8080 … report --serve --host=0.0.0.0",
+        "more steps": "docker run -e ADDITIONAL_STEPS=500 … train",
     }
     assert NextSteps(settings, "mine").to_go_on() == "docker run … train"
 
@@ -129,7 +131,8 @@ def test_a_run_that_another_variable_names_is_named_by_its_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = commands(started("make", monkeypatch, MODEL="tiny"))
-    assert found["its curves"] == "RUN_NAME=mine make report"
+    assert found["its files"].startswith("RUN_NAME=mine .venv/bin/python -m app checkpoints pull")
+    assert found["its curves"] == f"make report{PAGE}", "it shows all runs"
     assert found["more steps"] == "ADDITIONAL_STEPS=500 MODEL=tiny make train"
 
 
