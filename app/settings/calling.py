@@ -36,7 +36,10 @@ _OF_ONE_START = frozenset({"ADDITIONAL_STEPS", "EXTENSION_ID", "RESUME", "STARTE
 
 @dataclass(frozen=True)
 class NextSteps:
-    """What to type next for the run `run_name`, for a user who started it with `settings`."""
+    """What to type next for the run `run_name`, for a user who started it with `settings`.
+
+    After `docker run`, … stands for the options and the image that it was started with.
+    """
 
     settings: Settings
     run_name: str
