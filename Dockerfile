@@ -109,6 +109,8 @@ LABEL org.opencontainers.image.title="smollm2-spot-trainer" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.revision="$REVISION"
+# Elsewhere both are below the working directory, which is read-only here.
+ENV CHECKPOINT_URI=/checkpoints DATA_DIR=/data STARTED_BY=docker
 USER 10001:10001
 # Healthy is a job that moves: it touches a file of the run's own at each step, and `health` looks
 # at its age. Both go by the variables; a run named by flags needs them in the health check too.

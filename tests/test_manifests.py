@@ -14,7 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from app.settings.variables import DataSettings
+from app.settings.calling import IMAGE_SETS
 from tests.support.repository import ROOT
 from tests.support.shipped_settings import GRACE_MARGIN_SECONDS, settings_of, unknown_variables
 
@@ -164,7 +164,7 @@ def pod_problems(docs: list[dict[str, Any]]) -> Iterator[str]:
     if (config["DEVICE"], gpus) != ("cuda", "1"):
         yield f"DEVICE={config['DEVICE']} with nvidia.com/gpu: {gpus}"
     mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
-    if mounted != {str(DataSettings().data_dir), "/tmp", "/dev/shm"}:
+    if mounted != {IMAGE_SETS["DATA_DIR"], "/tmp", "/dev/shm"}:
         yield f"mountPath: the job writes elsewhere than to {sorted(mounted)}"
     scheme, _, folder = config["CHECKPOINT_URI"].partition("://")
     volumes = mounted - {"/tmp", "/dev/shm"}

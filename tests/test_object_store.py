@@ -9,6 +9,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from scripts.object_store import ObjectStore, StoreError, key_of
+from tests.support import needs
 from tests.support.seaweedfs import free_ports
 
 
@@ -43,6 +44,7 @@ def test_the_key_is_the_stores_own_and_what_the_job_reads(
     assert read is not None and (read.access_key, read.secret_key) == made
 
 
+@needs.seaweedfs
 def test_a_started_store_has_its_bucket_for_its_key_only_and_syncs_what_is_written(
     tmp_path: Path, aws_environment: None
 ) -> None:
@@ -69,6 +71,7 @@ def test_a_started_store_has_its_bucket_for_its_key_only_and_syncs_what_is_writt
         server.wait()
 
 
+@needs.seaweedfs
 def test_a_store_that_cannot_start_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (tmp_path / "log").open("wb") as log, pytest.raises(StoreError, match="ended with"):

@@ -69,6 +69,6 @@ def generate(settings: Settings, arguments: argparse.Namespace, _: StopRequest) 
     for piece in stream_text(loaded, arguments.prompt, sampling):
         print(printable(piece, keep="\n\t") if on_terminal else piece, end="", flush=True)
         pieces += 1
-    print()
+    print(flush=True)  # before the log's next line, which goes to another stream
     tokens = pieces - 1  # the last piece is the rest of the text, not a token
     log.info("%.1f tokens/s", tokens / max(1e-9, time.monotonic() - started))

@@ -11,7 +11,7 @@ from typing import Annotated, overload
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from app.console import duration
+from app.console import counted, duration
 from app.errors import NotFound
 from app.failures import disk_failures
 from app.run.layout import METRICS_KEY
@@ -145,7 +145,7 @@ def step_line(row: Row, target: int, step_seconds: float) -> str:
     parts.append(f"ETA {duration((target - row.step) * step_seconds)}")
     parts.append(_saved(row.checkpoint_age_seconds))
     if row.failed_saves:
-        parts.append(f"{row.failed_saves} failed saves since")
+        parts.append(f"{counted(row.failed_saves, 'failed save')} since")
     return " | ".join(parts)
 
 

@@ -103,6 +103,7 @@ class AttemptJournal:
 
     def __init__(self, store: Store, record: AttemptRecord) -> None:
         self._store, self._record = store, record
+        self._warned = False  # that the end was not recorded, which is said once
         self._lock = threading.Lock()
 
     @property
@@ -169,7 +170,9 @@ class AttemptJournal:
             reason = f"{record.key} is another process's"
         except AppError as error:
             reason = first_line(error)
-        log.warning("the end of this attempt was not recorded: %s", reason)
+        if not self._warned:
+            log.warning("the end of this attempt was not recorded: %s", reason)
+        self._warned = True
         return False
 
 
@@ -182,8 +185,8 @@ def summary(record: AttemptRecord) -> str:
         f"({share:.2f} %)"
     )
     if record.commits:
-        slowest = "the slowest" if record.commits > 1 else "it"
-        line += f", {slowest} was in the store after {record.longest_upload_lag:.1f} s"
+        which = "it" if record.saves == 1 else "one" if record.commits == 1 else "the slowest"
+        line += f", {which} was in the store after {record.longest_upload_lag:.1f} s"
     if record.failed_saves:
         line += f"; {counted(record.failed_saves, 'try', 'tries')} to save failed"
     return line

@@ -125,29 +125,41 @@ def without_credentials(spec: str) -> str:
     return spec
 
 
-def store_uri(uri: str) -> str:
-    """A file:// or s3:// URI, without a slash at its end."""
+def store_uri(text: str) -> str:
+    """A file:// or s3:// URI, without a slash at its end. A folder may be typed as a path, too."""
+    if "://" not in text:
+        return _folder_uri(text)
     try:
-        parts = urlsplit(uri)
+        parts = urlsplit(text)
     except ValueError as error:
         raise ValueError("not a URI") from error
     if "@" in parts.netloc:
         raise ValueError(f"{CREDENTIALS}; set AWS_ACCESS_KEY_ID instead")
-    if uri != uri.strip():
+    if text != text.strip():
         raise ValueError("spaces or line ends stand around the URI: leave them out")
-    path = path_of_file_uri(uri) if parts.scheme == "file" else parts.path
+    path = path_of_file_uri(text) if parts.scheme == "file" else parts.path
     if parts.query or parts.fragment or ".." in path.split("/"):
         raise ValueError("'?', '#' and '..' have no meaning here")
     if parts.scheme == "file":
         return f"file://{parts.path.rstrip('/') or '/'}"
     if parts.scheme != "s3":
-        raise ValueError("it starts with file:/// or s3://")
+        raise ValueError("a store is a folder, or starts with s3://")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", parts.netloc):
         raise ValueError(
             "an s3 URI names a bucket, of 3 to 63 small letters, digits, dots and dashes: "
             "s3://bucket/prefix"
         )
-    return uri.rstrip("/") if parts.path.strip("/") else f"s3://{parts.netloc}/"
+    return f"s3://{parts.netloc}/{parts.path.strip('/')}"
+
+
+def _folder_uri(text: str) -> str:
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", text):  # s3:/bucket would become a folder's name
+        raise ValueError(
+            "two slashes follow the colon of a URI: s3://bucket/prefix; a folder of such a name "
+            "is written ./name:"
+        )
+    path = folder(text)
+    return (path.resolve() if ".." in path.parts else path).as_uri()
 
 
 def as_typed(value: object) -> str:

@@ -29,6 +29,7 @@ MAX_VALIDATION_TOKENS = 4_000_000  # held-out text beyond this is not tokenized
 
 
 Resume = Literal["auto", "must", "never"]
+StartedBy = Literal["python", "make", "compose", "compose-gpu", "docker", "kubernetes"]
 
 
 class Section(BaseSettings):
@@ -142,7 +143,7 @@ class DataSettings(Section):
         False, "documents packed into one sequence do not attend to each other"
     )
     data_dir: Annotated[Path, BeforeValidator(folder)] = _field(
-        Path("/data"), "folder for prepared tokens, caches and local logs"
+        Path("runs/data"), "folder for prepared tokens, caches and local logs; in the image: /data"
     )
     val_every_steps: int = _field(0, "validation loss every so many steps; 0: off", "steps", ge=0)
     val_tokens: int = _field(
@@ -216,7 +217,9 @@ class ComputeSettings(Section):
 
 class CheckpointSettings(Section):
     checkpoint_uri: Annotated[str, AfterValidator(store_uri)] = _field(
-        "file:///checkpoints", "file:///absolute/folder or s3://bucket/prefix"
+        "runs/checkpoints",
+        "a folder, also as file:///absolute/folder, or s3://bucket/prefix; "
+        "in the image: /checkpoints",
     )
     checkpoint_every_steps: int = _field(20, "steps between checkpoints", "steps", ge=1)
     keep_top: int = _field(
@@ -255,6 +258,11 @@ class LogSettings(Section):
     )
     loggers: str = _field(
         "tensorboard,csv", "beside metrics.jsonl: any of tensorboard, csv; or none"
+    )
+    started_by: StartedBy = _field(
+        "python",
+        "how you call this program, for the commands in its last lines; compose, make, the image "
+        "and k8s/job.yaml set it",
     )
     metrics_port: int = _field(0, "serve Prometheus metrics on this port; 0: off", ge=0, le=65_535)
 

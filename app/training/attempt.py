@@ -242,7 +242,9 @@ class Attempt:
     def _every(self, interval: int) -> bool:
         return interval > 0 and self.step % interval == 0
 
-    def _train_loss(self) -> float:
+    @property
+    def train_loss(self) -> float:
+        """Of the last finished step, in nats per token; NaN before the first one."""
         return math.nan if self._loss is None else float(self._loss)
 
     def _check_finite(self, grad_norm: Tensor | None = None) -> None:
@@ -251,7 +253,7 @@ class Attempt:
             return
         norm = "" if grad_norm is None else f", gradient norm {float(grad_norm):g}"
         raise ConfigError(
-            f"loss or gradients are not finite at step {self.step} (loss {self._train_loss():g}"
+            f"loss or gradients are not finite at step {self.step} (loss {self.train_loss:g}"
             f"{norm}); nothing of it was saved. Lower LEARNING_RATE (now "
             f"{self.sections.optimizer.learning_rate:g}), raise WARMUP_STEPS or set "
             "PRECISION=32-true; the run continues from step "
@@ -275,13 +277,13 @@ class Attempt:
     def _log_row(self, grad_norm: Tensor, evaluated: float | None) -> None:
         rate = self.optimizer.param_groups[0]["lr"]
         self.step_log.log_row(
-            self.step, self.model, self._train_loss(), rate, float(grad_norm), evaluated
+            self.step, self.model, self.train_loss, rate, float(grad_norm), evaluated
         )
 
     def _save(self) -> None:
         if not self.checkpointing.has_saved(self.step):
             self._check_finite()
-            self.checkpointing.save(self.step, self._train_loss(), self.validation_loss)
+            self.checkpointing.save(self.step, self.train_loss, self.validation_loss)
 
     def _save_in_spite_of(self, failure: BaseException) -> None:
         """Commit the last finished step if its weights are whole and the store takes them."""

@@ -28,6 +28,7 @@ from app.training.attempt import Attempt, Sections
 from app.training.checkpointing import Checkpointing
 from app.training.held_run import HeldRun
 from app.training.optimizer import build_optimizer
+from app.training.outcome import say_what_is_next
 from app.training.preemption import GracePeriod, StopRequest, ended_by
 from app.training.refusals import check_against_record, check_ledger
 from app.training.restoring import Resumed, restore_newest
@@ -75,6 +76,7 @@ def open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> A
     if step >= outcome.stored.record.target:
         log.info("nothing to do: %s is finished at step %d", job.run_name, step)
         run.lease.release()
+        say_what_is_next(settings, job.run_name)
         return None
     schedule = Schedule(settings.optimizer, outcome.stored.record.horizons)
     announce(run, schedule, resumed)

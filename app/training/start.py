@@ -34,6 +34,7 @@ from app.training.held_run import HeldRun
 from app.training.job import Job, resolve_job, run_name_of
 from app.training.opening import open_under_lease
 from app.training.out_of_memory import memory_failures
+from app.training.outcome import say_how_to_go_on, say_what_came_out, say_what_is_next
 from app.training.preemption import GracePeriod, StopRequest, ended_by
 from app.training.refusals import (
     check_against_record,
@@ -56,6 +57,16 @@ def run(settings: Settings, stop: StopRequest) -> None:
         attempt = open_attempt(settings, stop)
     if attempt is None:
         return
+    run_name = run_name_of(settings)
+    try:
+        _to_its_end(trainer, attempt, settings, stop)
+    except Preempted:
+        say_how_to_go_on(settings, run_name, attempt)
+        raise
+    say_what_came_out(settings, run_name, attempt)
+
+
+def _to_its_end(trainer: Trainer, attempt: Attempt, settings: Settings, stop: StopRequest) -> None:
     why = TARGET_REACHED
     try:
         failure = _train(trainer, attempt, settings)
@@ -174,6 +185,7 @@ def _say_finished(
         job.run_name,
         record.target,
     )
+    say_what_is_next(job.settings, job.run_name)
 
 
 def _open_with_lease(

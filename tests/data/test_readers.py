@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from app.data.limits import DEFAULT_LIMITS, DataLimits
 from app.data.pieces import Piece, held_out
 from app.errors import ConfigError, Damaged
+from tests.support import needs
 from tests.support.corpus_files import ROWS, jsonl, write_rows, write_zst, zst
 from tests.support.read_corpus import peak_memory
 from tests.support.source_pieces import check_every_position, documents, source, texts
@@ -62,6 +63,7 @@ def test_a_row_above_the_limit_is_refused_by_its_number(tmp_path: Path, name: st
         texts(path, DataLimits(max_row_bytes=1 << 20))
 
 
+@needs.proc
 def test_a_line_that_decompresses_to_gigabytes_does_not_fill_the_memory(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.zst"
     with pa.output_stream(str(path), compression="zstd") as stream:

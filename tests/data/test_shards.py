@@ -19,6 +19,7 @@ from app.data.shard_index import (
 )
 from app.data.shards import ShardWriter, TokenShards, is_missing, verify
 from app.errors import AccessDenied, AppError, Damaged, Unavailable
+from tests.support import needs
 from tests.support.sample_tokens import EMPTY, counting_tokens, write_counting_shards
 from tests.support.unreadable import make_unreadable
 
@@ -156,6 +157,7 @@ def test_rows_are_read_at_once(shards: TokenShards) -> None:
     assert rows.tolist() == [list(range(start, start + 8)) for start in (97, 0, 150)]
 
 
+@needs.proc
 def test_more_shards_than_a_process_may_hold_open_can_be_read(tmp_path: Path) -> None:
     count = 300
     for number in range(count):

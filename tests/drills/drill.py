@@ -48,6 +48,7 @@ STEP = r"\bstep (?P<step>\d+)/(?P<target>\d+) \| loss (?P<loss>[\d.]+)"
 FRESH = r"fresh start, target step (?P<target>\d+)"
 RESUMED = r"resumed from step (?P<step>\d+) .*target step (?P<target>\d+)"
 REACHED = r"target reached: step (?P<step>\d+)"
+TO_WRITE_TEXT = r"next, text from the model: (?P<command>.+)"
 NOTHING = r"nothing to do: \S+ is finished at step (?P<step>\d+)"
 
 # What the pages show and the drill types where it needs it.
@@ -141,14 +142,14 @@ class Drill:
     ) -> subprocess.CompletedProcess[str]:
         """Type a command of the pages in a shell, and wait for its end."""
         command = ["bash", "-c", self.words(shown)]
-        return self._ended(command, Path(self.folder.name), timeout, allowed)
+        return self.ended(command, Path(self.folder.name), timeout, allowed)
 
     def docker(
         self, *arguments: str, timeout: float = 120.0, allowed: tuple[int, ...] = (0,)
     ) -> subprocess.CompletedProcess[str]:
-        return self._ended(["docker", *arguments], ROOT, timeout, allowed)
+        return self.ended(["docker", *arguments], ROOT, timeout, allowed)
 
-    def _ended(
+    def ended(
         self, command: list[str], folder: Path, timeout: float, allowed: tuple[int, ...]
     ) -> subprocess.CompletedProcess[str]:
         try:
@@ -367,7 +368,8 @@ def stop_in_the_middle(drill: Drill, newest: int) -> int:
     return newest
 
 
-def finish(drill: Drill, newest: int) -> None:
+def finish(drill: Drill, newest: int) -> str:
+    """Returns what the last lines say to type for a text."""
     print("start again, and let it finish")
     training = Training(drill)
     code = training.end()
@@ -391,6 +393,10 @@ def finish(drill: Drill, newest: int) -> None:
     drill.check(
         "there is nothing to do, exit 0", code == 0 and training.said(NOTHING) is not None, code
     )
+    following = training.said(TO_WRITE_TEXT)
+    if following is None:
+        raise DrillError(f"no line says how to write a text\n{training.tail()}")
+    return following["command"]
 
 
 def extend(drill: Drill) -> int:
@@ -412,7 +418,7 @@ def extend(drill: Drill) -> int:
     return target
 
 
-def use_the_result(drill: Drill, target: int) -> None:
+def use_the_result(drill: Drill, target: int, to_write_text: str) -> None:
     print("use the result")
     steps = drill.committed_steps()
     drill.check(
@@ -433,14 +439,20 @@ def use_the_result(drill: Drill, target: int) -> None:
     python = ("--volume", pulled, "--entrypoint", "python", "train", "-c", script)
     loaded = drill.run(*python, timeout=180)
     drill.check("a pulled checkpoint loads in transformers and generates", "GENERATED" in loaded)
-    prompt = "def main("
     text = drill.type(GENERATE, timeout=180).stdout
-    drill.check("generate continues a prompt", prompt in text and len(text.strip()) > len(prompt))
+    drill.check("generate continues a prompt", _continues(text))
+    typed = ["sh", "-c", f"{to_write_text} --max_tokens 16"]
+    text = drill.ended(typed, ROOT, 180, (0,)).stdout
+    drill.check("what the log says to type writes a text", _continues(text), to_write_text)
     refused = drill.docker(
         *("compose", "run", "--rm", "--no-deps", "-T", "-e", "TOTAL_STEP=5", "train"),
         allowed=tuple(range(256)),
     )
     drill.check("a misspelled variable is refused", refused.returncode == 78, refused.returncode)
+
+
+def _continues(text: str, prompt: str = "def main(") -> bool:
+    return prompt in text and len(text.strip()) > len(prompt)
 
 
 def type_what_else_the_pages_show(drill: Drill) -> None:
@@ -491,8 +503,8 @@ def drilled(drill: Drill, build_seconds: float) -> None:
     newest = kill_in_the_middle(drill, build_seconds + build(drill))
     look_at_the_store(drill)
     newest = stop_in_the_middle(drill, newest)
-    finish(drill, newest)
-    use_the_result(drill, extend(drill))
+    to_write_text = finish(drill, newest)
+    use_the_result(drill, extend(drill), to_write_text)
     type_what_else_the_pages_show(drill)
     fail(drill)
 

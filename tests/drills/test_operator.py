@@ -19,7 +19,10 @@ from tests.support.train_command import Train
 
 JOB = {"TRAINER": "torch", "TOTAL_STEPS": "6", "CHECKPOINT_EVERY_STEPS": "2"}
 BESIDE = {"DATA_DIR": "{}", "CHECKPOINT_URI": "file://{}"}  # are a folder of the row's own
-ACCOUNT = re.compile(r"attempt \d+: \d+ steps? in ")  # follows the line that says why it ended
+# What follows the line that says why it ended: the account, and what to type next.
+ACCOUNT = re.compile(
+    r"attempt \d+: \d+ steps? in |run \S+(?: so far)?: train loss|next, |to go on: "
+)
 
 
 @pytest.fixture(scope="module")

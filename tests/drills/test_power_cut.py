@@ -13,8 +13,11 @@ from app.run.retention import prune
 from app.run.view import read_view
 from app.stores.contract import RESERVED, Store
 from app.stores.opening import open_store
+from tests.support import needs
 from tests.support.power_cut import Files, PowerCuts
 from tests.support.stored_run import FreeLease, commit_step
+
+pytestmark = needs.proc
 
 
 @pytest.fixture

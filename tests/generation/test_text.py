@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,6 +71,18 @@ def test_the_rate_counts_every_token_whether_it_shows_or_not(
     monkeypatch.setattr("app.cli.generate.time", clock)
     assert cli.main(["generate", "--model_dir", "any", "--prompt", "a"]) == 0
     assert "2.5 tokens/s" in capsys.readouterr().err
+
+
+def test_a_line_of_the_log_begins_below_the_text_where_both_go_to_one_place(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("app.generation.text.load_model", lambda *_: loaded)
+    with Path("both").open("a") as output, Path("both").open("a") as log:
+        monkeypatch.setattr("sys.stdout", output)
+        monkeypatch.setattr("sys.stderr", log)
+        assert cli.main(["generate", "--model_dir", "any", "--prompt", "a", "--max_tokens=2"]) == 0
+    assert re.search(r"\n\d\d:\d\d:\d\d [\d.]+ tokens/s\n$", Path("both").read_text())
 
 
 def test_any_tokens_in_pieces_are_the_text_of_all(loaded: LoadedModel) -> None:

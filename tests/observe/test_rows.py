@@ -69,6 +69,8 @@ def test_a_line_says_all_that_is_known_of_a_step() -> None:
     assert step_line(row, 60, 1.5).endswith("not saved yet")
     failing = step_line(replace(saved, failed_saves=4), 60, 1.5)
     assert failing.endswith("saved 0:03 ago | 4 failed saves since")
+    once = step_line(replace(saved, failed_saves=1), 60, 1.5)
+    assert once.endswith("saved 0:03 ago | 1 failed save since")
 
 
 def test_perplexity_is_e_to_the_loss() -> None:

@@ -93,6 +93,15 @@ def test_a_store_that_does_not_take_the_last_words_is_no_failure(
     assert "the disk is full" in caplog.text
 
 
+def test_an_end_that_nobody_takes_is_said_once(
+    folder: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = AttemptJournal(folder, attempt_record())
+    assert not journal.end("target reached"), "the run's folder was removed"
+    journal.close()
+    assert caplog.text.count("the end of this attempt was not recorded") == 1
+
+
 def test_a_process_that_lost_the_run_writes_its_end_over_its_own_words_only(folder: Store) -> None:
     journal = AttemptJournal(folder, attempt_record())
     assert not journal.end("exit 79"), "the run was removed, and no trace of it comes back"
@@ -149,6 +158,9 @@ def test_tries_to_save_that_failed_are_in_the_record_the_summary_and_the_table(
         "attempt 1: 1 step in 0:00; 1 save held training up for 0.00 s (0.00 %), it was in the "
         "store after 0.0 s; 1 try to save failed"
     )
+    one_of_four = once.model_copy(update={"saves": 4, "stall_seconds": 0.5})
+    assert "4 saves held training up for 0.50 s" in summary(one_of_four)
+    assert ", one was in the store after 0.0 s; 1 try" in summary(one_of_four)
     assert "in the store after" not in summary(read), "nothing was"
     header, line = attempt_table([read])
     column = header.split().index("failed") + 1  # "1st step" is two words

@@ -34,12 +34,12 @@ KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
         ("AWS_ENDPOINT_URL_S3", f"http://host/?key={SECRET}", "http://host:port"),
         ("AWS_ENDPOINT_URL_S3", "'http://host'", "quotes"),
         ("AWS_CA_BUNDLE", "/nonexistent/ca.pem", "/nonexistent/ca.pem' names a file that is not"),
-        ("AWS_CA_BUNDLE", "/proc", "cannot be read"),
+        ("AWS_CA_BUNDLE", "/", "cannot be read"),
         ("AWS_CA_BUNDLE", "/etc/passwd", "PEM"),
         ("REQUESTS_CA_BUNDLE", "/nonexistent/ca.pem", "ca.pem' names a file that is not there"),
         ("REQUESTS_CA_BUNDLE", "/etc/passwd", "PEM"),
         ("REQUESTS_CA_BUNDLE", "/etc/ca.pem\n", "line end"),
-        ("AWS_CONFIG_FILE", "/proc", "cannot be read"),
+        ("AWS_CONFIG_FILE", "/", "cannot be read"),
     ],
 )
 def test_a_value_that_cannot_be_right_is_told_without_the_value(

@@ -70,10 +70,13 @@ def test_an_env_file_that_is_no_text_is_named(content: bytes) -> None:
         ("GRADIENT_CHECKPOINTING", "perhaps"),
         ("LOGGERS", "wandb"),
         ("CHECKPOINT_URI", "s3://"),
-        ("CHECKPOINT_URI", "/checkpoints"),
+        ("CHECKPOINT_URI", "s3:/bucket/prefix"),
+        ("CHECKPOINT_URI", "file:/checkpoints"),
+        ("CHECKPOINT_URI", "$HOME/checkpoints"),
         ("CHECKPOINT_URI", "file://checkpoints"),
         ("CHECKPOINT_URI", "s3://bucket/../other"),
         ("CHECKPOINT_URI", "gs://bucket/prefix"),
+        ("STARTED_BY", "hand"),
     ],
 )
 def test_a_wrong_value_names_the_variable_the_value_and_where_it_came_from(
@@ -128,6 +131,36 @@ def test_numbers_are_taken_as_they_are_usually_written() -> None:
 
 def test_a_value_without_an_end_is_not_repeated_whole() -> None:
     assert len(problems(total_steps="9" * 10_000)) < 400
+
+
+def test_by_default_a_run_and_its_data_are_below_the_working_directory() -> None:
+    settings = load_settings()
+    assert settings.checkpoints.checkpoint_uri == f"{Path.cwd().as_uri()}/runs/checkpoints"
+    assert settings.data.data_dir == Path.cwd() / "runs/data"
+    assert list(Path.cwd().iterdir()) == [], "looking makes no folder"
+
+
+@pytest.mark.parametrize(
+    ("typed", "uri"),
+    [
+        ("some place", "{here}/some%20place"),
+        ("./s3:place/", "{here}/s3%3Aplace"),
+        ("../beside", "{above}/beside"),
+        ("/some/place/", "file:///some/place"),
+        ("~/place", "file:///home/me/place"),
+        ("file:///some%20place", "file:///some%20place"),
+        ("FILE:///place", "file:///place"),
+        ("s3://bucket", "s3://bucket/"),
+        ("S3://bucket/prefix/", "s3://bucket/prefix"),
+    ],
+)
+def test_the_place_of_checkpoints_is_a_folder_in_any_notation_or_a_bucket(
+    typed: str, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    here = Path.cwd().resolve()
+    found = load_settings({"checkpoint_uri": typed}).checkpoints.checkpoint_uri
+    assert found == uri.format(here=here.as_uri(), above=here.parent.as_uri())
 
 
 def test_every_problem_gets_a_line_of_its_own() -> None:

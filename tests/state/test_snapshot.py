@@ -19,6 +19,7 @@ from app.state.snapshot import (
     restore,
 )
 from app.training.optimizer import build_optimizer
+from tests.support import needs
 from tests.support.stored_run import IDENTITY
 from tests.support.training_state import (
     SMALL,
@@ -44,6 +45,7 @@ def test_what_is_restored_equals_what_was_captured_bit_for_bit(name: str, tmp_pa
             assert torch.equal(value, other_optimizer.state[b][key]), key
 
 
+@needs.proc
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_what_is_restored_needs_its_files_no_more(name: str, tmp_path: Path) -> None:
     model, optimizer = trained(optimizer_name=name)

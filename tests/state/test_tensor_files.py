@@ -9,6 +9,7 @@ from safetensors.torch import load, save
 
 from app.errors import Damaged, IncompatibleRun
 from app.state.tensor_files import read_shapes, read_tensors, tensor_file
+from tests.support import needs
 
 TENSORS = {
     "matrix": torch.arange(15.0).reshape(3, 5),
@@ -48,6 +49,7 @@ def test_we_read_what_is_written(by: str, tmp_path: Path) -> None:
     )
 
 
+@needs.proc
 def test_the_file_is_not_mapped(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(written())

@@ -1,9 +1,7 @@
 """The stack's own object store on loopback, started as the stack starts it."""
 
 import os
-import shutil
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from scripts.object_store import ObjectStore, Ports
+from tests.support import needs
 
 KEY = ("testing", "testing-secret")
 _FIRST, _LAST, _GRPC = 12_000, 22_000, 10_000  # with gRPC below what the system gives to clients
@@ -19,8 +18,8 @@ _FIRST, _LAST, _GRPC = 12_000, 22_000, 10_000  # with gRPC below what the system
 @contextmanager
 def seaweedfs(folder: Path) -> Iterator[str]:
     """URL of a SeaweedFS that has its objects in `folder`, and KEY as its key."""
-    if shutil.which("weed") is None and sys.platform != "linux":
-        pytest.skip("no build of SeaweedFS for this system is in requirements-store.txt")
+    if needs.seaweedfs.args[0]:
+        pytest.skip(needs.seaweedfs.kwargs["reason"])
     folder.mkdir(exist_ok=True)
     store = ObjectStore(folder, ports=free_ports())
     with folder.with_name(f"{folder.name}.log").open("wb") as log:
