@@ -18,7 +18,8 @@ from app.observe.markup import ago
 from app.observe.remembered import GrowingRows, RememberedStore, RunBelow
 from app.observe.reported_run import ReportedRun, read_run
 from app.run.checkpoints import read_latest
-from app.run.layout import CheckpointName
+from app.run.journal import AttemptRecord, read_attempts
+from app.run.layout import ATTEMPTS, AttemptName, CheckpointName, file_of
 from app.run.lease import read_lease
 from app.run.record import load_record
 from app.run.waiting import read_waiting
@@ -167,5 +168,14 @@ class LiveRuns:
                 return None
         except (Damaged, IncompatibleRun) as error:
             return RunLine(name, Activity("failed", str(error), ()), step)
-        told = ReportedRun(name, None, [], [], lease=lease[0] if lease else None, waiting=waiting)
+        held = lease[0] if lease else None
+        ended = _newest_attempt(store) if held is None or held.released else []
+        told = ReportedRun(name, None, [], ended, lease=held, waiting=waiting)
         return RunLine(name, activity_of(told), step)
+
+
+def _newest_attempt(store: ReadableStore) -> list[AttemptRecord]:
+    """The record of the newest attempt, which says why it ended; none where there is none."""
+    found = (AttemptName.parse(file_of(info.key)) for info in store.list(ATTEMPTS))
+    newest = max((name for name in found if name is not None), default=None, key=lambda n: n.epoch)
+    return read_attempts(store, [newest] if newest else [])

@@ -127,13 +127,16 @@ def test_the_page_follows_the_run(uri: str) -> None:
 
 
 def test_several_runs_are_listed_and_lead_to_each_other(uri: str) -> None:
-    begun(uri, "first")
+    journal = AttemptJournal(begun(uri, "first"), attempt_record())
+    journal.note(step=30)
+    assert journal.end("exit 143: asked to")
     held(begun(uri, "second"), Doing("training", 7))
     open_store(uri, "_tokens").put("x/index.json", [b"{}"])
     with site(uri) as served:
         found = served.page()
         assert 'href="/runs/first"' in found and 'href="/runs/second"' in found
         assert "training: step 7" in found and "_tokens" not in found
+        assert "stopped at step 30" in found
         second = served.page("/runs/second")
         assert 'href="/runs/first"' in second and 'href="/runs/second" aria-current' in second
         assert served.ask("/runs/third")[0] == 404
