@@ -101,8 +101,8 @@ def checkpoints(run: ReportedRun) -> str:
     rows = [_checkpoint_row(run, checkpoint) for checkpoint in run.checkpoints]
     return (
         f"<h2>Checkpoints</h2>{table(columns, rows, 'checkpoints')}"
-        '<p class="quiet">Sizes are compared with the manifest; <code>checkpoints verify</code> reads every '
-        "byte.</p>"
+        '<p class="quiet">Sizes are compared with the manifest; <code>checkpoints verify</code> '
+        "reads every byte.</p>"
     )
 
 
