@@ -7,6 +7,7 @@ from app.observe.history import KINDS, kind_of
 from app.observe.markup import ago, moment, seconds_of, table, text
 from app.observe.reported_run import ReportedCheckpoint, ReportedRun
 from app.run.journal import AttemptRecord
+from app.run.view import CheckpointState
 
 _SHOWN_SAMPLES = 5
 _LONGEST_SAMPLE = 2_000  # characters
@@ -109,8 +110,13 @@ def checkpoints(run: ReportedRun) -> str:
 def _checkpoint_row(run: ReportedRun, checkpoint: ReportedCheckpoint) -> list[str]:
     at = seconds_of(checkpoint.created_at or "")
     kind = "done" if checkpoint.whole else "unknown"
-    if checkpoint.state.startswith("damaged"):
+    state = checkpoint.state
+    if state.startswith("damaged"):
         kind = "failed"
+    lease = run.lease
+    unfinished = state == CheckpointState.UNFINISHED.value
+    if unfinished and run.alive and lease and lease.epoch == checkpoint.name.epoch:
+        kind, state = "running", "being saved"
     cells = (
         f"{checkpoint.name.step:,}",
         str(checkpoint.name.epoch),
@@ -118,7 +124,7 @@ def _checkpoint_row(run: ReportedRun, checkpoint: ReportedCheckpoint) -> list[st
         "–" if at is None else ago(run.read_at - at),
         size(checkpoint.size),
         "–" if checkpoint.train_loss is None else f"{checkpoint.train_loss:.4f}",
-        checkpoint.state,
+        state,
     )
     return [f'<i class="{kind}"></i>', *map(text, cells)]
 

@@ -115,6 +115,8 @@ def test_the_page_follows_the_run(uri: str) -> None:
         found = served.page()
         assert "training, saving step 20: step 21 of 100" in found and "Once upon" in found
         assert ">committed</td>" in found
+        store.put(CheckpointName(20, lease.epoch).key("model.safetensors"), [b"half"])
+        assert ">being saved</td>" in served.page()
         lease.tells = lambda: Doing("training", 25)
         lease.renew()
         assert "training: step 25 of 100" in served.page()
@@ -123,6 +125,7 @@ def test_the_page_follows_the_run(uri: str) -> None:
         assert journal.end("exit 143: stopped at step 30")
         lease.release()
         found = served.page()
+        assert ">unfinished upload</td>" in found
         assert "stopped at step 30" in found and "exit 143: stopped at step 30" in found
 
 
