@@ -96,7 +96,29 @@ def test_only_the_job_reaches_the_inner_ports_of_the_object_store() -> None:
         for name, service in services(ROOT / "docker-compose.yml").items()
     }
     assert networks["s3"] == ["store"]
-    assert {name for name, joined in networks.items() if "store" in joined} == {"s3", "train"}
+    joined = {name for name, joined in networks.items() if "store" in joined}
+    assert joined == {"s3", "train", "report"}
+
+
+def test_the_page_comes_along_with_the_job_and_its_failure_stops_nothing() -> None:
+    named = services(ROOT / "docker-compose.yml")
+    report = named["report"]
+    assert named["train"]["depends_on"]["report"] == {
+        "condition": "service_started",
+        "required": False,
+    }
+    assert report["command"] == ["report", "--serve", "--host=0.0.0.0"]
+    assert report["ports"] == ["127.0.0.1:${REPORT_PORT:-8080}:8080"]
+    assert (report["read_only"], report["cap_drop"]) == (True, ["ALL"])
+    assert [volume for volume in report["volumes"] if not volume.endswith(":ro")] == []
+    assert report["restart"] == "unless-stopped" and "/health" in report["healthcheck"]["test"][-1]
+
+
+def test_the_page_looks_at_the_store_that_the_job_writes_to() -> None:
+    named = services(ROOT / "docker-compose.yml")
+    read, written = named["report"]["environment"], named["train"]["environment"]
+    assert "CHECKPOINT_URI" in read
+    assert {name: written[name] for name in read} == read
 
 
 def test_no_key_of_the_object_store_is_written_down() -> None:

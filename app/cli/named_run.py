@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from app.data.data_dir import DataDir
 from app.errors import ConfigError, Damaged, NotFound, Unavailable
-from app.run.lease import Lease, holder_identity
+from app.run.lease import Doing, Lease, holder_identity
 from app.run.record import load_record
 from app.run.view import read_view_without_record
 from app.settings.combined import Settings
@@ -73,6 +73,7 @@ def lease_of_a_command(
     and so is what is raised."""
     checkpoints = settings.checkpoints
     lease = Lease(store, checkpoints.lease_ttl, holder_identity())
+    lease.tells = lambda: Doing("being changed by a command")
     try:
         lease.acquire(checkpoints.lease_wait, log.info, lambda: stop.requested, above)
     except Unavailable as error:

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 360, 190  # units of the viewBox; about the pixels of a phone
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 16, 8, 22
+WIDTH, HEIGHT = 360, 218  # units of the viewBox; about the pixels of a phone
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 16, 20, 38
 _COLUMNS = 2 * (WIDTH - _LEFT - _RIGHT)
 _LARGEST = 1e30  # larger values are left out: their differences could overflow
 _DOTTED_UP_TO = 60  # points; each gets a dot as long as there are no more
@@ -52,8 +52,11 @@ class Line:
         return sorted((self.xs[index], self.ys[index]) for index in kept)
 
 
-def line_chart(line: Line, marks: Sequence[float], described: str) -> str:
-    """An SVG element. `marks` are x values to draw a vertical line at, `described` is read out."""
+def line_chart(
+    line: Line, marks: Sequence[float], described: str, units: tuple[str, str] = ("", "")
+) -> str:
+    """An SVG element. `marks` are x values to draw a vertical line at, `described` is read out.
+    `units` are those of the x and of the y axis."""
     points = line.envelope(_COLUMNS)
     x_low, x_high = min(line.xs), max(line.xs)
     y_low, y_high = _padded(min(y for _, y in points), max(y for _, y in points))
@@ -65,7 +68,13 @@ def line_chart(line: Line, marks: Sequence[float], described: str) -> str:
     def place_y(y: float) -> float:
         return _TOP + high * (y_high - y) / (y_high - y_low)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(described)}">']
+    last = f", {short(line.ys[-1])} {units[1]} at {units[0]} {short(line.xs[-1])}"
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(described + last)}">',
+        f'<text x="4" y="11">{escape(units[1])}</text>',
+        f'<text x="{_LEFT + wide / 2:.0f}" y="{HEIGHT - 5}" text-anchor="middle">'
+        f"{escape(units[0])}</text>",
+    ]
     for tick in ticks(y_low, y_high, 4):
         y = place_y(tick)
         parts.append(
@@ -74,9 +83,10 @@ def line_chart(line: Line, marks: Sequence[float], described: str) -> str:
         parts.append(
             f'<text x="{_LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{short(tick)}</text>'
         )
+    below = HEIGHT - _BOTTOM + 15
     for tick in ticks(x_low, x_high, 5):
         x = f"{place_x(tick):.1f}"
-        parts.append(f'<text x="{x}" y="{HEIGHT - 7}" text-anchor="middle">{short(tick)}</text>')
+        parts.append(f'<text x="{x}" y="{below}" text-anchor="middle">{short(tick)}</text>')
     inside = {f"{place_x(mark):.1f}" for mark in marks if x_low < mark < x_high}
     for x in sorted(inside, key=float):
         parts.append(f'<line class="mark" x1="{x}" x2="{x}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')

@@ -1,32 +1,49 @@
-"""The report of a run: one page of HTML with curves and the story of its attempts.
+"""The report of a run: one page of HTML with its curves, its attempts and what it is doing.
 
-It is made from metrics.jsonl, run.json and the records of the attempts, and needs nothing
-else: no script, no font, no picture from elsewhere. `report/index.html` in the store is
-written when an attempt ends; `python -m app report` writes the same page here.
+It is made from what lies in the store, and needs nothing else: no script, no font, no picture from
+elsewhere. `report/index.html` in the store is written when an attempt ends, `python -m app report`
+writes the same page here, and `--serve` serves it anew whenever somebody looks.
 """
 
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from html import escape
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from app.console import counted, duration
 from app.errors import AppError
+from app.observe import sections
+from app.observe.activity import activity_of, problems_of
 from app.observe.charts import Line, line_chart, short
+from app.observe.history import goodput
+from app.observe.markup import ago, fact, moment, seconds_of, text
 from app.observe.reported_run import ReportedRun, read_run
 from app.observe.rows import perplexity
-from app.run.clock import utc_now
-from app.run.journal import TARGET_REACHED, AttemptRecord
 from app.run.layout import REPORT_KEY
 from app.run.lease import WriteRight
 from app.stores.contract import Store
 
-_LONGEST_TEXT = 300
+_MOST_PROBLEMS = 10
+# A page without a script of its own.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a served page says beside its run: the names of all runs, and what is wrong now.
+
+    `script` is the path of the script that looks for a newer page, `again` after how many seconds a
+    browser without scripts does.
+    """
+
+    runs: Sequence[str]
+    problem: str | None
+    script: str
+    again: int
 
 
 def publish(store: Store, lease: WriteRight) -> None:
@@ -43,24 +60,62 @@ def publish(store: Store, lease: WriteRight) -> None:
         log.exception("the report was not written")
 
 
-def page(run: ReportedRun) -> str:
+def page(run: ReportedRun, served: Served | None = None) -> str:
     """The page. All text in it is escaped, and its size does not grow with the rows."""
-    name = _text(run.name)
-    return (
-        "<!doctype html>\n"
-        f'<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<style>{Path(__file__).with_name('report.css').read_text('utf-8')}</style></head><body><main>\n"
-        f"<h1>{name}</h1>\n"
-        f'<p class="quiet">{_text(_subtitle(run))}</p>\n'
+    doing = activity_of(run)
+    notes = "".join(f"<p>{text(note)}</p>" for note in doing.notes)
+    return document(
+        run.name,
+        f"<h1>{text(run.name)}</h1>\n"
+        f'<p class="quiet">{text(_subtitle(run))}</p>\n'
+        f'<section class="now {doing.kind}" aria-label="now"><h2>{text(doing.headline)}</h2>'
+        f"{notes}</section>\n"
+        f"{_problems(run)}"
         f'<dl class="facts">{"".join(_facts(run))}</dl>\n'
         f'<section class="charts">{"".join(_charts(run))}</section>\n'
-        f"{_attempts(run)}\n"
-        f'<p class="quiet">written {utc_now()[:16].replace("T", " ")} UTC</p>\n'
-        "</main></body></html>\n"
+        f"{sections.attempts(run)}\n{sections.checkpoints(run)}\n{sections.samples(run)}\n"
+        f'<p class="quiet">as of {moment(run.read_at)} UTC</p>\n',
+        served,
     )
+
+
+def document(title: str, content: str, served: Served | None) -> str:
+    """A whole document around `content`, which is markup; `title` is text."""
+    again = policy = navigation = problem = ""
+    if served is None:
+        policy = f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+    else:
+        again = (
+            f'<script src="{text(served.script)}" defer></script>'
+            f'<noscript><meta http-equiv="refresh" content="{served.again}"></noscript>'
+        )
+        current = ' aria-current="page"'
+        links = "".join(
+            f'<a href="{path_of(name)}"{current if name == title else ""}>{text(name)}</a>'
+            for name in served.runs
+        )
+        if len(served.runs) > 1:
+            navigation = f'<nav aria-label="runs"><a href="/runs/">all runs</a>{links}</nav>\n'
+        if served.problem:
+            problem = f'<p class="problem" role="alert">{text(served.problem, 1000)}</p>\n'
+    style = Path(__file__).with_name("report.css").read_text("utf-8")
+    return (
+        "<!doctype html>\n"
+        f'<html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"{policy}{again}<style>{style}</style></head><body><main>\n"
+        f"{navigation}{problem}{content}</main></body></html>\n"
+    )
+
+
+def path_of(name: str) -> str:
+    """The path of the page of the run `name`, on the server of pages."""
+    return f"/runs/{quote(name, safe='')}"
+
+
+def _problems(run: ReportedRun) -> str:
+    found = list(problems_of(run))[:_MOST_PROBLEMS]
+    return "".join(f'<p class="problem">{text(problem, 1000)}</p>\n' for problem in found)
 
 
 def _subtitle(run: ReportedRun) -> str:
@@ -75,50 +130,60 @@ def _subtitle(run: ReportedRun) -> str:
 def _facts(run: ReportedRun) -> Iterator[str]:
     last = run.rows[-1] if run.rows else None
     of_target = "" if run.target is None else f"of {run.target:,}"
-    yield _fact("step", f"{last.step if last else 0:,}", of_target)
+    told = run.lease.step if run.lease and run.alive else None
+    yield fact("step", f"{max(last.step if last else 0, told or 0):,}", of_target)
     if last is None:
-        yield _fact("rows", "none", "nothing is committed yet")
+        yield fact("rows", "none", "nothing is committed yet")
         return
     finite = [row for row in run.rows if math.isfinite(row.loss)]
     per_step = last.tokens // max(1, last.step)
-    yield _fact("tokens", short(last.tokens), f"{per_step:,} in each step")
+    yield fact("tokens", short(last.tokens), f"{per_step:,} in each step")
     if finite:
         best = min(finite, key=lambda row: row.loss)
-        yield _fact(
+        yield fact(
             "train loss", f"{finite[-1].loss:.4f}", f"best {best.loss:.4f}, step {best.step:,}"
         )
     evaluated = [row for row in run.rows if _finite(row.validation_loss)]
     if evaluated:
         value = evaluated[-1].validation_loss or 0.0
-        yield _fact(
+        yield fact(
             "validation loss",
             f"{value:.4f}",
             f"perplexity {perplexity(value):,.1f}, step {evaluated[-1].step:,}",
         )
     lost = sum(attempt.steps_lost for attempt in run.attempts)
-    yield _fact("attempts", str(len(run.attempts)), f"{counted(lost, 'step')} made twice")
+    yield fact("attempts", str(len(run.attempts)), f"{counted(lost, 'step')} made twice")
     spans = run.spans
     if spans:
-        whole = max(end for _, end, _ in spans) - spans[0][0]
-        busy = sum(attempt.seconds for attempt in run.attempts)
-        yield _fact("training", duration(busy), f"of {duration(whole)} since the first start")
+        whole = max(span.end for span in spans) - spans[0].start
+        busy = sum(span.end - span.start for span in spans)
+        yield fact("training", duration(busy), f"of {duration(whole)} since the first start")
+        if (share := goodput(spans)) is not None:
+            yield fact("goodput", f"{share:.1%}", "of that time went into steps that were kept")
+    saved = [attempt for attempt in run.checkpoints if attempt.whole and attempt.created_at]
+    at = seconds_of(saved[0].created_at or "") if saved else None
+    if at is not None:
+        yield fact("saved", ago(run.read_at - at), f"step {saved[0].name.step:,}")
 
 
 def _charts(run: ReportedRun) -> Iterator[str]:
     rows, began = run.rows, run.rows[0].time if run.rows else 0.0
     starts = [attempt.start_step for attempt in run.attempts if attempt.start_step]
-    by_step: tuple[tuple[str, str], ...] = (
-        ("train loss", "loss"),
-        ("validation loss", "validation_loss"),
-        ("learning rate", "learning_rate"),
-        ("tokens per second", "tokens_per_second"),
-        ("gradient norm", "grad_norm"),
-    )
-    for title, field in by_step:
-        yield _figure(title, Line.of((row.step, getattr(row, field)) for row in rows), starts)
+    for title, unit, field in _BY_STEP:
+        line = Line.of((row.step, getattr(row, field)) for row in rows)
+        yield _figure(title, line, starts, ("step", unit))
     unit, seconds = _time_unit(max((row.time - began for row in rows), default=0.0))
     by_time = Line.of(((row.time - began) / seconds, row.step) for row in rows)
-    yield _figure(f"steps by {unit}", by_time, [])
+    yield _figure("progress", by_time, [], (f"{unit} since the first step", "step"))
+
+
+_BY_STEP = (
+    ("train loss", "nats per token", "loss"),
+    ("validation loss", "nats per token", "validation_loss"),
+    ("learning rate", "per step", "learning_rate"),
+    ("throughput", "tokens per second", "tokens_per_second"),
+    ("gradient norm", "before clipping", "grad_norm"),
+)
 
 
 def _time_unit(span: float) -> tuple[str, float]:
@@ -127,108 +192,13 @@ def _time_unit(span: float) -> tuple[str, float]:
     return next((unit for unit in units if span >= 2 * unit[1]), ("seconds", 1.0))
 
 
-def _figure(title: str, line: Line, marks: Sequence[float]) -> str:
+def _figure(title: str, line: Line, marks: Sequence[float], units: tuple[str, str]) -> str:
     if not line.xs:
         return ""
     return (
-        f"<figure><figcaption>{_text(title)}</figcaption>{line_chart(line, marks, title)}</figure>"
+        f"<figure><figcaption>{text(title)}</figcaption>"
+        f"{line_chart(line, marks, title, units)}</figure>"
     )
-
-
-def _attempts(run: ReportedRun) -> str:
-    attempts = run.attempts
-    if not attempts:
-        return ""
-    columns = ("", "attempt", "started (UTC)", "ran", "from", "to", "lost", "1st step", "saves",
-               "failed", "stall", "ended")  # fmt: skip
-    lost = {before.epoch: after.steps_lost for before, after in pairwise(attempts)}
-    head = "".join(f"<th>{_text(column)}</th>" for column in columns)
-    body = "".join(_attempt_row(attempt, lost.get(attempt.epoch)) for attempt in attempts)
-    legend = " ".join(
-        f'<span><i class="{kind}"></i>{_text(words)}</span>' for kind, words in _KINDS.items()
-    )
-    return (
-        f"<h2>Attempts</h2>{_timeline(run)}"
-        f'<p class="legend">{legend}</p>'
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-        "</div>"
-        '<p class="quiet">lost: steps behind the last checkpoint, made again by the next attempt. '
-        "1st step: from the start of the process, in seconds. stall: how long saving held training "
-        "up, in seconds. Dashed lines in the curves: an attempt went on from here.</p>"
-    )
-
-
-def _attempt_row(attempt: AttemptRecord, lost: int | None) -> str:
-    first = attempt.seconds_to_first_step
-    cells = (
-        attempt.started_at[:19].replace("T", " "),
-        duration(attempt.seconds),
-        f"{attempt.start_step:,}",
-        f"{attempt.step:,}",
-        "–" if lost is None else f"{lost:,}",
-        "–" if first is None else f"{first:.1f}",
-        str(attempt.saves),
-        str(attempt.failed_saves),
-        f"{attempt.stall_seconds:.2f}",
-        _ended(attempt),
-    )
-    rest = "".join(f"<td>{_text(cell)}</td>" for cell in cells)
-    return f'<tr><td><i class="{_kind(attempt)}"></i></td><td>{attempt.epoch}</td>{rest}</tr>'
-
-
-def _timeline(run: ReportedRun) -> str:
-    """One bar for each attempt, from its start to its end; in the gaps nothing was trained."""
-    spans = run.spans
-    if not spans:
-        return ""
-    began = spans[0][0]
-    whole = max(1.0, max(end for _, end, _ in spans) - began)
-    bars = "".join(
-        f'<rect class="{_kind(attempt)}" x="{1000 * (start - began) / whole:.1f}" y="0" '
-        f'height="20" width="{max(2.0, 1000 * (end - start) / whole - 0.5):.1f}">'
-        f"<title>attempt {attempt.epoch}: {_text(_ended(attempt))}</title></rect>"
-        for start, end, attempt in spans
-    )
-    first, last = (
-        datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M")
-        for moment in (began, began + whole)
-    )
-    return (
-        '<svg class="timeline" viewBox="0 0 1000 20" preserveAspectRatio="none" role="img" '
-        f'aria-label="timeline of attempts">{bars}</svg>'
-        f'<p class="ends"><span>{first}</span><span>{duration(whole)} in all</span>'
-        f"<span>{last}</span></p>"
-    )
-
-
-_KINDS = {
-    "done": TARGET_REACHED,
-    "stopped": "asked to stop",
-    "failed": "ended with an error",
-    "unknown": "no end recorded: killed, or still running",
-}
-
-
-def _kind(attempt: AttemptRecord) -> str:
-    if attempt.ended is None:
-        return "unknown"
-    if attempt.ended.startswith("exit 143"):
-        return "stopped"
-    return "done" if attempt.ended.startswith(TARGET_REACHED) else "failed"
-
-
-def _ended(attempt: AttemptRecord) -> str:
-    return attempt.ended or _KINDS["unknown"]
-
-
-def _fact(name: str, value: str, note: str) -> str:
-    return f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd><dd>{_text(note)}</dd></div>"
-
-
-def _text(text: str) -> str:
-    """Any text, made safe and short enough for the page."""
-    text = text.encode("utf-8", "replace").decode()
-    return escape(text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 1]}…")
 
 
 def _finite(value: float | None) -> bool:

@@ -1,28 +1,65 @@
 """What the store knows of a run that a report shows. Numbers that cannot be meant are left out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeVar
 
+from app.errors import Damaged, IncompatibleRun, NotFound
+from app.observe.history import Span, spans_of
 from app.observe.rows import Row, stored_rows
+from app.observe.samples import Sample, stored_samples
+from app.run.checkpoints import Manifest, read_manifest
 from app.run.journal import AttemptRecord, read_attempts
-from app.run.view import read_view
+from app.run.layout import REASON, CheckpointName
+from app.run.lease import LeaseRecord, read_lease
+from app.run.record import load_record
+from app.run.view import CheckpointState, RunView, StoredCheckpoint, read_view
+from app.run.waiting import Waiting, read_waiting
 from app.state.identity import RunRecord
-from app.stores.contract import Store
+from app.stores.contract import ReadableStore
+
+T = TypeVar("T")
 
 _NEWEST_ATTEMPTS = 200
-_LONGEST_ATTEMPT = 1e9  # seconds
+_NEWEST_CHECKPOINTS = 20
 _LARGEST = 2**53  # a larger number is damage, and would squeeze the curves into a corner
+_MOST_REASON = 100_000  # bytes
+
+
+@dataclass(frozen=True)
+class ReportedCheckpoint:
+    """A checkpoint, or what is left of one. `size` in bytes; `created_at` as records write it."""
+
+    name: CheckpointName
+    size: int
+    state: str
+    whole: bool
+    train_loss: float | None = None
+    created_at: str | None = None
 
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """What the store knows of a run. `attempts` are the newest ones, oldest first."""
+    """What the store knows of a run. `attempts` are the newest ones, oldest first.
+
+    `checkpoints` are the newest ones, newest first, and so are those in quarantine behind them.
+    `lease` and `waiting` say what goes on at this moment. `read_at` is in Unix seconds. `problems`
+    are sentences about what could not be read.
+    """
 
     name: str
     record: RunRecord | None
     rows: Sequence[Row]
     attempts: Sequence[AttemptRecord]
+    checkpoints: Sequence[ReportedCheckpoint] = ()
+    samples: Sequence[Sample] = ()
+    lease: LeaseRecord | None = None
+    waiting: Waiting | None = None
+    read_at: float = field(default_factory=time.time)
+    problems: Sequence[str] = ()
 
     @property
     def target(self) -> int | None:
@@ -37,33 +74,101 @@ class ReportedRun:
         return count if count and _plausible(count) else None
 
     @property
-    def spans(self) -> list[tuple[float, float, AttemptRecord]]:
-        """(start, end, attempt) in Unix seconds, by start, where the record says plausible ones."""
-        spans = []
-        for attempt in self.attempts:
-            try:
-                moment = datetime.fromisoformat(attempt.started_at)
-            except ValueError:
-                continue
-            start = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-            if start >= 0 and 0 <= attempt.seconds < _LONGEST_ATTEMPT:
-                spans.append((start, start + attempt.seconds, attempt))
-        return sorted(spans, key=lambda span: span[0])
+    def alive(self) -> bool:
+        """Whether the holder of the lease has renewed it when it should have."""
+        lease = self.lease
+        if lease is None or lease.released:
+            return False
+        return self.read_at - lease.renewed_at <= lease.ttl
+
+    @cached_property
+    def spans(self) -> Sequence[Span]:
+        """When each attempt ran, by start, where its record says so."""
+        running = self.lease.epoch if self.lease and self.alive else None
+        return spans_of(self.attempts, running, self.lease.renewed_at if self.lease else 0.0)
 
 
-def read_run(store: Store) -> ReportedRun:
-    """Raises Damaged for an unreadable run.json, and the store's errors."""
-    view = read_view(store)
+def read_run(
+    store: ReadableStore, rows_of: Callable[[ReadableStore], Sequence[Row]] = stored_rows
+) -> ReportedRun:
+    """What can be read of the run, and what cannot as `problems`. `rows_of` reads its metrics.
+
+    Raises the store's errors, but neither Damaged nor IncompatibleRun.
+    """
+    problems: list[str] = []
+    view = read_view(store, lambda _: _read(store, load_record, problems))
+    record, lease = view.record, _read(store, read_lease, problems)
+    attempts = read_attempts(store, view.newest_attempts(_NEWEST_ATTEMPTS))
+    rows = _read(store, rows_of, problems) or ()
     return ReportedRun(
         name=store.uri.rsplit("/", 1)[-1],
-        record=view.record.record if view.record else None,
-        rows=[row for row in stored_rows(store) if _plausible(row.step, row.tokens, row.time)],
+        record=record.record if record else None,
+        rows=[row for row in rows if _plausible(row.step, row.tokens, row.time)],
         attempts=[
             attempt
-            for attempt in read_attempts(store, view.newest_attempts(_NEWEST_ATTEMPTS))
+            for attempt in attempts
             if _plausible(*(v for v in attempt.model_dump().values() if isinstance(v, int | float)))
         ],
+        checkpoints=[
+            *(
+                _checkpoint(store, view, stored)
+                for stored in view.checkpoints[:_NEWEST_CHECKPOINTS]
+            ),
+            *_set_aside(store, view),
+        ],
+        samples=stored_samples(store),
+        lease=lease[0] if lease else None,
+        waiting=_read(store, read_waiting, problems),
+        problems=problems,
     )
+
+
+def _read(
+    store: ReadableStore, part: Callable[[ReadableStore], T | None], problems: list[str]
+) -> T | None:
+    """A part of a run; None where it cannot be read, and the reason is added to `problems`."""
+    try:
+        return part(store)
+    except (Damaged, IncompatibleRun) as error:
+        problems.append(str(error))
+        return None
+
+
+def _checkpoint(
+    store: ReadableStore, view: RunView, stored: StoredCheckpoint
+) -> ReportedCheckpoint:
+    """With what its manifest says, if it has one. Only sizes are compared, no byte is read."""
+    name, size = stored.name, stored.size
+    state, whole = stored.state.value, stored.committed
+    manifest: Manifest | None = None
+    if stored.state in (CheckpointState.COMMITTED, CheckpointState.LATE):
+        try:
+            manifest = read_manifest(store, name)
+        except NotFound:
+            state, whole = "removed just now", False
+        except (Damaged, IncompatibleRun) as error:
+            state, whole = f"damaged: {error}", False
+    if manifest is None:
+        return ReportedCheckpoint(name, size, state, whole)
+    for file, entry in manifest.files.items():
+        if view.objects.get(name.key(file)) != entry.size:
+            state, whole = f"damaged: {file} is missing, or has another size", False
+            break
+    return ReportedCheckpoint(name, size, state, whole, manifest.train_loss, manifest.created_at)
+
+
+def _set_aside(store: ReadableStore, view: RunView) -> Iterator[ReportedCheckpoint]:
+    """The newest checkpoints in quarantine, each with the reason."""
+    names = [name for folder in view.quarantined if (name := CheckpointName.parse(folder))]
+    for name in sorted(names, reverse=True)[:_NEWEST_CHECKPOINTS]:
+        prefix, reason = name.quarantine_key(), "its reason cannot be read"
+        size = sum(n for key, n in view.objects.items() if key.startswith(prefix))
+        try:
+            told = json.loads(store.get(name.quarantine_key(REASON), _MOST_REASON)[0])
+            reason = str(told["reason"])
+        except (NotFound, Damaged, ValueError, KeyError, TypeError, RecursionError):
+            pass
+        yield ReportedCheckpoint(name, size, f"quarantined: {reason}", whole=False)
 
 
 def _plausible(*values: float) -> bool:

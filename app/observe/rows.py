@@ -16,7 +16,7 @@ from app.errors import NotFound
 from app.failures import disk_failures
 from app.run.layout import METRICS_KEY
 from app.state.identity import HIGHEST_STEP
-from app.stores.contract import Store
+from app.stores.contract import ReadableStore
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Beginning:
         return b"".join(self.parts[: self.count])
 
 
-def stored_rows(store: Store) -> list[Row]:
+def stored_rows(store: ReadableStore) -> list[Row]:
     """Every row in the store; a line that cannot be read is left out."""
     try:
         content, _ = store.get(METRICS_KEY, max_bytes=_MAX_METRICS_BYTES)

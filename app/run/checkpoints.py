@@ -12,7 +12,7 @@ from app.errors import Damaged, NotFound
 from app.run.layout import HIGHEST_EPOCH, LATEST, MANIFEST, CheckpointName, file_of
 from app.run.lease import WriteRight
 from app.state.identity import HIGHEST_STEP
-from app.stores.contract import Store
+from app.stores.contract import ReadableStore, Store
 from app.stores.documents import Document, Part, decode_document
 
 MANIFEST_FORMAT = 1
@@ -46,7 +46,7 @@ class Manifest(Document):
         return sum(entry.size for entry in self.files.values())
 
 
-def read_manifest(store: Store, name: CheckpointName) -> Manifest:
+def read_manifest(store: ReadableStore, name: CheckpointName) -> Manifest:
     """Raises NotFound, Damaged, or IncompatibleRun for a newer format."""
     key = name.key(MANIFEST)
     manifest = decode_document(
@@ -75,7 +75,7 @@ def check_sizes(store: Store, name: CheckpointName, manifest: Manifest) -> None:
             )
 
 
-def read_latest(store: Store) -> str | None:
+def read_latest(store: ReadableStore) -> str | None:
     """What LATEST says; None before the first commit, and where no checkpoint is left to name."""
     try:
         content, _ = store.get(LATEST, _LONGEST_LATEST)

@@ -17,7 +17,7 @@ from app.errors import AppError, Damaged, NotFound, Unserved
 from app.failures import first_line
 from app.run.layout import HIGHEST_EPOCH, AttemptName, CheckpointName
 from app.state.identity import HIGHEST_STEP
-from app.stores.contract import Data, Store
+from app.stores.contract import Data, ReadableStore, Store
 from app.stores.documents import Document, decode_document, encode_document
 from app.stores.swap import update
 
@@ -78,7 +78,7 @@ class AttemptRecord(Document):
         return self.step - self.start_step
 
 
-def read_attempts(store: Store, names: Sequence[AttemptName]) -> list[AttemptRecord]:
+def read_attempts(store: ReadableStore, names: Sequence[AttemptName]) -> list[AttemptRecord]:
     """Their records, in the same order. Logs and leaves out one that cannot be read."""
     records = []
     for name in names:

@@ -3,7 +3,8 @@
     run.json                                what the run is, and how far it is meant to go
     source.json                             what its data were made of
     inputs/                                 what the next image may not have: text, tokenizer
-    lease.json                              who may write
+    lease.json                              who may write, and what that process is doing
+    waiting.json                            what a start does that may not write yet
     attempts/e000003-from-0000000040-e000001.json   attempt 3, which went on from step 40 of epoch 1
     checkpoints/step-0000000020-e000001/    step 20, written under lease epoch 1
         …files…                             written first
@@ -28,6 +29,7 @@ INPUTS = "inputs"
 TEXT_KEY = f"{INPUTS}/builtin-text.json.z"
 TOKENIZER_KEY = f"{INPUTS}/tokenizer.json.z"
 LEASE = "lease.json"
+WAITING = "waiting.json"
 ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
@@ -36,6 +38,7 @@ QUARANTINE = "quarantine"
 REASON = "reason.json"
 LOGS = "logs"
 METRICS_KEY = f"{LOGS}/metrics.jsonl"
+SAMPLES_KEY = f"{LOGS}/samples.jsonl"
 TENSORBOARD_KEY = f"{LOGS}/tensorboard/events.out.tfevents.0"
 REPORT = "report"
 REPORT_KEY = f"{REPORT}/index.html"
@@ -110,7 +113,7 @@ def of_a_run(key: str) -> bool:
     """Whether `key` lies where a run keeps something, also what the store itself writes there."""
     first, _, rest = key.partition("/")
     if not rest:
-        return first in (RECORD, SOURCE, LEASE, LATEST) or first.startswith(RESERVED)
+        return first in (RECORD, SOURCE, LEASE, WAITING, LATEST) or first.startswith(RESERVED)
     if first in (CHECKPOINTS, QUARANTINE):
         folder, _, file = rest.partition("/")
         return CheckpointName.parse(folder) is not None and bool(file)

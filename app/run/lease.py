@@ -17,6 +17,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from pydantic import Field
@@ -24,7 +25,8 @@ from pydantic import Field
 from app.errors import AppError, Damaged, Fenced, NotFound, Preempted, Unavailable
 from app.run.clock import Clock
 from app.run.layout import HIGHEST_EPOCH, LEASE
-from app.stores.contract import ExclusiveLock, Store
+from app.state.identity import HIGHEST_STEP
+from app.stores.contract import ExclusiveLock, ReadableStore, Store
 from app.stores.documents import Document, decode_document, encode_document
 from app.stores.swap import SWAP_PAUSES, swap, swap_refused
 
@@ -34,10 +36,20 @@ _JOIN_SECONDS = 5.0  # what `release` waits, within the grace period, for a runn
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Doing:
+    """What the holder of the lease is doing, for people who look at the run; nobody decides
+    anything by it. `step` is the last finished one, if it trains."""
+
+    what: str = ""
+    step: int | None = None
+
+
 class LeaseRecord(Document):
     """lease.json. `ttl` is in seconds, `expires_at` in Unix seconds.
 
-    `lock_scope` is the scope of the exclusive lock that the holder has; "" if it has none.
+    `lock_scope` is the scope of the exclusive lock that the holder has; "" if it has none. `doing`
+    and `step` are what the holder was doing when it wrote the record: see `Doing`.
     """
 
     holder: str = Field(min_length=1, max_length=500)
@@ -47,6 +59,13 @@ class LeaseRecord(Document):
     expires_at: float = Field(ge=-1e12, le=1e12)
     released: bool = False
     lock_scope: str = Field("", max_length=500)
+    doing: str = Field("", max_length=200)
+    step: int | None = Field(None, ge=0, le=HIGHEST_STEP)
+
+    @property
+    def renewed_at(self) -> float:
+        """When the holder last showed that it lives, in Unix seconds of its own clock."""
+        return self.expires_at - self.ttl
 
 
 class WriteRight(Protocol):
@@ -61,11 +80,14 @@ class Lease:
 
     `epoch` is 0 until `acquire` returns. Where the store's conditional writes are not atomic,
     `protected` is False: two processes that start at the same moment may both acquire the lease.
+    `tells` is asked at each renewal what this process is doing, from the thread that renews. So
+    telling it costs no request of its own.
     """
 
     def __init__(self, store: Store, ttl: float, holder: str, clock: Clock | None = None) -> None:
         self.holder, self.epoch = holder, 0
         self._store, self._ttl, self._clock = store, ttl, clock or Clock()
+        self.tells: Callable[[], Doing] = Doing
         self._record: LeaseRecord | None = None
         self._etag = ""
         self._refused = 0  # tries to take the lease in which another process was faster
@@ -113,9 +135,12 @@ class Lease:
         """Show that this process is alive. Sets `lost` where the lease is another's."""
         if self._record is None:
             raise AppError("the lease is used before it was acquired")
+        told = self.tells()
         changes = {
             "renewal": self._record.renewal + 1,
             "expires_at": self._clock.unix() + self._ttl,
+            "doing": told.what,
+            "step": told.step,
         }
         renewed = self._record.model_copy(update=changes)
         etag = swap(self._store, LEASE, encode_document(renewed), self._etag)
@@ -254,6 +279,7 @@ class Lease:
                 f"{self._store.uri} has reached epoch {highest}, and no name can hold a higher "
                 f"one: set {LEASE}, or the name that says so, right by hand"
             )
+        told = self.tells()
         record = LeaseRecord(
             holder=self.holder,
             epoch=highest + 1,
@@ -261,6 +287,8 @@ class Lease:
             ttl=self._ttl,
             expires_at=self._clock.unix() + self._ttl,
             lock_scope=self._kernel_lock.scope if self._kernel_lock else "",
+            doing=told.what,
+            step=told.step,
         )
         new_etag = swap(self._store, LEASE, encode_document(record), etag)
         if new_etag is None:
@@ -290,7 +318,7 @@ class Lease:
                 log.warning("the lease could not be renewed: %s", error)
 
 
-def read_lease(store: Store) -> tuple[LeaseRecord, str] | None:
+def read_lease(store: ReadableStore) -> tuple[LeaseRecord, str] | None:
     """lease.json and its etag; None if there is none. Raises Damaged, and the store's errors."""
     place = f"{store.uri}/{LEASE}"
 

@@ -10,7 +10,7 @@ from app.errors import Fenced, IncompatibleRun, NotFound
 from app.run.clock import utc_now
 from app.run.layout import RECORD
 from app.state.identity import RECORD_FORMAT, Extension, Identity, RunRecord, differences
-from app.stores.contract import Store
+from app.stores.contract import ReadableStore, Store
 from app.stores.documents import decode_document, encode_document
 from app.stores.swap import swap
 
@@ -23,7 +23,7 @@ class StoredRecord:
     etag: str
 
 
-def load_record(store: Store) -> StoredRecord | None:
+def load_record(store: ReadableStore) -> StoredRecord | None:
     """The run's record; None if there is none.
 
     Raises Damaged if it cannot be read, IncompatibleRun if a newer version wrote it.

@@ -23,7 +23,7 @@ from app.run.layout import (
     file_of,
 )
 from app.run.record import StoredRecord, load_record
-from app.stores.contract import Store
+from app.stores.contract import ReadableStore
 
 
 class CheckpointState(Enum):
@@ -113,7 +113,8 @@ class RunView:
 
 
 def read_view(
-    store: Store, record_of: Callable[[Store], StoredRecord | None] = load_record
+    store: ReadableStore,
+    record_of: Callable[[ReadableStore], StoredRecord | None] = load_record,
 ) -> RunView:
     """Read the run with one listing. `record_of` reads run.json.
 
@@ -159,6 +160,6 @@ def read_view(
     )
 
 
-def read_view_without_record(store: Store) -> RunView:
+def read_view_without_record(store: ReadableStore) -> RunView:
     """As `read_view`, for a run whose run.json may be damaged or missing: it is not read."""
     return read_view(store, lambda _: None)

@@ -65,7 +65,24 @@ class ExclusiveLock(Protocol):
     def release(self) -> None: ...
 
 
-class Store(Protocol):
+class ReadableStore(Protocol):
+    """What those use of a `Store` who only look at a run: nothing that writes."""
+
+    @property
+    def uri(self) -> str:
+        """The root, safe to print."""
+        ...
+
+    def get(self, key: str, max_bytes: int = MAX_GET_BYTES) -> tuple[bytes, str]:
+        """(content, etag). Raises Damaged for an object of more than `max_bytes`."""
+        ...
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Every object in the folder `prefix` and below, sorted by key; "" is the root."""
+        ...
+
+
+class Store(ReadableStore, Protocol):
     """Objects below one root, each there completely or not at all.
 
     Keys are relative POSIX paths of parts `[A-Za-z0-9._-]+`, without `.` and `..` and
@@ -77,11 +94,6 @@ class Store(Protocol):
     guess one of these from another. Methods may be called from several threads. Beyond the
     retries of the SDK, the caller decides what to try again.
     """
-
-    @property
-    def uri(self) -> str:
-        """The root, safe to print."""
-        ...
 
     @property
     def place(self) -> str:
@@ -112,10 +124,6 @@ class Store(Protocol):
         """
         ...
 
-    def get(self, key: str, max_bytes: int = MAX_GET_BYTES) -> tuple[bytes, str]:
-        """(content, etag). Raises Damaged for an object of more than `max_bytes`."""
-        ...
-
     def etag(self, key: str) -> str | None:
         """The etag of the object, which may be of any size; None if there is no object."""
         ...
@@ -140,10 +148,6 @@ class Store(Protocol):
         OSError about `directory` is passed on, since it says nothing about the store. Raises
         Unavailable if the directory was removed in the meantime.
         """
-        ...
-
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object in the folder `prefix` and below, sorted by key; "" is the root."""
         ...
 
     def delete(self, keys: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from app.model.loss import LossFunction
 from app.model.smollm2 import SmolLM2
 from app.run.clock import seconds_of_this_process
 from app.run.journal import AttemptJournal, summary
-from app.run.lease import Lease
+from app.run.lease import Doing, Lease
 from app.settings.variables import (
     CheckpointSettings,
     DataSettings,
@@ -89,6 +89,7 @@ class Attempt:
             z_loss_weight=self.sections.optimizer.z_loss,
             end_token=self.corpus.tokenizer.eos_token_id if masked else None,
         )
+        self._doing = "training"
         self._loss: Tensor | None = None  # of the last finished step
         self._moving = False  # the weights are between two steps
         self._finite = torch.ones((), dtype=torch.bool, device=self.compute.device)
@@ -111,8 +112,15 @@ class Attempt:
         """Training starts now. Until the first step is done, a signal still ends it at once:
         there is nothing to save, and the first step may compile for minutes."""
         self.stop.install()
+        self.lease.tells = self.doing
         self.clock.start()
         self.step_log.begin(self.step)
+
+    def doing(self) -> Doing:
+        """What is told of this attempt while it runs. Any thread may ask."""
+        saving = self.checkpointing.saver.saving_step
+        also = "" if saving is None else f", saving step {saving}"
+        return Doing(self._doing + also, self.step)
 
     def learning_rate(self) -> float:
         """The rate for the step that is about to be made; also set in the optimizer."""
@@ -160,11 +168,11 @@ class Attempt:
         evaluated = self._evaluated(grad_norm) if evaluates else None
         if logs:
             self._log_row(grad_norm, evaluated)
-        if saves:
-            self._save()
         if self._every(self.sections.logs.sample_every_steps) and not self.stop.requested:
             with self.clock.aside():
                 self.step_log.log_sample(self.step, self.model)
+        if saves:  # the sample goes along
+            self._save()
         self.step_log.advance()
         self.checkpointing.saver.raise_if_failed()
         if self.lease.lost:
@@ -191,7 +199,9 @@ class Attempt:
         def goes_on(seconds_left: float) -> bool:
             return self.grace.fits(seconds_left + self.checkpointing.commit_seconds)
 
+        self._doing = "evaluating"
         loss = evaluate(self.model, self.loss_function, batches, self.compute, goes_on)
+        self._doing = "training"
         if loss is None:
             self._leave_evaluation_out()
         return loss
@@ -203,6 +213,7 @@ class Attempt:
         target was not reached.
         """
         self.step_log.close_bar()
+        self._doing = "ending"
         if failure is not None:
             self._save_in_spite_of(failure)
             raise failure

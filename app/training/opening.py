@@ -1,7 +1,7 @@
 """From a run that this process holds to an attempt that is ready to train."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -13,7 +13,8 @@ from app.errors import Damaged
 from app.model.smollm2 import SmolLM2
 from app.observe.metrics import MetricsLog
 from app.observe.report import publish
-from app.observe.rows import Row, rows_left_here, stored_rows
+from app.observe.rows import Beginning, Row, rows_left_here, stored_rows
+from app.observe.samples import SampleLog, stored_samples
 from app.run.clock import utc_now
 from app.run.journal import TARGET_REACHED, AttemptJournal, AttemptRecord, read_attempts
 from app.run.kept_inputs import keep_inputs
@@ -163,10 +164,21 @@ def _attempt(
     logs_dir = DataDir(settings.data.data_dir).logs(job.run_name, run.store.place)
     earlier = [row for row in rows if row.step <= step]
     metrics = MetricsLog(logs_dir, settings.logs.loggers, earlier, run.prometheus)
+    samples = SampleLog([sample for sample in stored_samples(run.store) if sample.step <= step])
     clock = StepClock(step)
-    checkpointing = _checkpointing(run, record, model, optimizer, metrics, journal, grace, resumed)
+    checkpointing = _checkpointing(
+        run,
+        record,
+        model,
+        optimizer,
+        lambda: {**metrics.objects(), **samples.objects()},
+        journal,
+        grace,
+        resumed,
+    )
     step_log = StepLog(
         metrics=metrics,
+        samples=samples,
         clock=clock,
         checkpointing=checkpointing,
         compute=job.compute,
@@ -201,7 +213,7 @@ def _checkpointing(
     record: RunRecord,
     model: SmolLM2,
     optimizer: torch.optim.Optimizer,
-    metrics: MetricsLog,
+    logs: Callable[[], Mapping[str, Beginning]],
     journal: AttemptJournal,
     grace: GracePeriod,
     resumed: Resumed | None,
@@ -228,7 +240,7 @@ def _checkpointing(
         tokens_per_step=job.geometry.tokens_per_step,
         saver=saver,
         journal=journal,
-        logs=metrics.objects,
+        logs=logs,
         grace=grace,
         start_step=resumed.progress.step if resumed else 0,
         resumed_from_save_at=resumed.progress.saved_at if resumed else None,

@@ -67,6 +67,7 @@ class CheckpointSaver:
         self.last_commit_seconds = 0.0
         self.saves_committed = 0
         self.failed_saves = 0  # since the last commit
+        self.saving_step: int | None = None
         self.store, self._lease, self._settings = store, lease, settings
         self._extra_files, self._journal, self._protected = extra_files, journal, protected
         self._first_pause, self._now = first_pause, now
@@ -124,7 +125,7 @@ class CheckpointSaver:
                     self._changed.notify_all()
                 return
             with self._changed:
-                self._busy = False
+                self._busy, self.saving_step = False, None
                 self._changed.notify_all()
 
     def _take(self) -> SaveRequest | None:
@@ -132,6 +133,7 @@ class CheckpointSaver:
             self._changed.wait_for(lambda: self._closing or self._waiting is not None)
             request, self._waiting = self._waiting, None
             self._busy = request is not None
+            self.saving_step = request.snapshot.step if request else None
             return request
 
     def _save_until_committed(self, request: SaveRequest) -> None:

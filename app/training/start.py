@@ -20,10 +20,11 @@ from app.model.attention import AttentionShape, fastest_attention
 from app.observe.trackers import PrometheusTracker
 from app.run.journal import TARGET_REACHED
 from app.run.kept_inputs import tokenizer_of_run
-from app.run.lease import Lease, holder_identity
+from app.run.lease import Doing, Lease, holder_identity
 from app.run.record import already_applied
 from app.run.recorded_source import names_recorded_data, source_of_run
 from app.run.view import RunView, read_view
+from app.run.waiting import WaitingNote
 from app.settings.combined import Settings
 from app.state.identity import RunRecord
 from app.stores.contract import Store
@@ -149,6 +150,8 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
         if port := settings.logs.metrics_port:
             prometheus = PrometheusTracker(port, job.run_name)
             opened.callback(prometheus.close)
+        note = _told(settings, store)
+        opened.callback(note.close)
         data.start()
         check_data(job, data, progress.waiting)
         log.info("first tokens ready after %.1f s", progress.arrived())
@@ -159,7 +162,7 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
             seed=settings.run.seed,
             seq_len=job.geometry.seq_len,
         )
-        attempt = _open_with_lease(job, store, view, corpus, prometheus, source, stop)
+        attempt = _open_with_lease(job, store, view, corpus, prometheus, source, stop, note)
     except BaseException:
         opened.close()
         raise
@@ -196,6 +199,7 @@ def _open_with_lease(
     prometheus: PrometheusTracker | None,
     source: PinnedSource,
     stop: StopRequest,
+    note: WaitingNote,
 ) -> Attempt | None:
     settings = job.settings
 
@@ -203,16 +207,28 @@ def _open_with_lease(
         beat()  # LEASE_WAIT may be longer than a job is allowed to give no sign of life
         return stop.requested
 
-    lease = Lease(store, settings.checkpoints.lease_ttl, holder_identity())
-    lease.acquire(settings.checkpoints.lease_wait, log.info, stopping, above=view.highest_epoch)
+    def on_wait(line: str) -> None:
+        note.doing = "waiting for the lease"
+        log.info(line)
+
+    lease = Lease(store, settings.checkpoints.lease_ttl, note.holder)
+    lease.tells = lambda: Doing("restoring")
+    lease.acquire(settings.checkpoints.lease_wait, on_wait, stopping, above=view.highest_epoch)
     try:
         lease.start_renewing()
+        note.close()
         held = HeldRun(job, store, lease, corpus, prometheus)
         return open_under_lease(held, source, stop)
     except BaseException:
         stop.taken()
         GracePeriod(stop, settings.checkpoints.grace_seconds).give_lease_back(lease.release)
         raise
+
+
+def _told(settings: Settings, store: Store) -> WaitingNote:
+    """Tells from here on that this start prepares data, until it holds the lease."""
+    ttl = settings.checkpoints.lease_ttl
+    return WaitingNote(store, holder_identity(), "preparing data", ttl).start()
 
 
 def _trainer(name: str) -> Trainer:

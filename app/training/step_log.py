@@ -15,6 +15,7 @@ from app.generation.inference import InferenceModel
 from app.model.smollm2 import SmolLM2, flops_per_token
 from app.observe.metrics import MetricsLog
 from app.observe.rows import Row, bar_format, perplexity, step_line
+from app.observe.samples import SampleLog
 from app.training.checkpointing import Checkpointing
 from app.training.compute import Compute
 from app.training.step_clock import StepClock
@@ -33,6 +34,7 @@ class StepLog:
     """
 
     metrics: MetricsLog
+    samples: SampleLog
     clock: StepClock
     checkpointing: Checkpointing
     compute: Compute
@@ -126,4 +128,6 @@ class StepLog:
         tokenizer = open_tokenizer(files.directory / "tokenizer.json")
         with self.compute.autocast():
             ids = list(generate_tokens(InferenceModel(model), [files.eos_token_id], _SAMPLE, None))
-        log.info("sample at step %d: %r", step, tokenizer.decode(ids))
+        text = tokenizer.decode(ids)
+        self.samples.add(step, self.epoch, time.time(), text)
+        log.info("sample at step %d: %r", step, text)

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -69,6 +70,9 @@ SUBSTITUTIONS = {
 }
 BOOK = "The days go by, and each of them is as long as the one before. " * 2000
 
+# And its page.
+PAGE_STEP = rf"(?:training|evaluating)[^<]*: step (\d+) of {TOTAL_STEPS}<"
+
 READ_RULES = (
     "import urllib.request as r\n"
     "print(r.urlopen('http://127.0.0.1:8888/etc/seaweedfs/filer.conf').read().decode())"
@@ -78,6 +82,7 @@ DRILL_SECONDS = 1200.0
 BUILD_SECONDS = 900.0
 STEP_SECONDS = 180.0
 RESTART_SECONDS = 60.0
+PAGE_SECONDS = 60.0
 # Goals for a machine that does nothing else. A shared one may be slower: a miss is said, and only
 # twice the goal fails.
 FIRST_STEP_GOAL = 20.0
@@ -105,6 +110,7 @@ class Drill:
             "COMPOSE_FILE": str(ROOT / "docker-compose.yml"),
             "S3_PORT": "0",  # any that is free
             "TENSORBOARD_PORT": "0",
+            "REPORT_PORT": "0",
             "COMPOSE_ENV_FILES": os.devnull,  # a .env of the developer's must not change the drill
             "COMPOSE_ANSI": "never",
             "BUILDKIT_PROGRESS": "plain",
@@ -313,6 +319,7 @@ def kill_in_the_middle(drill: Drill, build_seconds: float) -> int:
     health = ["compose", "exec", "-T", "train", "python", "-m", "app", "health"]
     healthy = drill.docker(*health, allowed=(0, 75))
     drill.check("the health check passes while it trains", healthy.returncode == 0)
+    look_at_the_page(drill)
     drill.type(KILL)
     code = training.end()
     drill.check("docker kill ends it at once", code == 137, f"exit {code}")
@@ -323,6 +330,22 @@ def kill_in_the_middle(drill: Drill, build_seconds: float) -> int:
         f"died at step {died_at}, newest checkpoint {newest}",
     )
     return newest
+
+
+def look_at_the_page(drill: Drill) -> None:
+    """As a browser on this machine does, while the job trains."""
+    published = drill.docker("compose", "port", "report", "8080").stdout.strip()
+    drill.check("the page is there for this machine alone", published.startswith("127.0.0.1:"))
+    deadline = time.monotonic() + drill.seconds_left(PAGE_SECONDS)
+    found = None
+    while found is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"http://{published}/", timeout=10) as answer:
+                found = re.search(PAGE_STEP, answer.read().decode())
+        except OSError:  # it starts beside the job
+            pass
+        time.sleep(0.5)
+    drill.check("the page shows the step while it trains", found is not None, found and found[1])
 
 
 def look_at_the_store(drill: Drill) -> None:

@@ -116,8 +116,9 @@ def test_a_curve_goes_through_the_points_of_the_rows() -> None:
 def test_the_time_axis_has_the_unit_that_fits_the_run(seconds: int, unit: str, last: int) -> None:
     began = row(1).time
     content = page(run_of([replace(row(n), time=began + n * seconds / 100) for n in range(101)]))
-    _, _, figure = content.partition(f"<figcaption>steps by {unit}</figcaption>")
-    bottom = re.findall(r'y="183" text-anchor="middle">([^<]+)<', figure)
+    _, _, figure = content.partition("<figcaption>progress</figcaption>")
+    assert f">{unit} since the first step</text>" in figure
+    bottom = re.findall(r'y="195" text-anchor="middle">([^<]+)<', figure)
     assert (bottom[0], bottom[-1]) == ("0", str(last))
 
 
@@ -137,7 +138,8 @@ def test_every_attempt_says_how_it_ended_and_what_it_cost() -> None:
     )
     content = page(run_of([row(1)], [first, second]))
     found = Page(content)
-    lines = [line.split("<td>")[2:] for line in content.split("<tr>")[2:]]
+    _, _, section = content.partition("<h2>Attempts</h2>")
+    lines = [line.split("<td>")[2:] for line in section.split("<tr>")[2:]]
     cells = [[cell.partition("<")[0] for cell in line] for line in lines]
     assert cells[0][:6] == ["1", "2026-01-01 00:00:00", "1:00", "0", "23", "3"]
     assert cells[0][-1] == "no end recorded: killed, or still running"
@@ -148,9 +150,11 @@ def test_every_attempt_says_how_it_ended_and_what_it_cost() -> None:
     bars = re.findall(
         r'<rect class="(\w+)" x="([\d.]+)" y="0" height="20" width="([\d.]+)"', content
     )
-    assert [kind for kind, _, _ in bars] == ["unknown", "stopped"]
-    assert float(bars[1][1]) == pytest.approx(800), "it began after 2:00 of 2:30"
+    assert [kind for kind, _, _ in bars] == ["unknown", "lost", "stopped"]
+    assert float(bars[2][1]) == pytest.approx(800), "it began after 2:00 of 2:30"
     assert float(bars[0][2]) == pytest.approx(400, abs=1), "it ran for 1:00 of 2:30"
+    assert float(bars[1][2]) == pytest.approx(400 * 3 / 23, abs=1), "3 of its 23 steps were lost"
+    assert found.fact("goodput")[0] == f"{(90 - 60 * 3 / 23) / 150:.1%}"
 
 
 def test_hostile_names_stay_text() -> None:
@@ -160,7 +164,7 @@ def test_hostile_names_stay_text() -> None:
     found = Page(content)
     assert "script" not in found.tags
     assert "<script" not in content
-    assert HOSTILE.replace("\ud800", "?") in found.texts
+    assert HOSTILE.replace("\ud800", "\\ud800") in found.texts
     content.encode()
 
 
