@@ -1,5 +1,6 @@
 """What the shipped files (compose, .env.example, manifests) set, as the job would read it."""
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,8 +24,8 @@ def unknown_variables(names: Iterable[str]) -> list[str]:
 
 def settings_of(values: dict[str, str], monkeypatch: pytest.MonkeyPatch, empty: Path) -> Settings:
     """The settings that a process with just these variables would have."""
-    for name in KNOWN:
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name in KNOWN or FOREIGN.fullmatch(name)]:
+        monkeypatch.delenv(name)
     monkeypatch.chdir(empty)
     for name, value in values.items():
         monkeypatch.setenv(name, value)
