@@ -54,8 +54,8 @@ COPY app/__init__.py app/errors.py app/failures.py app/printable.py app/
 COPY app/data/__init__.py app/data/builtin.py app/data/data_dir.py app/data/tokenizer.py app/data/
 COPY app/model/__init__.py app/model/hub_failures.py app/model/hub_snapshot.py app/model/
 COPY app/settings/__init__.py app/settings/local_paths.py app/settings/
-RUN python -c "from pathlib import Path; from app.data.tokenizer import build_builtin_tokenizer; \
-print(build_builtin_tokenizer(Path('/opt/builtin/tokenizer')))"
+RUN python -c "from app.data.tokenizer import BUILTIN_DIRECTORY, build_image_tokenizers; \
+build_image_tokenizers(BUILTIN_DIRECTORY)"
 
 
 FROM environment AS test-environment
