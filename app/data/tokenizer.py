@@ -82,27 +82,23 @@ def load_tokenizer(
         files = _load_foreign(spec, cache, place.setting)
     else:
         size = builtin_vocab_size(vocab_size)
-        in_image = builtin_directory / builtin_name(size)
-        if in_image.is_dir():
-            files = read_tokenizer(in_image, "TOKENIZER=builtin")
-        else:
-            with disk_failures(place.setting):
-                name = f"builtin-{size}-{builtin_fingerprint(library)[:16]}"
-                files = build_builtin_tokenizer(cache / name, size, library)
+        directory = builtin_directory / builtin_name(size)
+        if not directory.is_dir():
+            directory = cache / f"builtin-{size}-{builtin_fingerprint(library)[:16]}"
+        with disk_failures(place.setting):
+            files = build_builtin_tokenizer(directory, size, library)
     most = MOST_TOKENS if follows else vocab_size
     if files.vocab_size > most:
         what = "an id of 16 bits can tell" if follows else "the model's vocabulary is"
-        raise ConfigError(
-            f"TOKENIZER={spec} has {files.vocab_size} tokens, {what} {most}: choose a tokenizer "
-            "that fits"
-        )
+        found = f"TOKENIZER={spec} has {files.vocab_size} tokens"
+        raise ConfigError(f"{found}, {what} {most}: choose a tokenizer that fits")
     return files
 
 
 def builtin_vocab_size(vocab_size: int) -> int:
     """The size of the builtin tokenizer for a model with this vocabulary."""
-    fitting = [size for size in BUILTIN_VOCAB_SIZES if size <= vocab_size]
-    return max(fitting, default=min(BUILTIN_VOCAB_SIZES))
+    small, large = BUILTIN_VOCAB_SIZES
+    return large if vocab_size >= large else small
 
 
 def builtin_name(vocab_size: int) -> str:
@@ -145,10 +141,10 @@ def build_builtin_tokenizer(
     return read_tokenizer(directory, "TOKENIZER=builtin")
 
 
-def build_image_tokenizers(directory: Path) -> None:
+def build_image_tokenizers(directory: Path, library: Path | None = None) -> None:
     """Train what an image has in `directory`: the builtin tokenizer in each of its sizes."""
     for size in BUILTIN_VOCAB_SIZES:
-        build_builtin_tokenizer(directory / builtin_name(size), size)
+        build_builtin_tokenizer(directory / builtin_name(size), size, library)
 
 
 def keep_tokenizer(files: Iterable[Path], directory: Path) -> None:
