@@ -15,7 +15,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from app.cli import parser as cli
-from app.cli.prepared_tokens import find_tokens, batch_and_length
+from app.cli.prepared_tokens import batch_and_length, find_tokens
 from app.data import inspection
 from app.data.inspection import Place, PreparedTokens, Sample, samples_of_step, statistics
 from app.data.limits import DataLimits

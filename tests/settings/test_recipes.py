@@ -1,6 +1,7 @@
 """Defaults that a model brings: under what a user sets, over the general ones."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,9 +22,7 @@ def test_a_model_brings_its_defaults_and_the_source_says_so() -> None:
         if variable.name in TINY:
             assert settings.value(variable) == TINY[variable.name]
         expected = "preset" if variable.name in TINY else "default"
-        assert settings.sources[variable.name] == (
-            "flag" if variable.name == "MODEL" else expected
-        )
+        assert settings.sources[variable.name] == ("flag" if variable.name == "MODEL" else expected)
         assert settings.is_default(variable.name) == (variable.name != "MODEL")
 
 
@@ -56,7 +55,8 @@ def test_a_published_model_keeps_the_general_defaults_and_its_embedding(model: s
 def test_the_recipe_is_made_of_values_that_a_user_could_set() -> None:
     names = {variable.name: variable for variable in variables()}
     for name, value in TINY.items():
-        section = SECTIONS[names[name].section](**{name.lower(): str(value)})
+        typed: dict[str, Any] = {name.lower(): str(value)}
+        section = SECTIONS[names[name].section](**typed)
         assert getattr(section, name.lower()) == value
 
 
