@@ -103,7 +103,7 @@ RECIPES: Mapping[str, Mapping[str, int | float | str]] = {
         "INIT": "scaled",
         "BATCH_SIZE": 8,
         "GLOBAL_BATCH_SIZE": 8,
-        "LEARNING_RATE": 6e-3,
+        "LEARNING_RATE": 3e-3,
         "ADAM_BETA2": 0.95,
         "VAL_EVERY_STEPS": 100,
         "VAL_TOKENS": 16_384,
