@@ -55,6 +55,7 @@ def flags(
         "data_dir": str(tmp_path_factory.mktemp("data")),
         "model": "tiny",
         "seq_len": str(SEQ_LEN),
+        "batch_size": "2",
         "global_batch_size": "8",
     }
     prepared(flags)
