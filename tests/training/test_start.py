@@ -77,7 +77,8 @@ def test_a_tokenizer_larger_than_the_vocabulary(train: Train, tmp_path: Path) ->
         eos_token="w0",
     )
     tokenizer.save_pretrained(tmp_path / "large")
-    assert_refused(train(TOKENIZER=str(tmp_path / "large")), 78, "49153 tokens")
+    large = {"TOKENIZER": str(tmp_path / "large"), "MODEL": "smollm2-135m"}
+    assert_refused(train(**large), 78, "49153 tokens")
     assert_nothing_written(tmp_path / "store")
 
 
