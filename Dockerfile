@@ -55,8 +55,8 @@ COPY app/data/__init__.py app/data/builtin.py app/data/data_dir.py app/data/toke
 COPY app/model/__init__.py app/model/hub_failures.py app/model/hub_snapshot.py app/model/
 COPY app/settings/__init__.py app/settings/local_paths.py app/settings/
 COPY app/stores/__init__.py app/stores/durable_files.py app/stores/
-RUN python -c "from pathlib import Path; from app.data.tokenizer import build_builtin_tokenizer; \
-print(build_builtin_tokenizer(Path('/opt/builtin/tokenizer')))"
+RUN python -c "from app.data.tokenizer import BUILTIN_DIRECTORY, build_image_tokenizers; \
+build_image_tokenizers(BUILTIN_DIRECTORY)"
 
 
 FROM environment AS test-environment

@@ -53,7 +53,7 @@ def builtin_tokenizer(folder: Path) -> Any:
     """As in the image, where the tokenizer lies ready."""
     from app.data.tokenizer import build_builtin_tokenizer
 
-    return build_builtin_tokenizer(folder / "tokenizer")
+    return build_builtin_tokenizer(folder / "tokenizer", 49_152)
 
 
 def ours_prepare(folder: Path, case: Case) -> None:

@@ -7,6 +7,8 @@ from app.data.data_dir import DataDir
 from app.heartbeat import check_heartbeat
 from app.printable import show
 from app.settings.combined import Settings
+from app.settings.presets import RECIPES
+from app.settings.recipes import with_recipe
 from app.settings.values import as_typed
 from app.settings.variables import variables
 from app.training.preemption import StopRequest
@@ -22,6 +24,10 @@ def config(settings: Settings, arguments: argparse.Namespace, _: StopRequest) ->
     if arguments.markdown:
         print(variable_table())
         return
+    if settings.model.init_from is None:
+        from app.cli.prepared_tokens import model_here
+
+        settings = with_recipe(settings, model_here(settings))
     rows = [(v.name, settings.shown(v), settings.sources[v.name]) for v in variables()]
     width = max(len(name) for name, _, _ in rows)
     value_width = max(len(value) for _, value, _ in rows)
@@ -37,8 +43,12 @@ def variable_table() -> str:
         choices = getattr(variable.info.annotation, "__args__", ())
         named = " \\| ".join(choice for choice in choices if isinstance(choice, str))
         text = variable.info.description or ""
+        defaults = [f"`{shown}`"] if shown else []
+        for model, recipe in RECIPES.items():
+            if variable.name in recipe:
+                defaults.append(f"{model}: `{as_typed(recipe[variable.name])}`")
         rows.append(
-            f"| `{variable.name}` | {f'`{shown}`' if shown else ''} | {variable.unit} "
+            f"| `{variable.name}` | {', '.join(defaults)} | {variable.unit} "
             f"| {text}{f' ({named})' if named else ''} |"
         )
     return "\n".join(rows)

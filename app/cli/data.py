@@ -26,13 +26,12 @@ def add_commands(commands: Commands) -> None:
 
 
 def show_data(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
-    from app.cli.prepared_tokens import find_tokens, sequence_length
+    from app.cli.prepared_tokens import batch_and_length, find_tokens
     from app.data.inspection import Place, samples_of_step, step_text
 
     place = Place(arguments.step, arguments.rank, arguments.world_size, arguments.micro_step)
-    samples = samples_of_step(
-        find_tokens(settings), settings.batch, sequence_length(settings), settings.run.seed, place
-    )
+    batch, seq_len = batch_and_length(settings)
+    samples = samples_of_step(find_tokens(settings), batch, seq_len, settings.run.seed, place)
     if arguments.json:
         print(json.dumps({**asdict(place), "samples": [asdict(s) for s in samples]}, indent=1))
         return

@@ -16,7 +16,9 @@ from app.run.recorded_source import source_of_named_run, tokenizer_of_named_run
 from app.run.view import read_view
 from app.settings.combined import Settings
 from app.settings.local_paths import local_path
-from app.settings.presets import PRESETS
+from app.settings.presets import AUTO_MODELS, PRESETS
+from app.settings.recipes import with_recipe
+from app.settings.variables import BatchSettings
 from app.stores.opening import open_store
 
 if TYPE_CHECKING:  # its libraries take seconds to load
@@ -42,24 +44,35 @@ def find_tokens(settings: Settings) -> PreparedTokens:
     return PreparedTokens(data_dir, directory, index, tokenizer)
 
 
-def sequence_length(settings: Settings) -> int:
-    """SEQ_LEN, or the context of the model; only an unnamed model needs a look at the device."""
+def batch_and_length(settings: Settings) -> tuple[BatchSettings, int]:
+    """The batch and the sequence length of the run that the settings name.
+
+    Only an unnamed model needs a look at the device.
+    """
     model = settings.model
-    if model.seq_len:
-        return model.seq_len
     begun = named_run(settings, settings.run_names)
     if begun or model.init_from:
         from app.training.first_weights import first_weights
 
         if init := first_weights(settings, begun, identified=False):
-            return init.config.max_position_embeddings
-    if model.model != "auto":
-        return PRESETS[model.model].max_position_embeddings
-    from app.model.device import resolve_device
-    from app.training.compute import resolve_model
+            return settings.batch, model.seq_len or init.config.max_position_embeddings
+    name = model_here(settings)
+    context = PRESETS[name].max_position_embeddings
+    return with_recipe(settings, name).batch, model.seq_len or context
 
-    device = resolve_device(settings.compute.device)
-    return resolve_model(model.model, device)[1].max_position_embeddings
+
+def model_here(settings: Settings) -> str:
+    """MODEL; where it is `auto`, the one that is meant on this machine.
+
+    Looks at the device only where DEVICE does not say it.
+    """
+    if settings.model.model != "auto":
+        return settings.model.model
+    if (device := settings.compute.device) != "auto":
+        return AUTO_MODELS[device == "cpu"]
+    from app.training.compute import model_of
+
+    return model_of(settings)[0]
 
 
 def named_run(settings: Settings, names: Sequence[str]) -> "BegunRun | None":
@@ -84,10 +97,14 @@ def named_run(settings: Settings, names: Sequence[str]) -> "BegunRun | None":
 
 
 def _tokenizer(settings: Settings) -> TokenizerFiles:
-    names = settings.run_names
-    begun = named_run(settings, names)
+    names: Sequence[str] = settings.run_names
+    begun, spec = named_run(settings, names), settings.data.tokenizer
     if begun is None and settings.model.init_from is None:
-        ours = load_tokenizer(settings.data.tokenizer, settings.data.data_dir, N_IDS)
+        size = N_IDS
+        if spec == BUILTIN:  # there is one for each model
+            name = model_here(settings)
+            names, size = [settings.run.run_name or name], PRESETS[name].vocab_size
+        ours = load_tokenizer(spec, settings.data.data_dir, size)
     else:
         from app.training.first_weights import first_weights
         from app.training.job import tokenizer_of

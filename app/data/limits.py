@@ -17,8 +17,8 @@ class DataLimits:
     `piece_size`, `document_bytes`, `long_row` and `turn_characters` decide where a piece ends,
     and so what is in a shard. Whoever changes one of them raises the version in `sources`: else
     a run that was begun before would go on with other data. Shards end where batches end: for
-    `batch_characters`, `batch_pieces` and `validation_tokens` the version in `tokenization` is
-    raised.
+    `batch_characters`, `batch_pieces`, `validation_tokens` and `first_shard_tokens` the version in
+    `tokenization` is raised.
     """
 
     # Characters of a row, bytes of a .txt file: a piece of a long text has at least so many.
@@ -47,6 +47,9 @@ class DataLimits:
     batches_in_flight: int = 2
     # Held-out tokens: text that is held out beyond them is not tokenized.
     validation_tokens: int = MAX_VALIDATION_TOKENS
+    # Tokens: the first shard ends with the batch that reaches so many, if shards are not smaller
+    # anyway. A model with a short context begins to train on it while the second one is made.
+    first_shard_tokens: int = 1 << 19
     # Seconds of work that a kill or a power cut may cost, where a shard takes longer.
     keep_seconds: float = 30.0
     # Seconds for writing a file of some megabytes at the end: little of a grace period is left.

@@ -135,7 +135,8 @@ class Preparation:
         """
         # The progress counts training tokens, and they come in whole shards.
         enough = n_tokens * (1 if split == "train" else HELD_OUT_ONE_IN)
-        enough = -(-enough // self._shard_tokens) * self._shard_tokens
+        if enough > self._limits.first_shard_tokens:
+            enough = -(-enough // self._shard_tokens) * self._shard_tokens
 
         def there() -> bool:
             return self.index.complete or self.index.n_tokens(split) >= n_tokens

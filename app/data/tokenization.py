@@ -33,7 +33,7 @@ _Given = TypeVar("_Given")
 _Result = TypeVar("_Result")
 
 _AWAY = (Unavailable, AccessDenied)  # the text that the source gave before them can be used
-_VERSION = 4  # of the way in which pieces become shards
+_VERSION = 5  # of the way in which pieces become shards
 
 
 def tokens_fingerprint(source: str, tokenizer: TokenizerFiles) -> str:
@@ -137,7 +137,10 @@ class ShardMaker:
         """
 
         def ends_shard(tally: Tally) -> bool:
-            return tally.begun == (0, 0) and writer.n_pending("train") >= self._shard_tokens
+            enough = self._shard_tokens
+            if not writer.index.seals:
+                enough = min(enough, self._limits.first_shard_tokens)
+            return tally.begun == (0, 0) and writer.n_pending("train") >= enough
 
         source = self._source.pieces(tally.position)
         try:

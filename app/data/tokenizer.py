@@ -25,8 +25,9 @@ from app.errors import ConfigError, Damaged, NotFound
 from app.failures import disk_failures
 from app.model.hub_snapshot import hub_snapshot, local_directory
 
-BUILTIN_DIRECTORY = Path("/opt/builtin/tokenizer")
-BUILTIN_VOCAB_SIZE = 49_152
+BUILTIN_DIRECTORY = Path("/opt/builtin")  # of an image: a folder for each size
+BUILTIN_VOCAB_SIZES = (4_096, 49_152)
+MOST_TOKENS = 1 << 16  # an id is a uint16
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILE_TYPES = (".json", ".txt", ".model", ".jinja")
 
@@ -57,36 +58,52 @@ class TokenizerFiles:
 def load_tokenizer(
     spec: str,
     data_dir: Path,
-    vocab_size_limit: int,
+    vocab_size: int,
     *,
+    follows: bool = False,
     builtin_directory: Path = BUILTIN_DIRECTORY,
     library: Path | None = None,
 ) -> TokenizerFiles:
     """The tokenizer that TOKENIZER=`spec` names; what is fetched or trained stays in `data_dir`.
 
-    `builtin_directory` is where an image keeps the builtin one. If it is missing, the tokenizer
+    `vocab_size` is that of the model. A model that `follows` takes the size of any tokenizer.
+    "builtin" is the largest builtin tokenizer that has no more tokens than that.
+
+    `builtin_directory` is where an image keeps the builtin ones. If it is missing, the tokenizer
     is trained now from `library`, as in `builtin_documents`; training is deterministic, so both
     are the same.
 
-    Raises ConfigError (no end-of-text token, no tokenizer.json, more tokens than
-    `vocab_size_limit`), NotFound, AccessDenied, Unavailable, Damaged.
+    Raises ConfigError (no end-of-text token, no tokenizer.json, more tokens than the model takes),
+    NotFound, AccessDenied, Unavailable, Damaged.
     """
     place = DataDir(data_dir)
     cache = place.tokenizers
     if spec != BUILTIN:
         files = _load_foreign(spec, cache, place.setting)
-    elif builtin_directory.is_dir():
-        files = read_tokenizer(builtin_directory, "TOKENIZER=builtin")
     else:
+        size = builtin_vocab_size(vocab_size)
+        directory = builtin_directory / builtin_name(size)
+        if not directory.is_dir():
+            directory = cache / f"builtin-{size}-{builtin_fingerprint(library)[:16]}"
         with disk_failures(place.setting):
-            name = f"builtin-{builtin_fingerprint(library)[:16]}"
-            files = build_builtin_tokenizer(cache / name, library)
-    if files.vocab_size > vocab_size_limit:
-        raise ConfigError(
-            f"TOKENIZER={spec} has {files.vocab_size} tokens, the model's vocabulary is "
-            f"{vocab_size_limit}: choose a tokenizer that fits"
-        )
+            files = build_builtin_tokenizer(directory, size, library)
+    most = MOST_TOKENS if follows else vocab_size
+    if files.vocab_size > most:
+        what = "an id of 16 bits can tell" if follows else "the model's vocabulary is"
+        found = f"TOKENIZER={spec} has {files.vocab_size} tokens"
+        raise ConfigError(f"{found}, {what} {most}: choose a tokenizer that fits")
     return files
+
+
+def builtin_vocab_size(vocab_size: int) -> int:
+    """The size of the builtin tokenizer for a model with this vocabulary."""
+    small, large = BUILTIN_VOCAB_SIZES
+    return large if vocab_size >= large else small
+
+
+def builtin_name(vocab_size: int) -> str:
+    """The folder of the builtin tokenizer of this size in an image."""
+    return f"tokenizer-{vocab_size}"
 
 
 def changes_by_itself(spec: str) -> bool:
@@ -108,16 +125,24 @@ def install_tokenizer(files: Mapping[str, str], data_dir: Path, setting: str) ->
     return read_tokenizer(directory, setting)
 
 
-def build_builtin_tokenizer(directory: Path, library: Path | None = None) -> TokenizerFiles:
-    """Train the builtin tokenizer into `directory`, or read it if it is there already.
+def build_builtin_tokenizer(
+    directory: Path, vocab_size: int, library: Path | None = None
+) -> TokenizerFiles:
+    """Train the builtin tokenizer of this size into `directory`, or read it if it is there already.
 
     It is trained on `builtin_documents(library)`.
     """
     if not directory.is_dir():
         with _appearing_at(directory) as scratch:
-            trained = train_tokenizer(builtin_documents(library), BUILTIN_VOCAB_SIZE)
+            trained = train_tokenizer(builtin_documents(library), vocab_size)
             save_tokenizer(trained, scratch)
     return read_tokenizer(directory, "TOKENIZER=builtin")
+
+
+def build_image_tokenizers(directory: Path, library: Path | None = None) -> None:
+    """Train what an image has in `directory`: the builtin tokenizer in each of its sizes."""
+    for size in BUILTIN_VOCAB_SIZES:
+        build_builtin_tokenizer(directory / builtin_name(size), size, library)
 
 
 def keep_tokenizer(files: Mapping[str, bytes], directory: Path) -> None:

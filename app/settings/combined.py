@@ -20,7 +20,7 @@ from app.settings.variables import (
     Variable,
 )
 
-Source = Literal["default", "environment", "file", "flag"]
+Source = Literal["default", "preset", "environment", "file", "flag"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class Settings:
         return "s3://" in f"{self.checkpoints.checkpoint_uri} {self.data.dataset}"
 
     def is_default(self, name: str) -> bool:
-        return self.sources.get(name, "default") == "default"
+        """Whether the user has not set it: the value is the general default, or the model's."""
+        return self.sources.get(name, "default") in ("default", "preset")
 
 
 def impossible_combinations(settings: Settings) -> Iterator[str]:

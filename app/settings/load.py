@@ -20,6 +20,7 @@ from app.errors import AppError, ConfigError
 from app.settings.aws import aws_problems, named_endpoint
 from app.settings.combined import Settings, Source, impossible_combinations
 from app.settings.env_file import ENV_FILE, read_env_file
+from app.settings.recipes import with_recipe
 from app.settings.spelling import misspelled
 from app.settings.values import CREDENTIALS, allowed
 from app.settings.variables import SECTIONS, MetadataServers, Section, variables
@@ -42,7 +43,8 @@ _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://[^/\s]+:\d+")
 
 
 def load_settings(flags: Mapping[str, str] | None = None) -> Settings:
-    """Settings from `flags` (lower-case names), the environment, `.env` and the defaults.
+    """Settings from `flags` (lower-case names), the environment, `.env` and the defaults: those of
+    MODEL, where it is named and has some of its own, and the general ones.
 
     Raises ConfigError, with one line for each problem, and AccessDenied for a `.env` that cannot
     be read.
@@ -72,6 +74,7 @@ def load_settings(flags: Mapping[str, str] | None = None) -> Settings:
             sources=sources,
             s3_endpoint=named_endpoint(os.environ),
         )
+        settings = with_recipe(settings, settings.model.model)
         problems = list(impossible_combinations(settings))
         if settings.uses_s3:
             problems += aws_problems(os.environ)

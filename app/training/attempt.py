@@ -157,7 +157,7 @@ class Attempt:
         self.journal.note(step=self.step, seconds=self.clock.seconds)
         self.clock.step_done(waited=self.corpus.take_waited())
         last = self.step == self.target
-        evaluates = self._every(self.sections.data.val_every_steps)
+        evaluates = self._evaluates()
         logs = evaluates or last or self._every(self.sections.logs.log_every_steps)
         saves = last or self._every(self.sections.checkpoints.checkpoint_every_steps)
         self._loss = loss.detach().clone()
@@ -252,6 +252,11 @@ class Attempt:
 
     def _every(self, interval: int) -> bool:
         return interval > 0 and self.step % interval == 0
+
+    def _evaluates(self) -> bool:
+        """After the first step of the run too, so that the curve begins at its beginning."""
+        interval = self.sections.data.val_every_steps
+        return self._every(interval) or (interval > 0 and self.step == 1)
 
     @property
     def train_loss(self) -> float:

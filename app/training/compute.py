@@ -9,6 +9,7 @@ import torch
 
 from app.errors import ConfigError
 from app.model.device import resolve_device
+from app.settings.combined import Settings
 from app.settings.presets import AUTO_MODELS, PRESETS, ModelConfig
 from app.settings.variables import ComputeSettings
 
@@ -90,6 +91,11 @@ def resolve_model(requested: str, device: torch.device) -> tuple[str, ModelConfi
         with_gpu, without = AUTO_MODELS
         requested = without if device.type == "cpu" else with_gpu
     return requested, PRESETS[requested]
+
+
+def model_of(settings: Settings) -> tuple[str, ModelConfig]:
+    """The preset's name and shape. Raises ConfigError for a DEVICE that is not here."""
+    return resolve_model(settings.model.model, resolve_device(settings.compute.device))
 
 
 def _cpu_multiplies_bf16() -> bool:

@@ -1,16 +1,17 @@
 """A job: the settings with everything decided that depends on device, model and tokenizer."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from app.console import redacted
 from app.data.sample_order import BatchGeometry
 from app.data.tokenizer import TokenizerFiles, load_tokenizer
 from app.errors import AccessDenied, ConfigError, NotFound, Unavailable
-from app.settings.combined import Settings
-from app.settings.presets import ModelConfig
+from app.settings.combined import Settings, impossible_combinations
+from app.settings.presets import FOLLOW_TOKENIZER, ModelConfig
+from app.settings.recipes import with_recipe
 from app.state.identity import Identity
-from app.training.compute import Compute, resolve_compute, resolve_model
+from app.training.compute import Compute, model_of, resolve_compute, resolve_model
 from app.training.first_weights import BegunRun, FirstWeights, first_weights
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """The settings with everything decided that depends on the device and the model."""
+    """The settings with everything decided that depends on the device and the model.
+
+    `settings` have the model's own defaults for what the user has not set.
+    """
 
     settings: Settings
     compute: Compute
@@ -28,6 +32,16 @@ class Job:
     geometry: BatchGeometry
     init: FirstWeights | None
     tokenizer: TokenizerFiles
+
+    def with_tokenizer(self, tokenizer: TokenizerFiles) -> "Job":
+        """This job with another tokenizer, and with an embedding that fits it."""
+        config = _fitting(self.model_name, self.config, self.init, tokenizer)
+        return replace(self, tokenizer=tokenizer, config=config)
+
+    def without_validation(self) -> "Job":
+        settings = self.settings
+        data = settings.data.model_copy(update={"val_every_steps": 0})
+        return replace(self, settings=replace(settings, data=data))
 
     def identity(self, revision: str | None, fingerprint: str) -> Identity:
         """What this job would record of the run, given revision and fingerprint of its data."""
@@ -52,8 +66,7 @@ class Job:
 
 def run_name_of(settings: Settings) -> str:
     """The name of the run, which follows from the device where MODEL=auto."""
-    preset, _ = resolve_model(settings.model.model, resolve_compute(settings.compute).device)
-    return settings.run.run_name or settings.model.init_name or preset
+    return settings.run.run_name or settings.model.init_name or model_of(settings)[0]
 
 
 def resolve_job(
@@ -69,8 +82,12 @@ def resolve_job(
     preset, shape = resolve_model(model.model, compute.device)
     init = first_weights(settings, begun, identified=identified)
     name, config = (init.model, init.config) if init else (preset, shape)
-    if init is None and model.model == "auto":
-        log.info("MODEL=auto: %s, since this is %s", name, compute.device_name)
+    if init is None:
+        settings = with_recipe(settings, preset)
+        if problems := list(impossible_combinations(settings)):
+            raise ConfigError(*problems)
+        if model.model == "auto":
+            log.info("MODEL=auto: %s, since this is %s", name, compute.device_name)
     seq_len = model.seq_len or config.max_position_embeddings
     if seq_len > config.max_position_embeddings:
         raise ConfigError(
@@ -78,20 +95,37 @@ def resolve_job(
             f"{config.max_position_embeddings} tokens"
         )
     batch = settings.batch
+    tokenizer = tokenizer_of(settings, config.vocab_size, init, begun, follows=_follows(name, init))
     return Job(
         settings=settings,
         compute=compute,
         model_name=name,
-        config=config,
+        config=_fitting(name, config, init, tokenizer),
         run_name=run_name_of(settings),
         geometry=BatchGeometry(batch.batch_size, batch.global_batch_size, seq_len),
         init=init,
-        tokenizer=tokenizer_of(settings, config.vocab_size, init, begun),
+        tokenizer=tokenizer,
     )
 
 
+def _follows(model: str, init: FirstWeights | None) -> bool:
+    """Whether the embedding has the size of the tokenizer; weights that are given have theirs."""
+    return init is None and model in FOLLOW_TOKENIZER
+
+
+def _fitting(
+    model: str, config: ModelConfig, init: FirstWeights | None, tokenizer: TokenizerFiles
+) -> ModelConfig:
+    return replace(config, vocab_size=tokenizer.vocab_size) if _follows(model, init) else config
+
+
 def tokenizer_of(
-    settings: Settings, vocab_size: int, init: FirstWeights | None, begun: BegunRun | None
+    settings: Settings,
+    vocab_size: int,
+    init: FirstWeights | None,
+    begun: BegunRun | None,
+    *,
+    follows: bool = False,
 ) -> TokenizerFiles:
     """The tokenizer of the run; where what names it is out of reach, from its checkpoints.
 
@@ -104,7 +138,7 @@ def tokenizer_of(
             return begun.tokenizer(data_dir)
         spec = str(init.directory)
     try:
-        return load_tokenizer(spec, data_dir, vocab_size)
+        return load_tokenizer(spec, data_dir, vocab_size, follows=follows)
     except (AccessDenied, NotFound, Unavailable) as error:
         # A hub that is away does not stop a run whose checkpoints hold the tokenizer.
         if begun is None or begun.record.identity.tokenizer != spec or not begun.has_checkpoints():

@@ -9,7 +9,6 @@ says, since another process may have written in the meantime.
 import gc
 import logging
 from contextlib import ExitStack
-from dataclasses import replace
 
 from app.data.sources import PinnedSource
 from app.data.token_progress import TokenProgress
@@ -127,7 +126,7 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     job = resolve_job(settings, begun, identified=True)
     check_name(settings, begun, job.run_name, job.init)
     record = view.record.record if view.record else None
-    job = replace(job, tokenizer=tokenizer_of_run(settings.data, record, store, job.tokenizer))
+    job = job.with_tokenizer(tokenizer_of_run(settings.data, record, store, job.tokenizer))
     progress = TokenProgress()
     if record is not None and nothing_left_to_do(job, record, view, store):
         _say_finished(job, record, view, store, progress)
@@ -139,7 +138,7 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
     if job.init and job.init.directory and not view.committed:
         check_first_weights(job, job.init.directory)
     # The tokens of the step that this start will probably resume from are fetched first.
-    run = settings.run
+    run = job.settings.run
     target = (record.target if record else run.total_steps) + run.additional_steps
     steps = range(min(view.newest_step, target), target)
     opened = ExitStack()
@@ -153,7 +152,7 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
         note = _told(settings, store)
         opened.callback(note.close)
         data.start()
-        check_data(job, data, progress.waiting)
+        job = check_data(job, data, progress.waiting)
         log.info("first tokens ready after %.1f s", progress.arrived())
         corpus = TokenStream(
             data,

@@ -23,7 +23,7 @@ from app.training.step_clock import StepClock
 log = logging.getLogger(__name__)
 
 _NARROW = 40  # columns
-_SAMPLE = Sampling(max_tokens=40)
+_SAMPLE = Sampling(max_tokens=80)
 
 
 @dataclass(eq=False)

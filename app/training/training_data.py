@@ -1,8 +1,10 @@
 """Which tokens a job needs for its steps, and whether DATASET has enough of them."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
+from app.console import redacted
 from app.data.preparation import Preparation
 from app.data.sample_order import SampleOrder
 from app.data.sources import PinnedSource
@@ -10,6 +12,8 @@ from app.data.token_cache import open_token_cache
 from app.data.token_need import PrepareProgress, TokenNeed, Waiting
 from app.errors import ConfigError
 from app.training.job import Job
+
+log = logging.getLogger(__name__)
 
 
 def open_preparation(
@@ -43,8 +47,11 @@ def open_preparation(
     )
 
 
-def check_data(job: Job, preparation: Preparation, waiting: Waiting) -> None:
-    """Wait for the first tokens. Raises ConfigError if DATASET is too small for the run."""
+def check_data(job: Job, preparation: Preparation, waiting: Waiting) -> Job:
+    """Wait for the first tokens. Raises ConfigError if DATASET is too small for the run.
+
+    Returns the job, without validation if only the model asked for it, and there is no text for it.
+    """
     data, seq_len = job.settings.data, job.geometry.seq_len
     n_tokens = preparation.wait_for("train", seq_len + 1, waiting).n_tokens("train")
     if n_tokens < seq_len + 1:
@@ -55,7 +62,15 @@ def check_data(job: Job, preparation: Preparation, waiting: Waiting) -> None:
     if data.val_every_steps:
         index = preparation.wait_for("validation", seq_len + 1, waiting)
         if min(data.val_tokens, index.n_tokens("validation") - 1) < seq_len:
+            if job.settings.is_default("VAL_EVERY_STEPS"):
+                log.info(
+                    "no validation: DATASET=%s is too small to hold out %d tokens",
+                    redacted(data.dataset),
+                    seq_len + 1,
+                )
+                return job.without_validation()
             raise ConfigError(
                 f"VAL_EVERY_STEPS={data.val_every_steps}, but DATASET={data.dataset} is too "
                 f"small to hold out {seq_len + 1} tokens: set VAL_EVERY_STEPS=0"
             )
+    return job

@@ -15,7 +15,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from app.cli import parser as cli
-from app.cli.prepared_tokens import find_tokens, sequence_length
+from app.cli.prepared_tokens import batch_and_length, find_tokens
 from app.data import inspection
 from app.data.inspection import Place, PreparedTokens, Sample, samples_of_step, statistics
 from app.data.limits import DataLimits
@@ -55,6 +55,7 @@ def flags(
         "data_dir": str(tmp_path_factory.mktemp("data")),
         "model": "tiny",
         "seq_len": str(SEQ_LEN),
+        "batch_size": "2",
         "global_batch_size": "8",
     }
     prepared(flags)
@@ -256,11 +257,11 @@ def test_tokens_that_may_not_be_read_are_no_access_and_named(
 
 
 def test_the_length_of_a_sequence_is_the_jobs(flags: dict[str, str]) -> None:
-    assert sequence_length(load_settings(flags)) == SEQ_LEN
+    assert batch_and_length(load_settings(flags))[1] == SEQ_LEN
     named = {name: value for name, value in flags.items() if name != "seq_len"}
-    assert sequence_length(load_settings(named)) == 256
+    assert batch_and_length(load_settings(named))[1] == 256
     unnamed = {name: value for name, value in named.items() if name != "model"}
-    assert sequence_length(load_settings({**unnamed, "device": "cpu"})) == 256
+    assert batch_and_length(load_settings({**unnamed, "device": "cpu"}))[1] == 256
 
 
 def test_looking_at_data_takes_no_torch(flags: dict[str, str]) -> None:
@@ -277,7 +278,7 @@ def test_looking_at_data_takes_no_torch(flags: dict[str, str]) -> None:
 
 
 def of_step(settings: Settings, tokens: PreparedTokens, place: Place) -> list[Sample]:
-    seq_len = sequence_length(settings)
+    _, seq_len = batch_and_length(settings)
     return samples_of_step(tokens, settings.batch, seq_len, settings.run.seed, place)
 
 

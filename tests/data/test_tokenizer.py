@@ -13,11 +13,14 @@ from app.data import tokenizer as module
 from app.data.builtin import builtin_fingerprint
 from app.data.limits import DataLimits
 from app.data.tokenizer import (
+    BUILTIN_VOCAB_SIZES,
     END_OF_TEXT,
     TextEncoder,
     TokenizerFiles,
     _without_prefix,
     build_builtin_tokenizer,
+    build_image_tokenizers,
+    builtin_name,
     load_tokenizer,
     read_tokenizer,
     save_tokenizer,
@@ -29,7 +32,7 @@ from tests.support.hubserver import hub, use_endpoint
 from tests.support.prepared import prepare
 
 TEXTS = ["the quick brown fox jumps over the lazy dog " * 3, "def f(x):\n    return x + 1\n" * 3]
-NOWHERE = Path("/nonexistent/tokenizer")
+NOWHERE = Path("/nonexistent")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> TokenizerFiles:
 @pytest.fixture(scope="module")
 def builtin(tmp_path_factory: pytest.TempPathFactory) -> TokenizerFiles:
     """The real one, trained once: some seconds."""
-    return build_builtin_tokenizer(tmp_path_factory.mktemp("builtin") / "tokenizer")
+    return build_builtin_tokenizer(tmp_path_factory.mktemp("builtin") / "tokenizer", 49_152)
 
 
 @pytest.fixture
@@ -172,9 +175,36 @@ def test_training_twice_gives_the_same_tokenizer() -> None:
 def test_the_one_in_the_image_is_used_where_there_is_one(
     small: TokenizerFiles, tmp_path: Path
 ) -> None:
-    files = load_tokenizer("builtin", tmp_path, 300, builtin_directory=small.directory)
-    assert files == small
-    assert not list(tmp_path.iterdir())
+    for size in BUILTIN_VOCAB_SIZES:
+        shutil.copytree(small.directory, tmp_path / "image" / builtin_name(size))
+    for vocab_size, size in ((4_096, 4_096), (49_151, 4_096), (49_152, 49_152), (65_536, 49_152)):
+        files = load_tokenizer(
+            "builtin", tmp_path / "data", vocab_size, builtin_directory=tmp_path / "image"
+        )
+        assert files.directory == tmp_path / "image" / f"tokenizer-{size}"
+        assert files.fingerprint == small.fingerprint
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_image_has_one_for_each_size(library: Path, tmp_path: Path) -> None:
+    build_image_tokenizers(tmp_path / "image", library)
+    assert sorted(path.name for path in (tmp_path / "image").iterdir()) == [
+        "tokenizer-4096",
+        "tokenizer-49152",
+    ]
+
+
+def test_a_model_that_follows_the_tokenizer_takes_any_size_of_16_bits(
+    small: TokenizerFiles, tmp_path: Path
+) -> None:
+    spec = str(small.directory)
+    assert load_tokenizer(spec, tmp_path, 10, follows=True).vocab_size == small.vocab_size
+    copy = tmp_path / "large"
+    copy.mkdir()
+    words = {END_OF_TEXT: 0, **{f"word{number}": number for number in range(1, 65_537)}}
+    save_tokenizer(Tokenizer(models.WordLevel(words, END_OF_TEXT)), copy)
+    with pytest.raises(ConfigError, match="has 65537 tokens, an id of 16 bits can tell 65536"):
+        load_tokenizer(str(copy), tmp_path, 10, follows=True)
 
 
 def test_elsewhere_it_is_trained_once_and_kept(
@@ -189,7 +219,7 @@ def test_elsewhere_it_is_trained_once_and_kept(
     monkeypatch.setattr(module, "train_tokenizer", None)
     assert load() == first
     assert [path.name for path in (tmp_path / "tokenizers").iterdir()] == [
-        "builtin-" + trained_on[:16]
+        "builtin-49152-" + trained_on[:16]
     ]
 
 
@@ -205,7 +235,7 @@ def test_a_second_process_that_was_faster_does_no_harm(
         save(tokenizer, directory)
 
     monkeypatch.setattr(module, "save_tokenizer", save_after_another)
-    assert build_builtin_tokenizer(target, library).eos_token_id == 0
+    assert build_builtin_tokenizer(target, 300, library).eos_token_id == 0
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
 
 
@@ -332,8 +362,9 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(
     small: TokenizerFiles, tmp_path: Path
 ) -> None:
     n = small.vocab_size
+    shutil.copytree(small.directory, tmp_path / builtin_name(4_096))
     with pytest.raises(ConfigError, match=f"^TOKENIZER=builtin has {n} tokens.* is {n - 1}:"):
-        load_tokenizer("builtin", tmp_path, n - 1, builtin_directory=small.directory)
+        load_tokenizer("builtin", tmp_path, n - 1, builtin_directory=tmp_path)
 
 
 def test_a_tokenizer_without_an_end_of_text_token_is_refused(foreign: Path, tmp_path: Path) -> None:

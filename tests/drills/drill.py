@@ -40,6 +40,9 @@ JOB = {
     "TOTAL_STEPS": str(TOTAL_STEPS),
     "WARMUP_STEPS": "5",
     "CHECKPOINT_EVERY_STEPS": str(EVERY),
+    "LOG_EVERY_STEPS": "1",
+    "VAL_EVERY_STEPS": "0",
+    "SAMPLE_EVERY_STEPS": "0",
     "KEEP_TOP": str(KEEP_TOP),
 }
 SHAPE = "{MODEL} on {DEVICE}, {GLOBAL_BATCH_SIZE} sequences of {SEQ_LEN} tokens".format_map(JOB)

@@ -80,7 +80,7 @@ def test_a_rotation(packed: bool) -> None:
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_whole_model_has_the_gradients_of_plain_operations(autocast: bool) -> None:
-    tokens = torch.randint(0, 49_152, (2, 32), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(0, 4_096, (2, 32), generator=torch.Generator().manual_seed(1))
 
     def gradients(model: SmolLM2) -> dict[str, Tensor]:
         model.initialize(seed=3)

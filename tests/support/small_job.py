@@ -3,6 +3,17 @@
 import argparse
 from pathlib import Path
 
+from app.settings.presets import RECIPES
+from app.settings.values import as_typed
+from app.settings.variables import variables
+
+# The general defaults, where the tiny model has others. Not INIT: a run from INIT_FROM refuses it.
+GENERAL_DEFAULTS = {
+    variable.name: as_typed(variable.info.default)
+    for variable in variables()
+    if variable.name in RECIPES["tiny"] and variable.name not in ("INIT", "TOTAL_STEPS")
+}
+
 _TEXT = argparse.__doc__ or ""
 
 
@@ -30,6 +41,7 @@ def small_job(folder: Path, tokenizer: Path) -> dict[str, str]:
     """Variables of a run of seconds: 8 sequences of 32 tokens a step, about 7 steps an epoch."""
     (folder / "corpus.txt").write_text(_TEXT[:4000])
     return {
+        **GENERAL_DEFAULTS,
         "MODEL": "tiny",
         "DEVICE": "cpu",
         "DATASET": str(folder / "corpus.txt"),

@@ -77,7 +77,8 @@ def test_a_tokenizer_larger_than_the_vocabulary(train: Train, tmp_path: Path) ->
         eos_token="w0",
     )
     tokenizer.save_pretrained(tmp_path / "large")
-    assert_refused(train(TOKENIZER=str(tmp_path / "large")), 78, "49153 tokens")
+    large = {"TOKENIZER": str(tmp_path / "large"), "MODEL": "smollm2-135m"}
+    assert_refused(train(**large), 78, "49153 tokens")
     assert_nothing_written(tmp_path / "store")
 
 
@@ -351,7 +352,7 @@ def test_a_volume_without_room_for_a_checkpoint(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.stores.local.LocalStore.free_bytes", lambda self: 20_000_000)
-    assert_refused(train(), 75, "has 20.0 MB free, and a checkpoint of tiny takes 44.1 MB")
+    assert_refused(train(), 75, "has 20.0 MB free, and a checkpoint of tiny takes 23.6 MB")
     assert_nothing_written(tmp_path / "store")
 
 
@@ -406,7 +407,7 @@ def test_a_damaged_checkpoint_is_kept_and_so_gives_no_room(
     newest = newest_checkpoint(tmp_path / "store/tiny")
     (newest / "manifest.json").unlink()
     monkeypatch.setattr("app.stores.local.LocalStore.free_bytes", lambda self: 20_000_000)
-    assert_refused(train(), 75, "has 20.0 MB free, and a checkpoint of tiny takes 44.1 MB")
+    assert_refused(train(), 75, "has 20.0 MB free, and a checkpoint of tiny takes 23.6 MB")
     assert (newest / "model.safetensors").exists()
 
 
