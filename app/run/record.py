@@ -96,8 +96,9 @@ def extend(
 ) -> ExtensionOutcome:
     """Apply ADDITIONAL_STEPS to a run that stands at `step`.
 
-    A finished run gets a new entry in the ledger, unless the ledger has one with this id. An
-    unfinished run goes on to the target that is recorded already. Raises Fenced if another
+    The run gets a new entry in the ledger, unless the ledger has one with this id. Without an id
+    an unfinished run goes on to the target that is recorded already: nobody could tell the start
+    that asks for more from the one that takes the place of a killed one. Raises Fenced if another
     process changed the record at the same moment.
     """
     record = stored.record
@@ -106,11 +107,11 @@ def extend(
     request = f"ADDITIONAL_STEPS={additional_steps}"
     if note := already_applied(record, additional_steps, extension_id):
         return ExtensionOutcome(stored, note)
-    if step < record.target:
+    if step < record.target and extension_id is None:
         stage = "the extension" if record.extensions else "the original run"
         note = (
             f"{request}: {stage} is not finished, going on to its target, step {record.target}; "
-            "the start after that one extends it"
+            "the start after that one extends it, and so does this one with an EXTENSION_ID"
         )
         return ExtensionOutcome(stored, note)
     extension = Extension(

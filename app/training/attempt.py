@@ -20,7 +20,7 @@ from app.data.sample_order import BatchGeometry
 from app.data.token_stream import OutOfData, TokenStream
 from app.errors import ConfigError, Preempted
 from app.failures import first_line
-from app.heartbeat import beat
+from app.heartbeat import beat, compiling_begins, steps_take
 from app.model.loss import LossFunction
 from app.model.smollm2 import SmolLM2
 from app.run.attempt_text import summary
@@ -112,6 +112,8 @@ class Attempt:
         """Training starts now. Until the first step is done, a signal still ends it at once:
         there is nothing to save, and the first step may compile for minutes."""
         self.stop.install()
+        if self.compute.compile:
+            compiling_begins()
         self.clock.start()
         self.step_log.begin(self.step)
 
@@ -149,6 +151,7 @@ class Attempt:
         self._moving = False
         self.journal.note(step=self.step, seconds=self.clock.seconds)
         self.clock.step_done(waited=self.corpus.take_waited())
+        steps_take(self.clock.median_seconds)
         last = self.step == self.target
         evaluates = self._every(self.sections.data.val_every_steps)
         logs = evaluates or last or self._every(self.sections.logs.log_every_steps)
