@@ -105,5 +105,6 @@ def redacted(text: str) -> str:
     a listing or an upload is no secret, and says which request an error is about.
     """
     text = re.sub(r"//(?:[^/@\s]*:(?:(?!://)\S)*|[^/\s]*)@", "//***@", text)
-    text = re.sub(rf"([?&](?!(?:{_NO_SECRETS})=)[A-Za-z0-9_.~%-]+=)[^&\s'\"]+", r"\1***", text)
+    secret = rf"([?&](?!(?:{_NO_SECRETS})=)[A-Za-z0-9_.~%-]+=)[^&\s'\"]+"
+    text = re.sub(secret, r"\1***", text)
     return re.sub(r"\b(hf_|AKIA|ASIA|IQoJ|FwoG)[A-Za-z0-9+/=_-]{8,}", r"\1***", text)
