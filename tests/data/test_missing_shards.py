@@ -91,11 +91,7 @@ def test_a_shard_that_cannot_even_be_looked_at_is_fetched_again(
         (
             errno.EACCES,
             AccessDenied,
-            (
-                errno.EACCES,
-                AccessDenied,
-                r"cannot be used \(Permission denied\): let this user \(uid \d+, gid \d+\) access",
-            ),
+            r"cannot be used \(Permission denied\): let this user \(uid \d+, gid \d+\) access",
         ),
         (errno.ENOSPC, Unavailable, r"is full \(No space left on device\): free some space"),
     ],
