@@ -101,8 +101,8 @@ def redacted(text: str) -> str:
     """`text` without user:password and query values of URIs, and without token-like words.
 
     A password may hold any sign. So what looks like a port counts as one, and what stands before
-    the last @ of the word is left out, unless another URI begins in between. What S3 is asked for in
-    a listing or an upload is no secret, and says which request an error is about.
+    the last @ of the word is left out, unless another URI begins in between. What S3 is asked for
+    in a listing or an upload is no secret, and says which request an error is about.
     """
     text = re.sub(r"//(?:[^/@\s]*:(?:(?!://)\S)*|[^/\s]*)@", "//***@", text)
     secret = rf"([?&](?!(?:{_NO_SECRETS})=)[A-Za-z0-9_.~%-]+=)[^&\s'\"]+"
