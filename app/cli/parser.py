@@ -6,7 +6,18 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from app.cli import changes, checkpoints, config, data, generate, prepare, report, run, train
+from app.cli import (
+    changes,
+    checkpoints,
+    config,
+    data,
+    generate,
+    plan,
+    prepare,
+    report,
+    run,
+    train,
+)
 from app.cli.arguments import Commands, Handler, Parser, settings_flags
 from app.console import setup_logging
 from app.errors import EXIT_INTERRUPTED, EXIT_OK, AppError, Preempted, UsageError
@@ -29,6 +40,7 @@ _ADD_COMMANDS = (
     changes.add_commands,
     run.add_commands,
     report.add_commands,
+    plan.add_commands,
     data.add_commands,
     config.add_commands,
 )
