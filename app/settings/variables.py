@@ -75,7 +75,7 @@ class RunSettings(Section):
     extension_id: Annotated[str, path_safe("._:-", 200)] | None = _field(
         None,
         "name of the extension: the same name is applied once, however often it starts, and to an "
-        "unfinished run too",
+        "unfinished run that has a checkpoint too",
     )
     resume: Resume = _field(
         "auto",

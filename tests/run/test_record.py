@@ -146,7 +146,9 @@ def test_an_unfinished_run_is_extended_at_once_where_an_id_says_which_start_aske
     folder: Store,
 ) -> None:
     stored = create_record(folder, "run", IDENTITY, 100)
-    for step in (0, 60, 100, 150):
+    outcome = extend(folder, stored, step=0, additional_steps=50, extension_id="a")
+    assert outcome.stored.record.horizons == (100,), "there is no checkpoint yet"
+    for step in (60, 100, 150):
         stored = extend(folder, stored, step=step, additional_steps=50, extension_id="a").stored
         assert stored.record.horizons == (100, 150)
     outcome = extend(folder, stored, step=120, additional_steps=10, extension_id="b")
