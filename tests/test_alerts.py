@@ -99,6 +99,7 @@ CALM = {
     f"train_checkpoint_age_seconds{RUN}": "120x600",
     f"train_failed_saves{RUN}": "0x600",
     f"train_step{RUN}": "0+10x600",
+    f"train_saves_committed{RUN}": "0x5 1x594",
     f"train_tokens{RUN}": "0+60000x600",
     f"train_tokens_per_second{RUN}": "1100x600",
     f"kube_job_status_active{JOB}": "1x600",
@@ -107,6 +108,10 @@ CALM = {
 NO_STEP = {f"train_time{RUN}": "0+60x400 24000x200"}
 STALE = {
     f"train_checkpoint_age_seconds{RUN}": "120x400 120+60x200",
+}
+UNSAVED = {
+    f"train_checkpoint_age_seconds{RUN}": "_x600",
+    f"train_saves_committed{RUN}": "0x600",
 }
 REFUSED = {f"train_failed_saves{RUN}": "0x400 0+1x200"}
 LOST = {f"train_tokens{RUN}": "0+60000x200 12000000+20000x400"}
@@ -125,6 +130,8 @@ FAILED = {
         (NO_STEP, 420, ["SmolLM2NoStep"]),
         (STALE, 420, []),
         (STALE, 435, ["SmolLM2NoCheckpoint"]),
+        (UNSAVED, 25, []),
+        (UNSAVED, 35, ["SmolLM2NothingSaved"]),
         (REFUSED, 402, []),
         (REFUSED, 410, ["SmolLM2SavesFail"]),
         (LOST, 590, ["SmolLM2Goodput"]),
