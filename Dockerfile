@@ -60,6 +60,11 @@ build_image_tokenizers(BUILTIN_DIRECTORY)"
 
 
 FROM environment AS test-environment
+# Of Debian's package only the program that tries the alerts of k8s/components/monitoring.
+RUN cd /tmp && apt-get update -qq \
+    && apt-get download -qq prometheus \
+    && dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x -C / ./usr/bin/promtool \
+    && rm -rf prometheus_*.deb /var/lib/apt/lists/*
 COPY requirements-test.txt requirements-store.txt /opt/
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --disable-pip-version-check --progress-bar off \

@@ -13,6 +13,8 @@ from tqdm import tqdm
 from app.printable import printable
 from app.process import lines_lost
 
+_NO_SECRETS = "list-type|prefix|delimiter|max-keys|encoding-type|uploads|partNumber|x-id"
+
 
 class _Handler(logging.StreamHandler[Any]):
     """Writes above a progress bar instead of through it."""
@@ -104,8 +106,10 @@ def redacted(text: str) -> str:
     """`text` without user:password and query values of URIs, and without token-like words.
 
     A password may hold any sign. So what looks like a port counts as one, and what stands before
-    the last @ of the word is left out, unless another URI begins in between.
+    the last @ of the word is left out, unless another URI begins in between. What S3 is asked for
+    in a listing or an upload is no secret, and says which request an error is about.
     """
     text = re.sub(r"//(?:[^/@\s]*:(?:(?!://)\S)*|[^/\s]*)@", "//***@", text)
-    text = re.sub(r"([?&][A-Za-z0-9_.~%-]+=)[^&\s'\"]+", r"\1***", text)
+    secret = rf"([?&](?!(?:{_NO_SECRETS})=)[A-Za-z0-9_.~%-]+=)[^&\s'\"]+"
+    text = re.sub(secret, r"\1***", text)
     return re.sub(r"\b(hf_|AKIA|ASIA|IQoJ|FwoG)[A-Za-z0-9+/=_-]{8,}", r"\1***", text)

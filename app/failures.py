@@ -6,6 +6,7 @@ since that would be a bug of ours.
 """
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,7 +33,10 @@ def from_os_error(error: OSError, place: str) -> AppError:
         case errno.ENOENT:
             return NotFound(f"{place} does not exist")
         case number if number in _DENIED:
-            return AccessDenied(f"{unusable}: let this user access it, or name another place")
+            return AccessDenied(
+                f"{unusable}: let this user (uid {os.geteuid()}, gid {os.getegid()}) access it, or "
+                "name another place"
+            )
         case number if number in _FULL:
             return Unavailable(f"{place} is full ({reason}): free some space")
         case number if number in _IN_THE_WAY:

@@ -1,7 +1,8 @@
 """A sign of life: a file that the job touches, and whose age `health` judges.
 
 A training job is healthy while it makes progress: micro-steps, saves, prepared
-documents. An open port would prove less.
+documents. An open port would prove less. How old it may be is written in the file, since only
+the job knows how long its steps are, and whether it compiles.
 
 The file lies in the folder for temporary files, which all users share. So its name says the user
 and the run, and only a plain file of this user is ever touched or believed: not one that another
@@ -22,7 +23,12 @@ from app.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
-LONGEST_SILENCE = 900.0  # seconds; one 135M micro-step on a slow CPU stays far below
+# How long a job may be silent, in seconds. Until it says something else, and at most but for
+# compiling: one 135M micro-step on a slow CPU stays far below.
+LONGEST_SILENCE = 900.0
+COMPILING = 1800.0  # the first step of a compiled model is one long silence
+SHORTEST_ALLOWANCE = 300.0  # an evaluation is compiled too, and a disk can be slow
+_STEPS = 20  # so many times a step may pass in silence
 
 
 @dataclass
@@ -55,7 +61,22 @@ def show_life_of(run: str) -> None:
         beats.path = heartbeat_path(run)
     except OSError as error:
         _complain("the folder for temporary files", error)
-    beat()
+    _allow(LONGEST_SILENCE)
+
+
+def compiling_begins() -> None:
+    """What comes now may be silent for long."""
+    _allow(COMPILING)
+
+
+def steps_take(seconds: float) -> None:
+    """From here on the job is silent for too long after 20 steps of `seconds` each."""
+    _allow(min(LONGEST_SILENCE, max(SHORTEST_ALLOWANCE, _STEPS * seconds)))
+
+
+def _allow(seconds: float) -> None:
+    """Write down how old the sign of life may become from here on."""
+    _touch(f"{seconds:.0f}\n".encode())
 
 
 def beats_so_far() -> int:
@@ -68,6 +89,11 @@ def beat() -> None:
 
     A sign that cannot be given is no reason to end: it is said once.
     """
+    _touch()
+
+
+def _touch(content: bytes = b"") -> None:
+    """Make the sign of life new, and `content` what it says, if it is given."""
     beats = _beats_of_this_process()
     beats.count += 1
     path = beats.path
@@ -79,6 +105,9 @@ def beat() -> None:
         descriptor = os.open(path, flags, 0o600)
         try:
             _check_own_file(os.fstat(descriptor))
+            if content:
+                os.pwrite(descriptor, content, 0)
+                os.ftruncate(descriptor, len(content))
             os.utime(descriptor)
         finally:
             os.close(descriptor)
@@ -90,8 +119,13 @@ def check_heartbeat(run: str) -> str:
     """One line of good news of `run`. Raises Unavailable if the job is silent for too long."""
     try:
         path = heartbeat_path(run)
-        status = path.lstat()
-        _check_own_file(status)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            _check_own_file(status)
+            said = os.read(descriptor, 100)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError as error:
         raise Unavailable(
             f"no sign of life of {run} ({error.filename or error.strerror or error}): it does not "
@@ -100,10 +134,9 @@ def check_heartbeat(run: str) -> str:
     except OSError as error:
         raise Unavailable(f"no sign of life of {run}: {path} ({error.strerror})") from error
     age = time.time() - status.st_mtime
-    if age > LONGEST_SILENCE:
-        raise Unavailable(
-            f"no sign of life of {run} for {age:.0f} s (allowed: {LONGEST_SILENCE:.0f} s)"
-        )
+    allowed = float(said) if said.strip().isdigit() else LONGEST_SILENCE
+    if age > allowed:
+        raise Unavailable(f"no sign of life of {run} for {age:.0f} s (allowed: {allowed:.0f} s)")
     return f"alive {age:.0f} s ago"
 
 

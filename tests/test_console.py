@@ -65,6 +65,7 @@ def test_no_password_and_no_tail_of_one_is_shown(url: str) -> None:
         "file:///data/a:b@c",
         "s3://a/x:0.7,s3://b/y@z:0.3",
         "http://[::1]:9000/x",
+        "http://host:9000/bucket?list-type=2&prefix=a%2Fb&max-keys=1",
     ],
 )
 def test_what_is_no_password_is_shown(text: str) -> None:

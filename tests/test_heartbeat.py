@@ -8,7 +8,17 @@ import pytest
 
 from app.cli import parser as cli
 from app.errors import Unavailable
-from app.heartbeat import LONGEST_SILENCE, beat, check_heartbeat, heartbeat_path, show_life_of
+from app.heartbeat import (
+    COMPILING,
+    LONGEST_SILENCE,
+    SHORTEST_ALLOWANCE,
+    beat,
+    check_heartbeat,
+    compiling_begins,
+    heartbeat_path,
+    show_life_of,
+    steps_take,
+)
 from tests.support.train_command import Train, assert_refused
 
 RUN = "run tiny in file:///checkpoints"
@@ -44,6 +54,45 @@ def test_a_long_silence_is_no_life() -> None:
         check_heartbeat(RUN)
     beat()
     assert check_heartbeat(RUN).startswith("alive")
+
+
+def aged(seconds: float) -> None:
+    """As if the last sign of life had been so long ago."""
+    beat()
+    then = heartbeat_path(RUN).stat().st_mtime - seconds
+    os.utime(heartbeat_path(RUN), (then, then))
+
+
+@pytest.mark.parametrize(
+    ("phase", "allowed"),
+    [
+        (lambda: None, LONGEST_SILENCE),
+        (compiling_begins, COMPILING),
+        (lambda: steps_take(0.2), SHORTEST_ALLOWANCE),
+        (lambda: steps_take(25), 500),
+        (lambda: steps_take(1000), LONGEST_SILENCE),
+    ],
+)
+def test_how_long_a_job_may_be_silent_is_what_its_phase_asks_for(
+    phase: Callable[[], None], allowed: float
+) -> None:
+    show_life_of(RUN)
+    compiling_begins()  # what was longer before is forgotten
+    show_life_of(RUN)
+    phase()
+    aged(allowed - 5)
+    assert check_heartbeat(RUN).startswith("alive")
+    aged(allowed + 5)
+    with pytest.raises(Unavailable, match=rf"allowed: {allowed:.0f} s"):
+        check_heartbeat(RUN)
+
+
+def test_a_job_says_how_long_it_may_be_silent_once_it_knows_its_steps(
+    train: Train, temporary: Path
+) -> None:
+    assert train(TOTAL_STEPS="3")[0] == 0
+    (said,) = temporary.glob("smollm2-heartbeat-*")
+    assert float(said.read_text()) == SHORTEST_ALLOWANCE
 
 
 def to_file(path: Path) -> None:

@@ -6,7 +6,18 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from app.cli import changes, checkpoints, config, data, generate, prepare, report, run, train
+from app.cli import (
+    changes,
+    checkpoints,
+    config,
+    data,
+    generate,
+    plan,
+    prepare,
+    report,
+    run,
+    train,
+)
 from app.cli.arguments import Commands, Handler, Parser, settings_flags
 from app.console import setup_logging
 from app.errors import EXIT_INTERRUPTED, EXIT_OK, AppError, Preempted, UsageError
@@ -22,7 +33,7 @@ exit codes: 0 done; 64 bad command line; 75 store or data unreachable, try again
 143 stopped by a signal, checkpoint committed;
 130 Ctrl-C at a question, or for the second time; 1 a bug"""
 # Each module adds its own commands. `--help` lists them in this order.
-_COMMANDS = (train, prepare, generate, checkpoints, changes, run, report, data, config)
+_COMMANDS = (train, prepare, generate, checkpoints, changes, run, report, plan, data, config)
 
 
 def main(argv: Sequence[str]) -> int:

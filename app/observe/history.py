@@ -1,4 +1,4 @@
-"""The attempts of a run in time: when each of them ran, what of it was lost, and the goodput."""
+"""The attempts of a run in time: when each of them ran, and what of it was lost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,18 +60,6 @@ def spans_of(attempts: Sequence[AttemptRecord], running: int | None, alive_at: f
         lost = min(end - start, per_step * max(0, made - kept))
         spans.append(Span(attempt, start, end, lost, kind_of(attempt)))
     return spans
-
-
-def goodput(spans: Sequence[Span]) -> float | None:
-    """The share of the time, from the first start to the last sign of life, in which an attempt
-    worked on steps that are part of the run. Gaps between attempts and lost steps are the rest."""
-    if not spans:
-        return None
-    whole = max(span.end for span in spans) - spans[0].start
-    if whole <= 0:
-        return None
-    good = sum(span.end - span.start - span.lost for span in spans)
-    return min(1.0, good / whole)
 
 
 def kind_of(attempt: AttemptRecord) -> str:

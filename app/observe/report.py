@@ -17,7 +17,7 @@ from app.errors import AppError
 from app.observe import sections
 from app.observe.activity import activity_of, problems_of
 from app.observe.charts import Line, line_chart, short
-from app.observe.history import goodput
+from app.observe.goodput import measured
 from app.observe.markup import ago, fact, moment, seconds_of, text
 from app.observe.reported_run import ReportedRun, read_run
 from app.observe.rows import perplexity
@@ -158,7 +158,7 @@ def _facts(run: ReportedRun) -> Iterator[str]:
         whole = max(span.end for span in spans) - spans[0].start
         busy = sum(span.end - span.start for span in spans)
         yield fact("training", duration(busy), f"of {duration(whole)} since the first start")
-        if (share := goodput(spans)) is not None:
+        if (share := measured(run).goodput) is not None:
             yield fact("goodput", f"{share:.1%}", "of that time went into steps that were kept")
     saved = [attempt for attempt in run.checkpoints if attempt.whole and attempt.created_at]
     at = seconds_of(saved[0].created_at or "") if saved else None

@@ -96,9 +96,11 @@ def extend(
 ) -> ExtensionOutcome:
     """Apply ADDITIONAL_STEPS to a run that stands at `step`.
 
-    A finished run gets a new entry in the ledger, unless the ledger has one with this id. An
-    unfinished run goes on to the target that is recorded already. Raises Fenced if another
-    process changed the record at the same moment.
+    The run gets a new entry in the ledger, unless the ledger has one with this id. Without an id
+    an unfinished run goes on to the target that is recorded already: nobody could tell the start
+    that asks for more from the one that takes the place of a killed one. A run without a checkpoint
+    does so too: its extension would be the trace of checkpoints that were lost. Raises Fenced if
+    another process changed the record at the same moment.
     """
     record = stored.record
     if additional_steps == 0:
@@ -106,7 +108,7 @@ def extend(
     request = f"ADDITIONAL_STEPS={additional_steps}"
     if note := already_applied(record, additional_steps, extension_id):
         return ExtensionOutcome(stored, note)
-    if step < record.target:
+    if step < record.target and (extension_id is None or step == 0):
         stage = "the extension" if record.extensions else "the original run"
         note = (
             f"{request}: {stage} is not finished, going on to its target, step {record.target}; "

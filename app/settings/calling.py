@@ -50,7 +50,10 @@ class NextSteps:
         yield "text from the model", self._command(f"generate{prompt}")
         yield "its files", self._command("checkpoints pull --to {}", "model")
         yield "its curves", self._page()
-        yield "more steps", self._train(ADDITIONAL_STEPS="500")
+        if self._how == "kubernetes":
+            yield "more steps", "kubectl apply -k k8s/overlays/extend"
+        else:
+            yield "more steps", self._train(ADDITIONAL_STEPS="500")
 
     def to_go_on(self) -> str:
         if self._how == "kubernetes":
@@ -88,11 +91,6 @@ class NextSteps:
 
     def _train(self, **changes: str) -> str:
         changed = [f"{name}={value}" for name, value in changes.items()]
-        if self._how == "kubernetes":
-            lines = "".join(
-                f'set {name}: "{value}" in k8s/job.yaml; ' for name, value in changes.items()
-            )
-            return f"{lines}kubectl delete job smollm2-train; kubectl apply -f k8s/job.yaml"
         if self._how == "docker":
             return " ".join(["docker run", *(f"-e {change}" for change in changed), "… train"])
         if self._how in ("compose", "compose-gpu"):

@@ -79,7 +79,9 @@ class RunSettings(Section):
         0, "extend a finished run by this many steps", "steps", ge=0, le=100_000_000
     )
     extension_id: Annotated[str, path_safe("._:-", 200)] | None = _field(
-        None, "name of the extension: the same name is applied once, however often it starts"
+        None,
+        "name of the extension: the same name is applied once, however often it starts, and to an "
+        "unfinished run that has a checkpoint too",
     )
     resume: Resume = _field(
         "auto",

@@ -20,7 +20,7 @@ from app.data.sample_order import BatchGeometry
 from app.data.token_stream import OutOfData, TokenStream
 from app.errors import ConfigError, Preempted
 from app.failures import first_line
-from app.heartbeat import beat
+from app.heartbeat import beat, compiling_begins, steps_take
 from app.model.loss import LossFunction
 from app.model.smollm2 import SmolLM2
 from app.run.clock import seconds_of_this_process
@@ -113,6 +113,8 @@ class Attempt:
         there is nothing to save, and the first step may compile for minutes."""
         self.stop.install()
         self.lease.tells = self.doing
+        if self.compute.compile:
+            compiling_begins()
         self.clock.start()
         self.step_log.begin(self.step)
 
@@ -156,6 +158,7 @@ class Attempt:
         self._moving = False
         self.journal.note(step=self.step, seconds=self.clock.seconds)
         self.clock.step_done(waited=self.corpus.take_waited())
+        steps_take(self.clock.median_seconds)
         last = self.step == self.target
         evaluates = self._evaluates()
         logs = evaluates or last or self._every(self.sections.logs.log_every_steps)

@@ -1,10 +1,13 @@
 """How long a step takes, and how many tokens are trained on in a second."""
 
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _SMOOTHING = 0.1  # weight of the newest step in the mean
+_RECENT = 31  # steps that the median is of
 
 
 class StepClock:
@@ -15,6 +18,7 @@ class StepClock:
 
     def __init__(self, step: int, now: Callable[[], float] = time.monotonic) -> None:
         self.step_seconds = 0.0
+        self._recent: deque[float] = deque(maxlen=_RECENT)
         self._now = now
         self._created = self._row_at = self._step_at = now()
         self._row_step, self._aside = step, 0.0
@@ -31,8 +35,15 @@ class StepClock:
     def step_done(self, waited: float) -> None:
         """`waited` seconds of the step went into waiting for data, and do not count."""
         elapsed = max(0.0, self._now() - self._step_at - waited)
+        self._recent.append(elapsed)
         weight = _SMOOTHING if self.step_seconds else 1.0
         self.step_seconds += weight * (elapsed - self.step_seconds)
+
+    @property
+    def median_seconds(self) -> float:
+        """Of the newest steps: one that was compiled or disturbed does not change it. At least one
+        step is done."""
+        return statistics.median(self._recent)
 
     def next_step(self) -> None:
         """The next step begins. Evaluating, logging and saving since `step_done` do not count."""

@@ -88,7 +88,11 @@ def test_a_shard_that_cannot_even_be_looked_at_is_fetched_again(
 @pytest.mark.parametrize(
     ("number", "failure", "reason"),
     [
-        (errno.EACCES, AccessDenied, r"cannot be used \(Permission denied\): let this user access"),
+        (
+            errno.EACCES,
+            AccessDenied,
+            r"cannot be used \(Permission denied\): let this user \(uid \d+, gid \d+\) access",
+        ),
         (errno.ENOSPC, Unavailable, r"is full \(No space left on device\): free some space"),
     ],
 )

@@ -165,6 +165,31 @@ def test_an_extension_is_applied_once_however_often_it_starts(
     assert [step for step, _, _ in losses(tmp_path / "tiny")] == list(range(1, 10))
 
 
+def test_an_unfinished_run_that_an_id_extends_has_the_bits_of_a_finished_one(
+    job_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """It is killed before and after, and goes on through its original target."""
+    (tmp_path / "at-once").mkdir()
+    (tmp_path / "afterwards").mkdir()
+    extension = {"ADDITIONAL_STEPS": "5", "EXTENSION_ID": "job-1"}
+    original = job(job_environment, tmp_path / "at-once", "torch").with_(TOTAL_STEPS="8")
+    assert original.preceded_by(signal_in_step, 4, signal.SIGKILL).run("train").code != 0
+    at_once = original.with_(**extension)
+    killed = at_once.preceded_by(signal_in_step, 7, signal.SIGKILL).run("train")
+    assert "resumed from step 3" in killed.log
+    assert "ADDITIONAL_STEPS=5: extended from step 8 to step 13" in killed.log, killed.log
+    continued = at_once.run("train")
+    assert "ADDITIONAL_STEPS=5 (EXTENSION_ID=job-1) is applied already" in continued.log
+    assert "target reached: step 13 of 13" in continued.log, continued.log
+
+    afterwards = job(job_environment, tmp_path / "afterwards", "torch").with_(TOTAL_STEPS="8")
+    assert afterwards.run("train").code == 0
+    assert "target reached: step 13 of 13" in afterwards.with_(**extension).run("train").log
+    assert losses(tmp_path / "at-once/tiny") == losses(tmp_path / "afterwards/tiny")
+    newest = [newest_checkpoint(tmp_path / name / "tiny") for name in ("at-once", "afterwards")]
+    assert_same_checkpoint(*newest)
+
+
 def test_without_an_id_each_start_after_a_finished_run_is_a_new_extension(
     job_environment: dict[str, str], tmp_path: Path
 ) -> None:

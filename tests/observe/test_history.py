@@ -1,8 +1,6 @@
-"""The attempts in time: what ran, what was lost, and the share of time that was kept."""
+"""The attempts in time: what ran, and what was lost."""
 
-import pytest
-
-from app.observe.history import goodput, spans_of
+from app.observe.history import spans_of
 from app.run.journal import AttemptRecord
 from tests.support.stored_run import attempt_record
 
@@ -22,19 +20,18 @@ def attempt(
     )
 
 
-def test_lost_steps_and_gaps_are_no_goodput() -> None:
+def test_what_was_lost_is_told_in_seconds_of_the_attempt_that_made_it() -> None:
     # Ten steps a minute. It died at step 15, behind a checkpoint at step 10, whose record it wrote.
     spans = spans_of([attempt(1, 0, 0, 10, 60.0), attempt(2, 3, 10, 20, 60.0, lost=5)], None, 0.0)
     assert [(span.start - BEGAN, span.end - BEGAN, span.lost) for span in spans] == [
         (0.0, 90.0, 30.0),
         (180.0, 240.0, 0.0),
     ]
-    assert goodput(spans) == pytest.approx(120 / 240)
 
 
 def test_an_attempt_that_runs_reaches_to_its_last_sign_of_life() -> None:
     (span,) = spans_of([attempt(1, 0, 0, 10, 60.0)], 1, BEGAN + 75)
-    assert (span.kind, span.end - BEGAN, goodput([span])) == ("running", 75.0, 1.0)
+    assert (span.kind, span.end - BEGAN) == ("running", 75.0)
     (span,) = spans_of([attempt(1, 0, 0, 10, 60.0)], None, BEGAN + 75)
     assert (span.kind, span.end - BEGAN) == ("unknown", 60.0)
 
@@ -44,7 +41,6 @@ def test_an_attempt_never_reaches_into_the_next_one() -> None:
         [attempt(1, 0, 0, 10, 50.0), attempt(2, 1, 10, 10, 0.0, lost=9_000)], None, 0.0
     )
     assert spans[0].end - BEGAN == 60.0 and spans[0].lost <= 60.0
-    assert 0.0 <= (goodput(spans) or 0.0) <= 1.0
 
 
 def test_times_that_cannot_be_meant_are_left_out() -> None:
@@ -53,4 +49,3 @@ def test_times_that_cannot_be_meant_are_left_out() -> None:
         for n, at in enumerate(["", "x" * 99, "0001-01-01"], 1)
     ]
     assert spans_of(bad, None, 0.0) == []
-    assert goodput([]) is None

@@ -136,7 +136,9 @@ def test_every_attempt_says_how_it_ended_and_what_it_cost() -> None:
             "ended": "exit 143: stopped at step 40",
         }
     )
-    content = page(run_of([row(1)], [first, second]))
+    began = 1767225600.0  # 2026-01-01
+    rows = [replace(row(step), attempt=1, time=began + 2.0 * step) for step in (1, 20)]
+    content = page(run_of([*rows, replace(row(40), attempt=2, time=began + 150)], [first, second]))
     found = Page(content)
     _, _, section = content.partition("<h2>Attempts</h2>")
     lines = [line.split("<td>")[2:] for line in section.split("<tr>")[2:]]
@@ -154,7 +156,7 @@ def test_every_attempt_says_how_it_ended_and_what_it_cost() -> None:
     assert float(bars[2][1]) == pytest.approx(800), "it began after 2:00 of 2:30"
     assert float(bars[0][2]) == pytest.approx(400, abs=1), "it ran for 1:00 of 2:30"
     assert float(bars[1][2]) == pytest.approx(400 * 3 / 23, abs=1), "3 of its 23 steps were lost"
-    assert found.fact("goodput")[0] == f"{(90 - 60 * 3 / 23) / 150:.1%}"
+    assert found.fact("goodput")[0] == f"{40 * 2.0 / 150:.1%}", "40 steps of 2 s in 150 s"
 
 
 def test_hostile_names_stay_text() -> None:

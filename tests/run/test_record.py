@@ -142,6 +142,20 @@ def test_an_unfinished_run_goes_on_to_its_recorded_target(folder: Store) -> None
     assert outcome.note is not None and "not finished" in outcome.note
 
 
+def test_an_unfinished_run_is_extended_at_once_where_an_id_says_which_start_asked(
+    folder: Store,
+) -> None:
+    stored = create_record(folder, "run", IDENTITY, 100)
+    outcome = extend(folder, stored, step=0, additional_steps=50, extension_id="a")
+    assert outcome.stored.record.horizons == (100,), "there is no checkpoint yet"
+    for step in (60, 100, 150):
+        stored = extend(folder, stored, step=step, additional_steps=50, extension_id="a").stored
+        assert stored.record.horizons == (100, 150)
+    outcome = extend(folder, stored, step=120, additional_steps=10, extension_id="b")
+    assert outcome.stored.record.horizons == (100, 150, 160)
+    assert outcome.note == "ADDITIONAL_STEPS=10: extended from step 150 to step 160"
+
+
 def test_without_an_id_every_finished_start_extends(folder: Store) -> None:
     stored = create_record(folder, "run", IDENTITY, 100)
     for step in (100, 110, 120):

@@ -107,10 +107,7 @@ def test_in_kubernetes_the_job_of_the_manifest_gets_the_words_of_the_command(
         done = subprocess.run(shlex.split(replaced), cwd=ROOT, capture_output=True, check=True)
         job = next(d for d in yaml.safe_load_all(done.stdout) if d["kind"] == "Job")
         assert job["spec"]["template"]["spec"]["containers"][0]["args"] == arguments
-    assert found["more steps"] == (
-        'set ADDITIONAL_STEPS: "500" in k8s/job.yaml; kubectl delete job smollm2-train; '
-        "kubectl apply -f k8s/job.yaml"
-    )
+    assert found["more steps"] == "kubectl apply -k k8s/overlays/extend"
 
 
 def test_what_was_typed_is_in_the_commands_that_need_it(monkeypatch: pytest.MonkeyPatch) -> None:

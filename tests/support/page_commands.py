@@ -3,14 +3,15 @@
 Nothing here is a list of commands: they are read from the pages. Who runs one follows from its
 first words (`Runner`), and whoever that is takes its commands from here and runs each line as it
 is written. What nobody can run says so on the page, in the paragraph before the block, the
-paragraph around the words, or in a comment behind the command: `Not run by a test: needs …`.
+paragraph around the words, or in a comment behind the command: `Not run by a test: needs …`. A page
+may say it once of one program: `No … command of this page is run by a test: it needs …`.
 
 From the standard library alone, since the drill has nothing else.
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
@@ -32,6 +33,10 @@ PROGRAMS = (
     ),
 )
 _ASSIGNMENT = re.compile(r"[A-Z][A-Z0-9_]*=(\"[^\"]*\"|'[^']*'|\S*)\s*")
+_OF_A_PAGE = re.compile(
+    r"no `(?P<program>\w+)` command of this page is run by a test: it (?P<why>needs [^*.]+)",
+    re.IGNORECASE,
+)
 _COMMENT = re.compile(r"\s+#\s(?P<text>.*)$")
 _NOT_RUN = re.compile(r"not run by a test: (?P<why>needs [^*.]+)", re.IGNORECASE)
 _PARTS = re.compile(r"&&|\|\|?|;|[(){}]|\d?>>?[^;|&]*")
@@ -126,7 +131,14 @@ def commands(page: str, text: str) -> list[Command]:
     A word such as `docker kill` inside a paragraph counts if it says what to do it to.
     """
     found = [command for block in blocks(text) for command in _of_block(page, block)]
-    return found + list(_inside_paragraphs(page, text))
+    found += _inside_paragraphs(page, text)
+    for mark in _OF_A_PAGE.finditer(_one_line(text)):
+        program = f"{mark['program']} "
+        found = [
+            replace(command, needs=mark["why"]) if command.words.startswith(program) else command
+            for command in found
+        ]
+    return found
 
 
 def _of_block(page: str, block: Block) -> Iterator[Command]:

@@ -2,12 +2,14 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from app.errors import ConfigError, Fenced, Preempted, Unavailable
+from app.heartbeat import COMPILING, SHORTEST_ALLOWANCE, heartbeat_path, show_life_of
 from app.observe.rows import Beginning, Row
 from app.run.checkpoints import read_manifest
 from app.run.layout import LEASE, REPORT_KEY
@@ -67,6 +69,19 @@ def test_half_made_gradients_are_dropped_when_the_step_does_not_fit(
         attempt.finish()
     assert committed(tmp_path) == [2]
     assert all(torch.equal(a, b) for a, b in zip(weights, attempt.model.parameters(), strict=True))
+
+
+def test_a_step_that_is_compiled_may_be_silent_for_long_and_the_next_ones_may_not(
+    opened: Opener, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    attempt = opened(total_steps="1")
+    attempt.compute = replace(attempt.compute, compile=True)  # of the model that is made already
+    show_life_of("run")
+    attempt.begin()
+    assert float(heartbeat_path("run").read_text()) == COMPILING
+    train(attempt)
+    assert float(heartbeat_path("run").read_text()) == SHORTEST_ALLOWANCE
 
 
 def test_a_step_that_fits_is_finished_and_committed(

@@ -36,6 +36,22 @@ def test_a_step_is_timed_without_what_was_waited_and_smoothed(hand: Hand) -> Non
     assert clock.seconds == pytest.approx(96)
 
 
+def test_the_median_is_of_the_newest_steps_and_does_not_know_the_one_that_was_compiled(
+    hand: Hand,
+) -> None:
+    clock = StepClock(0, hand)
+    for seconds in (90, 2, 3, 2, 60):
+        clock.next_step()
+        hand.now += seconds
+        clock.step_done(waited=0)
+    assert clock.median_seconds == pytest.approx(3)
+    for _ in range(31):
+        clock.next_step()
+        hand.now += 7
+        clock.step_done(waited=0)
+    assert clock.median_seconds == pytest.approx(7)
+
+
 def test_time_aside_does_not_count_in_tokens_per_second(hand: Hand) -> None:
     clock = StepClock(20, hand)
     clock.start()
