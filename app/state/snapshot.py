@@ -219,6 +219,25 @@ def _optimizer_tensors(
             yield f"{key}.{name}", value
 
 
+def shared_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Weights and moments, those of the optimizer itself and no copies, in one order everywhere."""
+    state = sorted(_optimizer_tensors(model, optimizer), key=lambda named: named[0])
+    return [*model.state_dict().values(), *(tensor for _, tensor in state)]
+
+
+def make_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimizer moments of the right shapes, all 0, to be overwritten."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            counts_at = parameter.device if group.get("fused") else torch.device("cpu")
+            optimizer.state[parameter] = {
+                moment: torch.zeros((), device=counts_at)
+                if moment == "step"
+                else torch.zeros_like(parameter)
+                for moment in moments(group)
+            }
+
+
 def _load_optimizer(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int
 ) -> None:

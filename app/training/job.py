@@ -84,7 +84,13 @@ def resolve_job(
         model_name=name,
         config=config,
         run_name=run_name_of(settings),
-        geometry=BatchGeometry(batch.batch_size, batch.global_batch_size, seq_len),
+        geometry=BatchGeometry(
+            batch.batch_size,
+            batch.global_batch_size,
+            seq_len,
+            settings.place.world_size,
+            settings.place.rank,
+        ),
         init=init,
         tokenizer=tokenizer_of(settings, config.vocab_size, init, begun),
     )
