@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -55,16 +55,42 @@ class _Worker:
             self.process.send_signal(number)
 
 
+def kills_for_memory() -> int:
+    """How many processes of our control group the kernel has killed since memory ran out; of the
+    machine where the group does not say it."""
+    events = [Path("/proc/vmstat")]
+    try:
+        group = Path("/proc/self/cgroup").read_text("utf-8").rpartition("::")[2].strip()
+        events.insert(0, Path(f"/sys/fs/cgroup{group}/memory.events"))
+    except OSError:
+        pass
+    for path in events:
+        try:
+            counts = dict(line.split() for line in path.read_text("utf-8").splitlines())
+        except (OSError, ValueError):
+            continue
+        if "oom_kill" in counts:
+            return int(counts["oom_kill"])
+    return 0
+
+
 class Launcher:
     """Runs `command` as `size` processes. `run` returns the exit code that says how they ended."""
 
-    def __init__(self, command: Sequence[str], size: int, patience: Patience) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        size: int,
+        patience: Patience,
+        kills_for_memory: Callable[[], int] = kills_for_memory,
+    ) -> None:
+        """`kills_for_memory` counts processes that the system has killed since memory ran out."""
+        self._kills_for_memory, self._kills = kills_for_memory, kills_for_memory()
         self._command, self._size, self._patience = command, size, patience
         self._workers: list[_Worker] = []
         self._trains = False  # all have joined: from here on they notice what happens to others
         self._asked_at: float | None = None  # since when they are to end
         self._failed_at: float | None = None
-        self._kills = _kills_for_memory()
 
     def run(self) -> int:
         """Only the main thread may call this: from here on signals are handed on."""
@@ -138,7 +164,7 @@ class Launcher:
 
     def _say_killed(self, worker: _Worker, number: int) -> None:
         name = signal.Signals(number).name
-        if number == signal.SIGKILL and _kills_for_memory() > self._kills:
+        if number == signal.SIGKILL and self._kills_for_memory() > self._kills:
             worker.code = _KILLED
             log.error(
                 "rank %d was killed by the system since memory ran out: give the job more memory, "
@@ -204,25 +230,6 @@ def _is_paused(pid: int) -> bool:
     except OSError:
         return False
     return status.rpartition(")")[2].split()[0] in "Tt"
-
-
-def _kills_for_memory() -> int:
-    """How many processes of our control group the kernel has killed since memory ran out; of the
-    machine where the group does not say it."""
-    events = [Path("/proc/vmstat")]
-    try:
-        group = Path("/proc/self/cgroup").read_text("utf-8").rpartition("::")[2].strip()
-        events.insert(0, Path(f"/sys/fs/cgroup{group}/memory.events"))
-    except OSError:
-        pass
-    for path in events:
-        try:
-            counts = dict(line.split() for line in path.read_text("utf-8").splitlines())
-        except (OSError, ValueError):
-            continue
-        if "oom_kill" in counts:
-            return int(counts["oom_kill"])
-    return 0
 
 
 def command_line(flags: Mapping[str, str]) -> list[str]:

@@ -4,6 +4,7 @@ killed, paused or asked to stop.
 With PROCESS_KILLS=60 the kills at random instants go on for an hour.
 """
 
+import contextlib
 import os
 import random
 import re
@@ -274,7 +275,6 @@ def test_a_kill_at_a_random_instant_leaves_a_run_that_ends_with_the_same_bits(
 
 
 def _unless_over(act: Disturbance, process: JobProcess) -> None:
-    try:
+    # The run may be faster, or that rank may not have come yet.
+    with contextlib.suppress(KeyError, ProcessLookupError):
         act(process)
-    except (KeyError, ProcessLookupError):
-        pass  # the run was faster, or that rank has not come yet

@@ -101,9 +101,7 @@ def test_what_kubernetes_sets_for_a_service_of_that_name_counts_as_unset(
     assert (settings.logs.metrics_port, settings.sources["METRICS_PORT"]) == (9100, "file")
 
 
-@pytest.mark.parametrize(
-    "name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]
-)
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
 def test_a_launcher_that_starts_several_processes_is_named(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
