@@ -20,6 +20,7 @@ from app.observe.metrics import MetricsLog
 from app.observe.rows import Row, rows_left_here, stored_rows
 from app.run.clock import utc_now
 from app.run.journal import AttemptJournal, AttemptRecord
+from app.run.layout import CheckpointName
 from app.run.lease import Lease, holder_identity, read_lease
 from app.run.view import RunView, read_view
 from app.settings.combined import Settings
@@ -97,18 +98,7 @@ def _commit(
 ) -> None:
     log.warning("rank 0 is gone: this process commits step %d in its place", remains.step)
     newest = view.committed[0] if view.committed else None
-    journal = AttemptJournal(
-        store,
-        AttemptRecord(
-            epoch=lease.epoch,
-            holder=lease.holder,
-            trainer=settings.run.trainer,
-            started_at=utc_now(),
-            resumed_from=str(newest) if newest else None,
-            start_step=newest.step if newest else 0,
-            step=remains.step,
-        ),
-    )
+    journal = _journal(remains, settings, store, lease, newest)
     journal.begin()
     tokenizer = read_tokenizer(plan.tokenizer, "the tokenizer of the run")
     config = remains.model.config
@@ -147,6 +137,22 @@ def _commit(
         metrics.close()
         journal.end(f"exit {LostPeer.exit_code}: rank 0 is gone, and its last step was committed")
         journal.close()
+
+
+def _journal(
+    remains: Remains, settings: Settings, store: Store, lease: Lease, newest: CheckpointName | None
+) -> AttemptJournal:
+    """Of an attempt that makes no step: it goes on from `newest`, and commits what was made."""
+    record = AttemptRecord(
+        epoch=lease.epoch,
+        holder=lease.holder,
+        trainer=settings.run.trainer,
+        started_at=utc_now(),
+        resumed_from=str(newest) if newest else None,
+        start_step=newest.step if newest else 0,
+        step=remains.step,
+    )
+    return AttemptJournal(store, record)
 
 
 def _metrics(remains: Remains, plan: Plan, settings: Settings, store: Store) -> MetricsLog:

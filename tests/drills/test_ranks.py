@@ -47,8 +47,10 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded(
     folder: Path, geometry: BatchGeometry, start: int, stop: int, num_workers: int
 ) -> list[list[list[int]]]:
-    """What one rank's loader shows: by step, micro-step and row, the sequence's number. A micro-step
-    that does not count, since the rank has no samples left in the step, has no rows."""
+    """What one rank's loader shows: by step, micro-step and row, the sequence's number.
+
+    A micro-step that does not count, since the rank has no samples left in it, has no rows.
+    """
     loader = training_loader(
         open_tokens(folder),
         ORDER.sequences,

@@ -37,7 +37,7 @@ def gradients(team: Team, batch_size: int, bucket_numbers: int) -> dict[str, byt
     for micro_step in range(geometry.accumulation):
         loss = loss_function(batch()[list(geometry.samples(0, micro_step))])
         loss = loss * geometry.counts(micro_step) / geometry.accumulation
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         step_loss += loss.detach()
     reduce_gradients(model.parameters(), step_loss, team, geometry.share, bucket_numbers)
     named = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
