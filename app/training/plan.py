@@ -53,7 +53,7 @@ class Plan(BaseModel):
     epoch: int
 
 
-NOTHING_TO_DO = b""  # in place of a plan
+NOTHING_TO_DO = b"nothing to do"  # in place of a plan
 
 
 def settings_in_common(settings: Settings) -> dict[str, str]:

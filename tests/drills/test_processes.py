@@ -5,6 +5,7 @@ With PROCESS_KILLS=60 the kills at random instants go on for an hour.
 """
 
 import contextlib
+import dataclasses
 import os
 import random
 import re
@@ -244,6 +245,20 @@ def test_a_finished_run_starts_no_other_process(job: JobRunner) -> None:
     again = job.run("train")
     assert again.code == 0, again.log
     assert "nothing to do" in again.log
+
+
+def test_torchruns_workers_make_the_same_run_and_find_it_finished(
+    job: JobRunner, undisturbed: Callable[[int], Outcome]
+) -> None:
+    torchrun = dataclasses.replace(job, module="torch.distributed.run")
+    arguments = ("--nproc-per-node", "2", "-m", "app", "train")
+    finished = torchrun.run(*arguments)
+    assert finished.code == 0, finished.log
+    assert finished.log.count("started by torchrun: it ends with 1 whatever") == 1
+    assert outcome(store_of(job)).differences(undisturbed(2)) == []
+    again = torchrun.run(*arguments)
+    assert again.code == 0, again.log
+    assert again.log.count("nothing to do") == 1
 
 
 @pytest.mark.parametrize("number", range(KILLS))
