@@ -13,7 +13,7 @@ import torch
 
 from app.data.data_dir import DataDir
 from app.data.tokenizer import read_tokenizer
-from app.errors import AppError, LostPeer
+from app.errors import AppError, LostPeer, Unavailable
 from app.failures import first_line
 from app.model.smollm2 import SmolLM2
 from app.observe.metrics import MetricsLog
@@ -78,7 +78,11 @@ def _lease_of_the_dead(
     if current is None or current[0].released or current[0].holder != plan.holder:
         return None
     lease = Lease(store, settings.checkpoints.lease_ttl, holder_identity())
-    lease.acquire(0, log.info, lambda: stop.requested)  # raises Unavailable if rank 0 lives
+    try:
+        lease.acquire(0, log.info, lambda: stop.requested)
+    except Unavailable:
+        read_lease(store)  # if not even that answers, it is the store that is away
+        return None  # rank 0 lives and commits, or another process does in its place
     if lease.epoch == plan.epoch + 1:
         lease.start_renewing()
         return lease

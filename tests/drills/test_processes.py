@@ -172,6 +172,22 @@ def test_a_killed_process_costs_the_step_in_progress_and_no_bit(
     assert outcome(store_of(job)).differences(undisturbed(3)) == []
 
 
+def test_where_rank_0_dies_another_takes_its_lease_in_a_bucket_after_its_silence(
+    job: JobRunner, bucket: str, s3_server: str, undisturbed: Callable[[int], Outcome]
+) -> None:
+    """With processes that load data too: they have the connections of those that forked them."""
+    job = job.with_(CHECKPOINT_URI=f"s3://{bucket}", AWS_ENDPOINT_URL_S3=s3_server)
+    job = job.with_(DEVICES="3", NUM_WORKERS="1")
+    kill = Disturbance(signal.SIGKILL, 0)
+    killed = job.run("train", when={f" step 11/{STEPS} ": kill})
+    assert killed.code == 75, killed.log
+    assert killed.log.count("rank 0 is gone: this process commits step") == 1, killed.log
+    assert newest_step(job) >= steps_in(killed.log)[-1], killed.log
+    finished = job.run("train")
+    assert finished.code == 0, finished.log
+    assert outcome(store_of(job)).differences(undisturbed(3)) == []
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_hangs_is_left_behind_after_peer_timeout(
     rank: int, job: JobRunner, undisturbed: Callable[[int], Outcome]
