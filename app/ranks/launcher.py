@@ -48,7 +48,7 @@ class _Worker:
     process: subprocess.Popen[bytes]
     code: int | None = None  # once it has ended; negative: the signal that killed it
     counts: bool = True  # not where the launcher itself ended it
-    stopped_at: float | None = None  # since when the system has paused it
+    paused: float = 0.0  # seconds for which it was seen to be, without a break
 
     def send(self, number: int) -> None:
         if self.code is None:
@@ -90,7 +90,9 @@ class Launcher:
         self._workers: list[_Worker] = []
         self._trains = False  # all have joined: from here on they notice what happens to others
         self._asked_at: float | None = None  # since when they are to end
+        self._handed_on = False
         self._failed_at: float | None = None
+        self._looked_at = time.monotonic()
 
     def run(self) -> int:
         """Only the main thread may call this: from here on signals are handed on."""
@@ -141,6 +143,7 @@ class Launcher:
         return [worker for worker in self._workers if worker.code is None]
 
     def _hand_on(self, number: int, frame: FrameType | None) -> None:
+        self._handed_on = True
         self._asked_at = self._asked_at or time.monotonic()
         for worker in self._living():
             worker.send(number)
@@ -178,24 +181,21 @@ class Launcher:
     def _end_what_hangs(self) -> None:
         """SIGKILL for what cannot end by itself: past the grace, paused, or left over."""
         now = time.monotonic()
+        # The launcher itself may have been paused, and the others with it.
+        passed, self._looked_at = min(now - self._looked_at, 1.0), now
         living = self._living()
         if self._asked_at and now - self._asked_at > self._patience.grace + _KILL_AFTER:
             self._kill(living, "it did not end within GRACE_SECONDS")
-        if self._failed_at is None:
-            return
+        for worker in living:
+            worker.paused = worker.paused + passed if _is_paused(worker.process.pid) else 0.0
+            if worker.paused > self._patience.peer:
+                self._kill([worker], "it is paused, and the others do not wait for longer")
         # Who waits for what rank 0 still commits has ended: what is left of the others hangs.
-        rank_0 = self._workers[0]
-        if rank_0.code is None or rank_0.code >= 0:
+        rank_0 = self._workers[0].code
+        if self._failed_at and (rank_0 is None or rank_0 >= 0):
             late = now - self._failed_at > self._patience.peer + self._patience.grace
             if late:
-                self._kill([w for w in living if w.rank], "it hangs")
-        for worker in living:
-            if not _is_paused(worker.process.pid):
-                worker.stopped_at = None
-            elif worker.stopped_at is None:
-                worker.stopped_at = now
-            elif now - worker.stopped_at > self._patience.peer or len(living) == 1:
-                self._kill([worker], "it is paused, and the others have ended without it")
+                self._kill([worker for worker in living if worker.rank], "it hangs")
 
     def _kill(self, workers: Sequence[_Worker], why: str) -> None:
         for worker in workers:
@@ -211,7 +211,7 @@ class Launcher:
             return EXIT_OK  # it has committed the last step
         codes = {_exit_code(worker.code) for worker in self._workers if worker.counts}
         if not codes:  # each had to be killed
-            return Preempted.exit_code if self._asked_at else LostPeer.exit_code
+            return Preempted.exit_code if self._handed_on else LostPeer.exit_code
         signals = sorted(code for code in codes if code not in (*_DECISIVE, *_LAST))
         return next(code for code in (*_DECISIVE, *signals, *_LAST) if code in codes)
 

@@ -93,8 +93,12 @@ def test_a_process_that_stops_in_order_stops_the_others() -> None:
     assert launched("waits", "143", "waits") == 143
 
 
-def test_a_paused_process_is_killed_once_the_others_have_ended() -> None:
-    assert launched("75", "is paused") == 75
+@pytest.mark.parametrize("more", ["", "early"], ids=["in training", "before all have come"])
+def test_a_paused_process_is_killed_and_the_others_go_on_without_it(
+    more: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert launched("75" if not more else "waits", "is paused", more=more) == 75
+    assert "rank 1 is killed: it is paused" in caplog.text
 
 
 def test_workers_share_the_cores_and_the_loopback_interface() -> None:
