@@ -103,6 +103,8 @@ def _launch(settings: Settings, processes: int) -> None:
         if settings.sources.get(variable.name) == "flag"
     }
     log.info("%d processes train this run on this machine", processes)
+    if settings.processes.devices == "auto":
+        log.warning("several GPUs in one run were never tried before: DEVICES=1 uses one of them")
     patience = Patience(settings.checkpoints.grace_seconds, settings.processes.peer_timeout)
     if code := Launcher(command_line(flags), processes, patience).run():
         raise WorkersEnded(code)
