@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
@@ -56,16 +57,27 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(event)
 
 
-def setup_logging(log_format: str) -> None:
-    """Send the project's log to stderr; libraries only speak from warnings on."""
+def setup_logging(log_format: str, rank: int = 0) -> None:
+    """Send the project's log to stderr; libraries only speak from warnings on.
+
+    Of the processes that train a run together only rank 0 says what all do. The others warn, and
+    each of their lines says whose it is.
+    """
     handler = _Handler(sys.stderr)
+    if rank:
+        handler.addFilter(partial(_with_rank, rank))
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger("app").setLevel(logging.INFO)
+    logging.getLogger("app").setLevel(logging.WARNING if rank else logging.INFO)
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
+
+
+def _with_rank(rank: int, record: logging.LogRecord) -> bool:
+    record.msg, record.args = f"[rank {rank}] {record.getMessage()}", None
+    return True
 
 
 def on_terminal() -> bool:

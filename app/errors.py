@@ -4,7 +4,8 @@
     ├── UsageError            64   the command line cannot be understood
     ├── Unavailable           75   store or data out of reach; the same start may succeed later
     │   ├── Unserved          75   somebody answered, and failed at this object
-    │   └── NoCredentials     75   nothing gives credentials yet; nobody has refused any
+    │   ├── NoCredentials     75   nothing gives credentials yet; nobody has refused any
+    │   └── LostPeer          75   another process of the run is gone, or silent for too long
     ├── AccessDenied          77   the credentials or file permissions do not allow it
     ├── ConfigError           78   a setting, or an input that it names, cannot be used
     │   ├── NotFound          78   the named object or input does not exist
@@ -59,6 +60,10 @@ class NoCredentials(Unavailable):
     """No source gives credentials yet: a metadata server may still boot, a role may be new."""
 
 
+class LostPeer(Unavailable):
+    """Another process that makes the same steps is gone, or was silent for PEER_TIMEOUT."""
+
+
 class AccessDenied(AppError):
     """The credentials or the file permissions do not allow the operation."""
 
@@ -103,3 +108,11 @@ class Preempted(AppError):
     """SIGTERM or SIGINT asked the process to stop."""
 
     exit_code = 143
+
+
+class WorkersEnded(AppError):
+    """The processes that this one started have ended, and have said why: with their code."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__()
+        self.exit_code = exit_code

@@ -30,6 +30,7 @@ ORDER = (
     "run",
     "observe",
     "generation",
+    "ranks",
     "training",
     "cli",
     "__main__",

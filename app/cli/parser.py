@@ -58,7 +58,8 @@ def main(argv: Sequence[str]) -> int:
         log.warning(NOTHING_TO_SAVE if handler is train.train else "stopped")
         return Preempted.exit_code
     except Preempted as end:
-        log.warning("%s", end)
+        for line in end.args:  # none where another process says it
+            log.warning("%s", line)
         return end.exit_code
     except AppError as error:
         for line in error.args:

@@ -4,14 +4,21 @@ import argparse
 import contextlib
 import logging
 import sys
+from dataclasses import replace
 
 import app
 from app.cli.arguments import Commands
+from app.console import setup_logging
 from app.data.data_dir import DataDir
+from app.errors import Preempted, WorkersEnded
 from app.heartbeat import show_life_of
+from app.ranks.launcher import Launcher, Patience, command_line
+from app.ranks.orphan import stop_with
 from app.settings.combined import Settings
-from app.settings.load import refuse_several_processes
-from app.training.preemption import StopRequest
+from app.settings.place import place_of_this_process
+from app.settings.values import as_typed
+from app.settings.variables import variables
+from app.training.preemption import Interrupted, StopRequest
 from app.training.spot import watched_for_notices
 from app.training.watchdog import watched_for_hangs
 
@@ -23,15 +30,32 @@ def add_commands(commands: Commands) -> None:
 
 
 def train(settings: Settings, _: argparse.Namespace, stop: StopRequest) -> None:
-    refuse_several_processes()
-    # The libraries take seconds to load: this line tells the user what the wait is for.
-    log.info(
-        "smollm2-spot-trainer %s starts: run %s, checkpoints in %s",
-        app.__version__,
-        " or ".join(settings.run_names),
-        settings.checkpoints.checkpoint_uri,
-    )
+    """Raises WorkersEnded where the run was trained by several processes, with their code."""
+    place = place_of_this_process()
+    if place.launcher is not None:
+        stop_with(place.launcher)
+    settings = replace(settings, place=place)
+    setup_logging(settings.logs.log_format, place.rank)
+    if place.launcher is None:
+        # The libraries take seconds to load: this line tells the user what the wait is for.
+        log.info(
+            "smollm2-spot-trainer %s starts: run %s, checkpoints in %s",
+            app.__version__,
+            " or ".join(settings.run_names),
+            settings.checkpoints.checkpoint_uri,
+        )
+    if place.under_torchrun:
+        log.info(
+            "rank %d of %d, started by torchrun: it ends with 1 whatever these processes end with; "
+            "an orchestrator gets their exit codes where DEVICES starts them",
+            place.rank,
+            place.world_size,
+        )
     DataDir(settings.data.data_dir).take_temporary_files()
+    if place.rank:
+        _follow(settings, stop)
+        return
+    processes = 1
     show_life_of(settings.run_place)
     # Before the libraries load, so that a notice that comes meanwhile is seen too.
     # What a library prints is a part of the log: whoever reads stdout may go away.
@@ -40,6 +64,47 @@ def train(settings: Settings, _: argparse.Namespace, stop: StopRequest) -> None:
         watched_for_hangs(settings.checkpoints, stop),
         watched_for_notices(settings.checkpoints, settings.metadata_servers),
     ):
-        from app.training.start import run
+        if place.is_alone:
+            processes = _processes(settings)
+        if processes == 1:
+            from app.training.start import run
 
-        run(settings, stop)
+            run(settings, stop)
+            return
+    _launch(settings, processes)
+
+
+def _follow(settings: Settings, stop: StopRequest) -> None:
+    """Only rank 0 says what all do."""
+    with contextlib.redirect_stdout(sys.stderr), watched_for_hangs(settings.checkpoints, stop):
+        from app.training.follower import follow
+
+        try:
+            follow(settings, stop)
+        except Interrupted as end:
+            raise Preempted from end
+
+
+def _processes(settings: Settings) -> int:
+    """As many as DEVICES says. The libraries are asked only where GPUs have to be counted."""
+    if settings.processes.devices != "auto":
+        return int(settings.processes.devices)
+    if settings.compute.device in ("cpu", "mps"):
+        return 1
+    from app.model.device import gpus_here
+
+    return max(1, gpus_here())
+
+
+def _launch(settings: Settings, processes: int) -> None:
+    flags = {
+        variable.flag: as_typed(settings.value(variable))
+        for variable in variables()
+        if settings.sources.get(variable.name) == "flag"
+    }
+    log.info("%d processes train this run on this machine", processes)
+    if settings.processes.devices == "auto":
+        log.warning("several GPUs in one run were never tried before: DEVICES=1 uses one of them")
+    patience = Patience(settings.checkpoints.grace_seconds, settings.processes.peer_timeout)
+    if code := Launcher(command_line(flags), processes, patience).run():
+        raise WorkersEnded(code)

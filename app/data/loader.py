@@ -101,6 +101,7 @@ class MicroBatches(DataLoader[Tensor]):
     pool: Tensor | None = None  # (places, B, T + 1)
     pins: bool = False
     waiting: Callable[[], object] | None = None
+    arrived: Callable[[], object] | None = None
 
     def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
         others = multiprocessing.active_children()
@@ -112,6 +113,8 @@ class MicroBatches(DataLoader[Tensor]):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
             while (batch := self._next(batches, workers)) is not None:
+                if self.arrived is not None:
+                    self.arrived()
                 yield batch
         finally:
             for worker in workers:  # one that hangs would be waited for
@@ -161,6 +164,7 @@ def training_loader(
     pin_memory: bool,
     recover: Recover | None = None,
     waiting: Callable[[], object] | None = None,
+    arrived: Callable[[], object] | None = None,
     shared_memory: Path = _SHARED_MEMORY,
 ) -> MicroBatches:
     """Micro-batches (B, T + 1) of int64 for the optimizer steps [start, stop).
@@ -168,7 +172,7 @@ def training_loader(
     `num_workers` processes load them, or this one, if `shared_memory` has no room for their locks.
     The iterator raises Unavailable for a lost worker, and for tokens that cannot be read what
     `recover` raises, or without it what `TokenShards.read` raises. While a batch does not come, it
-    calls `waiting` every second, which may raise.
+    calls `waiting` every second, and when it is there `arrived`; both may raise.
     """
     workers = _fitting(num_workers, shared_memory)
     pool = _pool(2 * workers + 2, geometry) if workers else None  # each loads two batches ahead
@@ -186,7 +190,8 @@ def training_loader(
         worker_init_fn=_leave_signals_to_the_job,
     )
     loader.recover = recover or sequences.read
-    loader.pool, loader.pins, loader.waiting = pool, pin_memory, waiting
+    loader.pool, loader.pins = pool, pin_memory
+    loader.waiting, loader.arrived = waiting, arrived
     return loader
 
 

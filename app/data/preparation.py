@@ -154,7 +154,7 @@ class Preparation:
         the preparation does not bring, is brought now. Raises what `wait_for` raises, and what
         `MissingShards` raises.
         """
-        for named in self._shards_with(split, starts, length):
+        for named in self.index.shards_with(split, starts, length):
             if named.name not in self._verified:
                 self._require(named, waiting)
 
@@ -162,18 +162,8 @@ class Preparation:
         self, split: Split, starts: npt.NDArray[np.int64], length: int, waiting: Waiting
     ) -> None:
         """As `require`, for tokens that were here before, and could not be read any more."""
-        for named in self._shards_with(split, starts, length):
+        for named in self.index.shards_with(split, starts, length):
             self._bring(named, waiting)
-
-    def _shards_with(
-        self, split: Split, starts: npt.NDArray[np.int64], length: int
-    ) -> Iterator[NamedShard]:
-        index = self.index
-        ends, shards = index.ends[split], index.shards[split]
-        first = np.searchsorted(ends, starts, side="right")
-        last = np.searchsorted(ends, starts + (length - 1), side="right")
-        for low, high in set(zip(first.tolist(), last.tolist(), strict=True)):
-            yield from shards[low : high + 1]
 
     def _require(self, named: NamedShard, waiting: Waiting) -> None:
         def decided() -> bool:

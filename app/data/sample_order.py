@@ -190,16 +190,33 @@ class BatchGeometry:
 
     @property
     def accumulation(self) -> int:
-        """Micro-steps per optimizer step."""
-        return self.global_batch_size // (self.batch_size * self.world_size)
+        """Micro-steps per optimizer step, the same for each process."""
+        return -(-self.global_batch_size // (self.batch_size * self.world_size))
+
+    @property
+    def share(self) -> float:
+        """What the sum over all processes is multiplied by, where each has divided by its
+        micro-steps, so that each sample of the step counts alike."""
+        return self.accumulation * self.batch_size / self.global_batch_size
 
     @property
     def tokens_per_step(self) -> int:
         return self.global_batch_size * self.seq_len
 
+    def counts(self, micro_step: int) -> bool:
+        """Whether this process has samples left in that micro-step of a step. The last one may have
+        none for it: then it shows the first of the step once more, and they do not count."""
+        return self._first(0, micro_step) < self.global_batch_size
+
     def samples(self, step: int, micro_step: int) -> range:
         """The samples that this process shows in a micro-step of `step`, which counts from 0."""
-        first = global_index(
+        first = self._first(step, micro_step)
+        if not self.counts(micro_step):
+            first = step * self.global_batch_size
+        return range(first, first + self.batch_size)
+
+    def _first(self, step: int, micro_step: int) -> int:
+        return global_index(
             step,
             micro_step,
             self.rank,
@@ -208,4 +225,3 @@ class BatchGeometry:
             world_size=self.world_size,
             global_batch_size=self.global_batch_size,
         )
-        return range(first, first + self.batch_size)

@@ -12,7 +12,7 @@ names it, and the index is replaced in one step. A kill may cost tokens that wer
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -162,6 +162,16 @@ class ShardIndex:
     def n_tokens(self, split: Split) -> int:
         ends = self.ends[split]
         return int(ends[-1]) if len(ends) else 0
+
+    def shards_with(
+        self, split: Split, starts: npt.NDArray[np.int64], length: int
+    ) -> Iterator[NamedShard]:
+        """Those with tokens [start, start + length) of each start; one may come twice."""
+        ends, shards = self.ends[split], self.shards[split]
+        first = np.searchsorted(ends, starts, side="right")
+        last = np.searchsorted(ends, starts + (length - 1), side="right")
+        for low, high in set(zip(first.tolist(), last.tolist(), strict=True)):
+            yield from shards[low : high + 1]
 
     def first(self, n_seals: int) -> "ShardIndex":
         """The index as it was after its first `n_seals` seals; the same index if it has no more."""

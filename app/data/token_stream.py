@@ -7,11 +7,12 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from app.data.loader import ValidationBatches
-from app.data.preparation import Preparation
 from app.data.sample_order import Numbers, SampleOrder, corpus_order
 from app.data.shard_index import ShardIndex, Split
 from app.data.shards import Tokens, TokenShards
@@ -29,13 +30,34 @@ class OutOfData(Exception):
     to stop."""
 
 
+class TokenFolder(Protocol):
+    """The shards of DATASET on this machine: a `Preparation`, or what another process makes."""
+
+    @property
+    def directory(self) -> Path: ...
+    @property
+    def index(self) -> ShardIndex: ...
+    @property
+    def tokenizer(self) -> TokenizerFiles: ...
+    @property
+    def train(self) -> TokenShards: ...
+    @property
+    def validation(self) -> TokenShards: ...
+    def wait_for(self, split: Split, n_tokens: int, waiting: Waiting, /) -> ShardIndex: ...
+    def require(self, split: Split, starts: Numbers, length: int, waiting: Waiting, /) -> None: ...
+    def bring_again(
+        self, split: Split, starts: Numbers, length: int, waiting: Waiting, /
+    ) -> None: ...
+    def close(self) -> None: ...
+
+
 class TokenStream:
     """The tokens of DATASET, some of which may not be made yet. The sequences and batches that its
     methods return can be read at once."""
 
     def __init__(
         self,
-        preparation: Preparation,
+        preparation: TokenFolder,
         progress: TokenProgress,
         stopping: Callable[[], bool],
         *,

@@ -18,3 +18,19 @@ def resolve_device(requested: str) -> torch.device:
     if requested == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("DEVICE=mps, but there is no Apple GPU here: set DEVICE=cpu")
     return torch.device(requested)
+
+
+def gpus_here() -> int:
+    """How many GPUs this process may use; 0 where it computes on a CPU."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def take_gpu(number: int) -> None:
+    """From here on "cuda" means that one. Raises ConfigError if there are not so many."""
+    if torch.cuda.is_available():
+        if number >= torch.cuda.device_count():
+            raise ConfigError(
+                f"DEVICES asks for GPU number {number + 1}, and there are "
+                f"{torch.cuda.device_count()}: set DEVICES=auto, or a smaller number"
+            )
+        torch.cuda.set_device(number)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from app.console import redacted
+from app.settings.place import Place
 from app.settings.presets import AUTO_MODELS, PRESETS
 from app.settings.values import as_typed
 from app.settings.variables import (
@@ -16,6 +17,7 @@ from app.settings.variables import (
     MetadataServers,
     ModelSettings,
     OptimizerSettings,
+    ProcessSettings,
     RunSettings,
     Variable,
 )
@@ -35,7 +37,9 @@ class Settings:
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
     logs: LogSettings = field(default_factory=LogSettings)
+    processes: ProcessSettings = field(default_factory=ProcessSettings)
     metadata_servers: MetadataServers = field(default_factory=MetadataServers)
+    place: Place = field(default_factory=Place)
     sources: Mapping[str, Source] = field(default_factory=dict)
     s3_endpoint: str = ""  # the variable that names it, with its value
 
@@ -77,6 +81,14 @@ class Settings:
 def impossible_combinations(settings: Settings) -> Iterator[str]:
     """One line for each, with what to set instead."""
     batch, model, data = settings.batch, settings.model, settings.data
+    processes = settings.processes
+    if processes.num_nodes > 1:
+        yield (
+            f"NUM_NODES={processes.num_nodes}: a run on several machines is not built yet; set "
+            "NUM_NODES=1, and DEVICES for several processes on one machine"
+        )
+    elif processes.node_rank:
+        yield f"NODE_RANK={processes.node_rank}, but NUM_NODES=1: unset one of them"
     if rest := batch.global_batch_size % batch.batch_size:
         divisor = next(n for n in range(batch.batch_size, 0, -1) if not batch.global_batch_size % n)
         multiple = batch.global_batch_size - rest or batch.batch_size

@@ -4,8 +4,8 @@ The environment is the only configuration. A command-line flag is the same name 
 lower case, and a `.env` file in the working directory is read too; the order of
 precedence is flag, environment, file, default. Nothing else in the project reads
 the environment, except boto3 (AWS_*) and the hub client (HF_*), each for its own names.
-Two more things are read here: the addresses of the clouds' metadata servers
-(`MetadataServers`), and how many processes a launcher has started.
+The addresses of the clouds' metadata servers (`MetadataServers`) are read here too. What a launcher
+of processes says to each of them is read by `place`.
 """
 
 import os
@@ -20,6 +20,7 @@ from app.errors import AppError, ConfigError
 from app.settings.aws import aws_problems, named_endpoint
 from app.settings.combined import Settings, Source, impossible_combinations
 from app.settings.env_file import ENV_FILE, read_env_file
+from app.settings.place import other_names
 from app.settings.recipes import with_recipe
 from app.settings.spelling import misspelled
 from app.settings.values import CREDENTIALS, allowed
@@ -29,15 +30,6 @@ S = TypeVar("S", bound=Section)
 
 _WHERE = {"flag": "a flag", "environment": "the environment", "file": str(ENV_FILE)}
 
-# Each launcher tells a process in its own way how many of its kind were started.
-_LAUNCHERS = {
-    "WORLD_SIZE": "torchrun",
-    "SLURM_STEP_NUM_TASKS": "srun, or with --ntasks=1",  # SLURM_NTASKS is set in a batch script too
-    "OMPI_COMM_WORLD_SIZE": "mpirun",
-    "PMI_SIZE": "mpiexec",
-    "MV2_COMM_WORLD_SIZE": "mpirun",
-    "JSM_NAMESPACE_SIZE": "jsrun",
-}
 _LONGEST_SHOWN = 200  # characters of a value
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://[^/\s]+:\d+")
 
@@ -49,14 +41,15 @@ def load_settings(flags: Mapping[str, str] | None = None) -> Settings:
     Raises ConfigError, with one line for each problem, and AccessDenied for a `.env` that cannot
     be read.
     """
+    environment, problems = other_names(_environment())
     places: dict[Source, Mapping[str, str]] = {
         "file": _by_name(read_env_file()),
-        "environment": _by_name(_environment()),
+        "environment": _by_name(environment),
         "flag": _by_name(flags or {}),
     }
     given = {name: text for place in places.values() for name, text in place.items()}
     sources = _sources(places)
-    problems = [
+    problems += [
         f"{name} is not a variable of this job; did you mean {nearest}?"
         for name, nearest in misspelled({**places["file"], **places["environment"]})
     ]
@@ -96,21 +89,6 @@ def wanted_log_format(flags: Mapping[str, str]) -> str:
         if text := _by_name(place).get("LOG_FORMAT"):
             return "json" if text == "json" else "text"
     return "text"
-
-
-def refuse_several_processes() -> None:
-    """Raises ConfigError where a launcher such as torchrun has started more than one process.
-
-    One process would train while the others wait for its lease, and the user would take this
-    for distributed training.
-    """
-    for name, launcher in _LAUNCHERS.items():
-        started = os.environ.get(name, "")
-        if started.isdecimal() and int(started) > 1:
-            raise ConfigError(
-                f"{name}={started} (from the environment) cannot be used: the job trains in one "
-                f"process on one GPU; start it without {launcher}"
-            )
 
 
 def _environment() -> dict[str, str]:

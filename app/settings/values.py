@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from app.settings.local_paths import local_path, path_of_file_uri
 
+MOST_DEVICES = 64  # of one machine
 CREDENTIALS = "credentials do not belong in a URI"
 
 # Python would also take 1_000, the digits of other scripts, and for a whole number 5.0.
@@ -169,3 +170,10 @@ def as_typed(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def device_count(value: str) -> str:
+    """auto, or how many."""
+    if value != "auto" and not (value.isdecimal() and 1 <= int(value) <= MOST_DEVICES):
+        raise ValueError(f"allowed: auto, or a number from 1 to {MOST_DEVICES}")
+    return value

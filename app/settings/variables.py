@@ -17,6 +17,7 @@ from app.settings.dataset_spec import mixture_parts
 from app.settings.values import (
     as_meant,
     data_source,
+    device_count,
     directory_or_hub_id,
     folder,
     number_as_written,
@@ -277,6 +278,21 @@ class LogSettings(Section):
         return ",".join(name for name in names if name != "none")
 
 
+class ProcessSettings(Section):
+    devices: Annotated[str, AfterValidator(device_count)] = _field(
+        "auto", "processes on this machine, one for each device; auto: every GPU, 1 on a CPU"
+    )
+    num_nodes: int = _field(1, "machines that train the run together", ge=1, le=10_000)
+    node_rank: int = _field(0, "number of this machine among them, from 0", ge=0, lt=10_000)
+    master_addr: str | None = _field(None, "address of machine 0, where processes find each other")
+    master_port: int = _field(
+        29500, "port there; the processes of one machine find a free one", ge=1, le=65_535
+    )
+    peer_timeout: float = _field(
+        60, "a process that is silent for so long is lost: exit 75", "seconds", ge=5, le=86_400
+    )
+
+
 class MetadataServers(Section):
     """Where a machine asks its cloud about itself: the clouds' own names, not the job's."""
 
@@ -293,6 +309,7 @@ SECTIONS: dict[str, type[Section]] = {
     "compute": ComputeSettings,
     "checkpoints": CheckpointSettings,
     "logs": LogSettings,
+    "processes": ProcessSettings,
 }
 
 

@@ -89,11 +89,7 @@ def capture(
     On a card with `room` times the size of the copy free, the copy stays there.
     """
     weights = model.state_dict()
-    state = {
-        f"{moment}.{name}": tensor
-        for name, parameter in model.named_parameters()
-        for moment, tensor in optimizer.state[parameter].items()
-    }
+    state = _named_moments(model, optimizer)
     stays = _fits_on_card([*weights.values(), *state.values()], room)
     copy = torch.clone if stays else _host_copy
     return Snapshot(
@@ -214,6 +210,33 @@ def tokenizer_files(files: Iterable[str]) -> list[str]:
     """Those of a checkpoint's files that are its tokenizer's."""
     others = {STATE_FILE, "config.json", "generation_config.json"}
     return [f for f in files if f.endswith(TOKENIZER_FILE_TYPES) and f not in others]
+
+
+def shared_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Weights and moments, those of the optimizer itself and no copies, in one order everywhere."""
+    state = _named_moments(model, optimizer)
+    return [*model.state_dict().values(), *(state[name] for name in sorted(state))]
+
+
+def _named_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{moment}.{name}": tensor
+        for name, parameter in model.named_parameters()
+        for moment, tensor in optimizer.state[parameter].items()
+    }
+
+
+def make_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimizer moments of the right shapes, all 0, to be overwritten."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            counts_at = parameter.device if group.get("fused") else torch.device("cpu")
+            optimizer.state[parameter] = {
+                moment: torch.zeros((), device=counts_at)
+                if moment == "step"
+                else torch.zeros_like(parameter)
+                for moment in moments(group)
+            }
 
 
 def _load_optimizer(

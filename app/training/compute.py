@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from app.errors import ConfigError
-from app.model.device import resolve_device
+from app.model.device import resolve_device, take_gpu
 from app.settings.combined import Settings
 from app.settings.presets import AUTO_MODELS, PRESETS, ModelConfig
 from app.settings.variables import ComputeSettings
@@ -83,6 +83,15 @@ def resolve_compute(settings: ComputeSettings) -> Compute:
         device_name=name if cuda else f"CPU {name}, {torch.get_num_threads()} threads",
         peak_flops=_peak_flops(name) if cuda and precision == "bf16-mixed" else None,
     )
+
+
+def take_device(settings: Settings) -> None:
+    """Compute on the GPU of this process, where several share the machine.
+
+    Raises ConfigError if there is none for it.
+    """
+    if not settings.place.is_alone and settings.compute.device in ("auto", "cuda"):
+        take_gpu(settings.place.local_rank)
 
 
 def resolve_model(requested: str, device: torch.device) -> tuple[str, ModelConfig]:

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from app.data.token_stream import TokenStream
 from app.observe.trackers import PrometheusTracker
+from app.ranks.team import Team
 from app.run.lease import Lease
 from app.stores.contract import Store
+from app.training.agreement import Agreement
 from app.training.job import Job
 
 
@@ -21,3 +23,5 @@ class HeldRun:
     lease: Lease
     corpus: TokenStream
     prometheus: PrometheusTracker | None
+    team: Team
+    agreement: Agreement

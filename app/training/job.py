@@ -102,7 +102,13 @@ def resolve_job(
         model_name=name,
         config=_fitting(name, config, init, tokenizer),
         run_name=run_name_of(settings),
-        geometry=BatchGeometry(batch.batch_size, batch.global_batch_size, seq_len),
+        geometry=BatchGeometry(
+            batch.batch_size,
+            batch.global_batch_size,
+            seq_len,
+            settings.place.world_size,
+            settings.place.rank,
+        ),
         init=init,
         tokenizer=tokenizer,
     )

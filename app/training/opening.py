@@ -23,13 +23,15 @@ from app.run.recorded_source import remember_parts
 from app.run.retention import clean_up
 from app.run.view import RunView, read_view
 from app.state.identity import RunRecord
+from app.state.random_state import RandomState
 from app.state.snapshot import huggingface_files
 from app.training.announcement import announce
-from app.training.attempt import Attempt, Sections
+from app.training.attempt import Attempt
 from app.training.checkpointing import Checkpointing
 from app.training.held_run import HeldRun
 from app.training.optimizer import build_optimizer
 from app.training.outcome import say_what_is_next
+from app.training.plan import Plan, send_plan, settings_in_common
 from app.training.preemption import GracePeriod, StopRequest, ended_by
 from app.training.refusals import check_against_record, check_ledger
 from app.training.restoring import Resumed, restore_newest
@@ -37,6 +39,7 @@ from app.training.saver import CheckpointSaver
 from app.training.schedule import Schedule
 from app.training.step_clock import StepClock
 from app.training.step_log import StepLog
+from app.training.steps import Sections
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +88,10 @@ def open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> A
     journal = _journal(run, view, resumed, rows)
     grace = GracePeriod(stop, settings.checkpoints.grace_seconds)
     run.lease.check()  # restoring may have taken so long that the lease was lost
+    record = outcome.stored.record
+    _bring_in_the_others(run, record, model, optimizer, resumed)
     journal.begin()
     try:
-        record = outcome.stored.record
         return _attempt(
             run, record, model, optimizer, schedule, resumed, rows, journal, grace, stop
         )
@@ -97,6 +101,35 @@ def open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> A
         stop.taken()
         grace.record_end(lambda: journal.end(why))
         raise
+
+
+def _bring_in_the_others(
+    run: HeldRun,
+    record: RunRecord,
+    model: SmolLM2,
+    optimizer: torch.optim.Optimizer,
+    resumed: Resumed | None,
+) -> None:
+    """Let the other processes of the team begin with this state. Raises LostPeer."""
+    if not run.team.is_many:
+        return
+    job, tokens = run.job, run.corpus.preparation
+    run.team.join(job.compute.device)
+    plan = Plan(
+        settings=settings_in_common(job.settings),
+        record=record,
+        step=resumed.progress.step if resumed else 0,
+        resumed=resumed is not None,
+        validation_loss=resumed.progress.validation_loss if resumed else None,
+        random=RandomState.capture(),
+        seq_len=job.geometry.seq_len,
+        tokens=tokens.directory,
+        source=tokens.index.source,
+        tokenizer=job.tokenizer.directory,
+        holder=run.lease.holder,
+        epoch=run.lease.epoch,
+    )
+    send_plan(run.team, plan, model, optimizer)
 
 
 def _killed_at_its_end(run: HeldRun, view: RunView) -> AttemptRecord | None:
@@ -202,6 +235,8 @@ def _attempt(
         clock=clock,
         stop=stop,
         grace=grace,
+        team=run.team,
+        agreement=run.agreement,
         publish_report=partial(publish, run.store, run.lease),
         start_step=step,
         validation_loss=resumed.progress.validation_loss if resumed else None,

@@ -81,6 +81,11 @@ class StopRequest:
         self.install()
         self.raise_if_requested()
 
+    def follow(self) -> None:
+        """Another process of the run was asked to stop: this one is too, from now on."""
+        if not self.requested:
+            self.requested_at = self.now()
+
     @property
     def deferred(self) -> bool:
         """Whether the first step is done."""

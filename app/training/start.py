@@ -6,17 +6,16 @@ and the data. Only then does this process take the lease. Under it, it reads aga
 says, since another process may have written in the meantime.
 """
 
-import gc
 import logging
 from contextlib import ExitStack
 
 from app.data.sources import PinnedSource
 from app.data.token_progress import TokenProgress
-from app.data.token_stream import OutOfData, TokenStream
-from app.errors import Fenced, Preempted
+from app.data.token_stream import TokenStream
+from app.errors import Preempted
 from app.heartbeat import beat
-from app.model.attention import AttentionShape, fastest_attention
 from app.observe.trackers import PrometheusTracker
+from app.ranks.team import Team
 from app.run.journal import TARGET_REACHED
 from app.run.kept_inputs import tokenizer_of_run
 from app.run.lease import Doing, Lease, holder_identity
@@ -28,13 +27,17 @@ from app.settings.combined import Settings
 from app.state.identity import RunRecord
 from app.stores.contract import Store
 from app.stores.opening import open_store
-from app.training.attempt import Attempt, Trainer
+from app.training.agreement import Agreement
+from app.training.attempt import Attempt
+from app.training.compute import resolve_compute, take_device
 from app.training.first_weights import begun_run, check_name
 from app.training.held_run import HeldRun
 from app.training.job import Job, resolve_job, run_name_of
+from app.training.loop import train_until_stopped, trainer_named
 from app.training.opening import open_under_lease
 from app.training.out_of_memory import memory_failures
 from app.training.outcome import say_how_to_go_on, say_what_came_out, say_what_is_next
+from app.training.plan import NOTHING_TO_DO
 from app.training.preemption import GracePeriod, StopRequest, ended_by
 from app.training.refusals import (
     check_against_record,
@@ -45,6 +48,7 @@ from app.training.refusals import (
     check_space,
     nothing_left_to_do,
 )
+from app.training.steps import Trainer
 from app.training.training_data import check_data, open_preparation
 
 log = logging.getLogger(__name__)
@@ -52,10 +56,13 @@ log = logging.getLogger(__name__)
 
 def run(settings: Settings, stop: StopRequest) -> None:
     """Train, and return once the target is reached. Raises an AppError for every other end."""
-    trainer = _trainer(settings.run.trainer)
+    trainer = trainer_named(settings.run.trainer)
+    team = Team(settings.place, settings.processes.peer_timeout)
+    take_device(settings)
     with memory_failures(settings):
-        attempt = open_attempt(settings, stop)
+        attempt = open_attempt(settings, stop, team)
     if attempt is None:
+        _dismiss(team, settings)
         return
     run_name = run_name_of(settings)
     try:
@@ -69,7 +76,7 @@ def run(settings: Settings, stop: StopRequest) -> None:
 def _to_its_end(trainer: Trainer, attempt: Attempt, settings: Settings, stop: StopRequest) -> None:
     why = TARGET_REACHED
     try:
-        failure = _train(trainer, attempt, settings)
+        failure = train_until_stopped(trainer, attempt, settings)
         with memory_failures(settings):  # the copy for the last checkpoint is on the device too
             attempt.finish(failure)
     except BaseException as error:
@@ -80,42 +87,13 @@ def _to_its_end(trainer: Trainer, attempt: Attempt, settings: Settings, stop: St
         attempt.close(why)
 
 
-def _train(trainer: Trainer, attempt: Attempt, settings: Settings) -> BaseException | None:
-    """Train. If it ended before its time, return why: the steps that were made come first."""
-    gc.collect()
-    gc.freeze()  # so that no collection in the loop walks through all imported modules
-    try:
-        with (
-            memory_failures(settings),
-            fastest_attention(
-                attempt.compute.device,
-                AttentionShape(
-                    attempt.model.config,
-                    attempt.geometry.batch_size,
-                    attempt.geometry.seq_len,
-                    attempt.compute.dtype,
-                ),
-                masked=attempt.sections.data.document_mask,
-            ),
-        ):
-            trainer(attempt)
-    except OutOfData as end:
-        return end.__cause__
-    except (Preempted, Fenced):
-        raise
-    except Exception as failure:  # noqa: BLE001 - even a bug: the attempt raises it again
-        return failure
-    except SystemExit as end:  # with its code, 0 perhaps, it would look like the end of the run
-        ended = RuntimeError(f"a library ended the training with SystemExit({end.code!r})")
-        ended.__cause__ = end
-        return ended
-    finally:
-        gc.unfreeze()
-    return None
+def open_attempt(settings: Settings, stop: StopRequest, team: Team | None = None) -> Attempt | None:
+    """An attempt with its state restored, or None if the run is finished.
 
-
-def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
-    """An attempt with its state restored, or None if the run is finished."""
+    The other processes of the `team`, if there are any, are called once everything was looked at.
+    """
+    team = team or Team(settings.place, settings.processes.peer_timeout)
+    agreement = Agreement(team, stop)
     beat()
     store = open_store(settings.checkpoints.checkpoint_uri, run_name_of(settings))
     check_place(settings, store)
@@ -154,20 +132,29 @@ def open_attempt(settings: Settings, stop: StopRequest) -> Attempt | None:
         data.start()
         job = check_data(job, data, progress.waiting)
         log.info("first tokens ready after %.1f s", progress.arrived())
+        team.call()
         corpus = TokenStream(
             data,
             progress,
-            lambda: stop.requested,
+            agreement.waits_and_stops,
             seed=settings.run.seed,
             seq_len=job.geometry.seq_len,
         )
-        attempt = _open_with_lease(job, store, view, corpus, prometheus, source, stop, note)
+        parts = corpus, prometheus, team, agreement
+        attempt = _open_with_lease(job, store, view, parts, source, stop, note)
     except BaseException:
         opened.close()
         raise
     if attempt is None:
         opened.close()
     return attempt
+
+
+def _dismiss(team: Team, settings: Settings) -> None:
+    """Let the others end too, where torchrun has started them already."""
+    if team.place.under_torchrun:
+        team.join(resolve_compute(settings.compute).device)
+        team.document(NOTHING_TO_DO)
 
 
 def _say_finished(
@@ -194,8 +181,7 @@ def _open_with_lease(
     job: Job,
     store: Store,
     view: RunView,
-    corpus: TokenStream,
-    prometheus: PrometheusTracker | None,
+    parts: tuple[TokenStream, PrometheusTracker | None, Team, Agreement],
     source: PinnedSource,
     stop: StopRequest,
     note: WaitingNote,
@@ -216,7 +202,7 @@ def _open_with_lease(
     try:
         lease.start_renewing()
         note.close()
-        held = HeldRun(job, store, lease, corpus, prometheus)
+        held = HeldRun(job, store, lease, *parts)
         return open_under_lease(held, source, stop)
     except BaseException:
         stop.taken()
@@ -228,13 +214,3 @@ def _told(settings: Settings, store: Store) -> WaitingNote:
     """Tells from here on that this start prepares data, until it holds the lease."""
     ttl = settings.checkpoints.lease_ttl
     return WaitingNote(store, holder_identity(), "preparing data", ttl).start()
-
-
-def _trainer(name: str) -> Trainer:
-    if name == "torch":
-        from app.training.train_torch import train as train_torch
-
-        return train_torch
-    from app.training.train_lightning import train as train_lightning
-
-    return train_lightning

@@ -16,13 +16,13 @@ from pytorch_lightning.plugins.environments import (  # type: ignore[attr-define
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from app.training.attempt import Attempt
+from app.training.steps import Steps
 
 
 class LanguageModel(pl.LightningModule):
     """The attempt's model in the form that Lightning asks for."""
 
-    def __init__(self, attempt: Attempt) -> None:
+    def __init__(self, attempt: Steps) -> None:
         super().__init__()
         self.model = attempt.model
         self._attempt = attempt
@@ -45,18 +45,23 @@ class LanguageModel(pl.LightningModule):
 
     def training_step(self, tokens: Tensor, batch_idx: int) -> Tensor:
         """Loss of one micro-batch (B, T + 1); Lightning divides it by the accumulation."""
-        loss = self._attempt.loss_function(tokens)
+        loss = self._attempt.loss(tokens)
         self._step_loss += loss.detach() / self._attempt.geometry.accumulation
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # Said here and not at the batch's end: where another process is lost, the weights are still
+        # those of a whole step.
+        self._attempt.micro_step_done()
+        self._attempt.reduce_gradients(self._step_loss)
         clip = self._attempt.sections.optimizer.grad_clip or torch.inf
         self._grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         self._attempt.update_begins()
 
     def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
-        stop = self._attempt.micro_step_done()
-        if (batch_idx + 1) % self._attempt.geometry.accumulation == 0:
+        if (batch_idx + 1) % self._attempt.geometry.accumulation:
+            stop = self._attempt.micro_step_done()
+        else:
             self._attempt.optimizer.zero_grad()  # a snapshot can use the memory of the gradients
             stop = self._attempt.step_done(self._step_loss, self._grad_norm)
             self._step_loss.zero_()
@@ -64,7 +69,7 @@ class LanguageModel(pl.LightningModule):
             self.trainer.should_stop = True
 
 
-def train(attempt: Attempt) -> None:
+def train(attempt: Steps) -> None:
     """Make optimizer steps from attempt.step to attempt.target, or until asked to stop.
 
     Raises KeyboardInterrupt, out of which Lightning makes a SystemExit.
@@ -73,7 +78,8 @@ def train(attempt: Attempt) -> None:
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     trainer = pl.Trainer(
         accelerator=attempt.compute.device.type,
-        devices=1,
+        # One device: the team's processes share a step by `reduce_gradients`, and not by DDP.
+        devices=[torch.cuda.current_device()] if attempt.compute.device.type == "cuda" else 1,
         precision=attempt.compute.precision,
         max_epochs=1,
         max_steps=attempt.target - attempt.step,

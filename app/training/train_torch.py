@@ -5,10 +5,10 @@ Shapes: B sequences per micro-batch, T tokens.
 
 import torch
 
-from app.training.attempt import Attempt
+from app.training.steps import Steps
 
 
-def train(attempt: Attempt) -> None:
+def train(attempt: Steps) -> None:
     """Make optimizer steps from attempt.step to attempt.target, or until asked to stop."""
     model, optimizer = attempt.model, attempt.optimizer
     accumulation = attempt.geometry.accumulation
@@ -22,11 +22,12 @@ def train(attempt: Attempt) -> None:
         for _ in range(accumulation):
             tokens = next(micro_batches).to(attempt.compute.device, non_blocking=True)  # (B, T + 1)
             with attempt.compute.autocast():
-                loss = attempt.loss_function(tokens)
+                loss = attempt.loss(tokens)
             (loss / accumulation).backward()
             step_loss += loss.detach() / accumulation
             if attempt.micro_step_done():
                 return
+        attempt.reduce_gradients(step_loss)
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         attempt.update_begins()
         optimizer.step()

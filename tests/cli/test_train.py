@@ -40,20 +40,20 @@ def test_the_first_line_of_a_training_comes_before_the_libraries(tmp_path: Path)
     assert result.returncode == 78 and "torch" in imported
 
 
-def test_training_in_several_processes_is_refused_in_one_line_before_the_libraries() -> None:
+def test_a_launcher_of_another_kind_is_refused_in_one_line_before_the_libraries() -> None:
     code = "import sys; from app.cli.parser import main; "
     code += "print(main(['train']), 'torch' in sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env={**os.environ, "WORLD_SIZE": "2"},
+        env={**os.environ, "SLURM_STEP_NUM_TASKS": "2"},
         capture_output=True,
         text=True,
         check=True,
     )
     assert result.stdout == "78 False\n"
     (line,) = result.stderr.splitlines()
-    assert "WORLD_SIZE=2" in line and "start it without torchrun" in line
+    assert "SLURM_STEP_NUM_TASKS=2" in line and "start it without srun" in line
 
 
 @pytest.mark.parametrize("world_size", ["", "1", "many"])

@@ -71,12 +71,18 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     return Gate(monkeypatch)
 
 
-MakeStream = Callable[..., TokenStream]
+class OwnStream(TokenStream):
+    """The tokens of a preparation of its own."""
+
+    preparation: Preparation
+
+
+MakeStream = Callable[..., OwnStream]
 
 
 @pytest.fixture
 def make(tmp_path: Path, tokenizer: TokenizerFiles) -> Iterator[MakeStream]:
-    made: list[TokenStream] = []
+    made: list[OwnStream] = []
 
     def make_one(
         name: str,
@@ -84,7 +90,7 @@ def make(tmp_path: Path, tokenizer: TokenizerFiles) -> Iterator[MakeStream]:
         rows: int = len(ROWS),
         stopping: Callable[[], bool] = lambda: False,
         **need: Any,
-    ) -> TokenStream:
+    ) -> OwnStream:
         path = tmp_path / f"{rows}.jsonl"
         path.write_text("".join(json.dumps({"text": row}) + "\n" for row in ROWS[:rows]))
         data = DataSettings(dataset=str(path), data_dir=tmp_path / name)
@@ -95,7 +101,7 @@ def make(tmp_path: Path, tokenizer: TokenizerFiles) -> Iterator[MakeStream]:
             shard_tokens=SHARD,
             limits=SMALL_BATCHES,
         )
-        stream = TokenStream(preparation, PatientProgress(act), stopping, seed=5, seq_len=SEQ_LEN)
+        stream = OwnStream(preparation, PatientProgress(act), stopping, seed=5, seq_len=SEQ_LEN)
         made.append(stream)
         return stream
 
@@ -104,7 +110,7 @@ def make(tmp_path: Path, tokenizer: TokenizerFiles) -> Iterator[MakeStream]:
         stream.close()
 
 
-def shown(stream: TokenStream, samples: int, workers: int = 0) -> list[list[int]]:
+def shown(stream: OwnStream, samples: int, workers: int = 0) -> list[list[int]]:
     """The tokens of the first samples, batch by batch."""
     loader = training_loader(
         stream.train,
@@ -119,7 +125,7 @@ def shown(stream: TokenStream, samples: int, workers: int = 0) -> list[list[int]
     return [row.tolist() for batch in loader for row in batch]
 
 
-def n_sequences(stream: TokenStream) -> int:
+def n_sequences(stream: OwnStream) -> int:
     return (stream.preparation.index.n_tokens("train") - 1) // SEQ_LEN
 
 

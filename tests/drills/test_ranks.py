@@ -1,23 +1,16 @@
 """The same samples in the same order on any number of processes, also when it changes."""
 
-import json
-import subprocess
-import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from app.data.loader import training_loader
 from app.data.sample_order import BatchGeometry, global_index
-from tests.support.job import ROOT
 from tests.support.ranks import (
     GLOBAL_BATCH_SIZE,
     N_SEQUENCES,
     ORDER,
     SEQ_LEN,
-    Plan,
     open_tokens,
     write_tokens,
 )
@@ -54,7 +47,10 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded(
     folder: Path, geometry: BatchGeometry, start: int, stop: int, num_workers: int
 ) -> list[list[list[int]]]:
-    """What one rank's loader shows: by step, micro-step and row, the sequence's number."""
+    """What one rank's loader shows: by step, micro-step and row, the sequence's number.
+
+    A micro-step that does not count, since the rank has no samples left in it, has no rows.
+    """
     loader = training_loader(
         open_tokens(folder),
         ORDER.sequences,
@@ -66,11 +62,12 @@ def loaded(
     )
     rows = [batch[:, 0].tolist() for batch in loader]
     a = geometry.accumulation
-    return [rows[number : number + a] for number in range(0, len(rows), a)]
+    counted = [row if geometry.counts(number % a) else [] for number, row in enumerate(rows)]
+    return [counted[number : number + a] for number in range(0, len(rows), a)]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
-@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7, 8])
 def test_every_number_of_processes_and_workers_shows_the_same_order(
     world_size: int, num_workers: int, tokens: Path
 ) -> None:
@@ -90,7 +87,7 @@ def test_every_number_of_processes_and_workers_shows_the_same_order(
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_the_number_of_processes_may_change_at_any_step(batch_size: int, tokens: Path) -> None:
     shown = []
-    for start, stop, world_size in ((0, 3, 4), (3, 4, 1), (4, 11, 2), (11, STEPS, 4)):
+    for start, stop, world_size in ((0, 3, 4), (3, 4, 1), (4, 11, 3), (11, STEPS, 2)):
         ranks = [
             loaded(
                 tokens,
@@ -119,44 +116,3 @@ def test_a_sample_number_is_its_step_and_place_and_nothing_else() -> None:
     place = {"batch_size": 2, "world_size": 4, "global_batch_size": 16}
     assert global_index(0, 0, 0, 0, **place) == 0
     assert global_index(10**9, 1, 3, 1, **place) == 16 * 10**9 + (4 + 3) * 2 + 1
-
-
-def train(folder: Path, **plan: Any) -> list[dict[str, Any]]:
-    """Run all processes of a plan to their end; what each of them saw."""
-    folder.mkdir()
-    write_tokens(folder)
-    made = Plan(folder=str(folder), **plan)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.support.ranks", json.dumps(asdict(made)), str(rank)],
-            cwd=ROOT,
-        )
-        for rank in range(made.world_size)
-    ]
-    assert [process.wait(timeout=300) for process in processes] == [0] * made.world_size
-    return [
-        json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(made.world_size)
-    ]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_one_and_two_processes_make_the_same_run_also_with_a_hand_over_in_the_middle(
-    tmp_path: Path,
-) -> None:
-    """Samples equal, losses equal but for the order in which float32 sums are made."""
-    (one,) = train(tmp_path / "one", world_size=1, start=0, stop=STEPS)
-    two = train(tmp_path / "two", world_size=2, start=0, stop=STEPS, num_workers=1)
-    begun = train(tmp_path / "begun", world_size=2, start=0, stop=9)
-    state = str(tmp_path / "begun" / "state")
-    (rest,) = train(tmp_path / "rest", world_size=1, start=9, stop=STEPS, state=state)
-
-    assert merged([one["seen"]]) == expected(0, STEPS)
-    assert merged([rank["seen"] for rank in two]) == expected(0, STEPS)
-    handed_over = merged([rank["seen"] for rank in begun]) + merged([rest["seen"]])
-    assert handed_over == expected(0, STEPS)
-
-    assert one["losses"] == pytest.approx(two[0]["losses"], rel=1e-5)
-    assert two[0]["losses"] == two[1]["losses"]
-    assert one["losses"] == pytest.approx(begun[0]["losses"] + rest["losses"], rel=1e-5)
-    assert one["losses"][-1] < one["losses"][0] - 0.01  # it did train

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from app.errors import ConfigError
-from app.settings.load import load_settings, refuse_several_processes
+from app.settings.load import load_settings
+from app.settings.place import place_of_this_process
 from tests.support.refused_settings import problems
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
@@ -178,15 +179,13 @@ def test_what_kubernetes_sets_for_a_service_of_that_name_counts_as_unset(
     assert (settings.logs.metrics_port, settings.sources["METRICS_PORT"]) == (9100, "file")
 
 
-@pytest.mark.parametrize(
-    "name", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]
-)
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
 def test_a_launcher_that_starts_several_processes_is_named(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "4")  # a batch script has it too, where one process starts
     monkeypatch.setenv(name, "1")
-    refuse_several_processes()
+    place_of_this_process()
     monkeypatch.setenv(name, "2")
     with pytest.raises(ConfigError, match=f"^{name}=2 .* start it without "):
-        refuse_several_processes()
+        place_of_this_process()

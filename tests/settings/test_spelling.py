@@ -42,7 +42,7 @@ def test_a_misspelled_name_is_reported_with_the_nearest_one(
 
 
 def test_foreign_names_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("COMPILER", "MODELS", "DEVICES", "DATABASE", "SERVICE", "SPEED", "LOGGER"):
+    for name in ("COMPILER", "MODELS", "DATABASE", "SERVICE", "SPEED", "LOGGER"):
         monkeypatch.setenv(name, "x")
     for name in ("HOME", "MODE", "AWS_REGION", "HF_TOKEN", "KUBERNETES_PORT", "LOGNAME", "SHLVL"):
         monkeypatch.setenv(name, "x")

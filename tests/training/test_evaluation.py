@@ -22,6 +22,8 @@ from app.data.tokenizer import read_tokenizer
 from app.model.loss import LossFunction
 from app.model.smollm2 import SmolLM2
 from app.observe.rows import perplexity
+from app.ranks.team import Team
+from app.settings.place import Place
 from app.settings.presets import PRESETS
 from app.settings.variables import ComputeSettings, DataSettings
 from app.training.compute import resolve_compute
@@ -54,6 +56,7 @@ def loss_of(shards: TokenShards, batch_size: int, end_token: int | None = None) 
         ValidationBatches(shards, SEQ_LEN, batch_size, max_tokens=10_000),
         compute,
         lambda seconds_left: True,
+        Team(Place(), 60),
     )
     assert loss is not None
     return loss

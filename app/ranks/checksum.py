@@ -1,0 +1,46 @@
+"""Whether all processes have the same weights, bit for bit: one of them may compute wrongly."""
+
+import torch
+from torch import Tensor
+
+from app.errors import Unavailable
+from app.ranks.team import Team
+
+_BITS = 0x7FFF_FFFF_FFFF_FFFF  # the sign is needed to compare
+
+
+class DifferentWeights(Unavailable):
+    """The weights of the processes differ: a card, its memory or a link computes wrongly."""
+
+
+def check_same_weights(team: Team, weights: dict[str, Tensor], step: int) -> None:
+    """Raises DifferentWeights, with the ranks and the first parameter, on each process."""
+    if not team.is_many:
+        return
+    sums = torch.stack([_checksum(tensor) for tensor in weights.values()]).cpu()
+    mixed = 0
+    for number in sums.tolist():
+        mixed = (mixed * 0x5DEECE66D + number) & _BITS
+    if team.all_have(mixed):
+        return
+    rows = team.gather(sums)  # (ranks, parameters)
+    differ = ((name, column) for name, column in zip(weights, rows.T.tolist(), strict=True))
+    name, column = next((n, c) for n, c in differ if len(set(c)) > 1)
+    raise DifferentWeights(
+        f"after step {step} {name} of rank {_other_ranks(column)} is not that of the other "
+        "processes: a device, its memory or a link computes wrongly. Nothing of it was saved; "
+        "leave that device out if it comes again, a start goes on from the newest checkpoint"
+    )
+
+
+def _other_ranks(column: list[int]) -> str:
+    """Those without the number that most have; all of them where none has most."""
+    most = max(set(column), key=column.count)
+    clear = 2 * column.count(most) > len(column)
+    ranks = [rank for rank, number in enumerate(column) if not clear or number != most]
+    return " and ".join(map(str, ranks))
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    """The sum of the bits of a float32 tensor, read as integers, with overflow: int64."""
+    return tensor.detach().reshape(-1).view(torch.int32).sum(dtype=torch.int64)

@@ -1,0 +1,238 @@
+"""Starts the processes of a run on this machine, hands signals on to them, and ends as they did.
+
+torchrun would do the first two. But whatever its workers end with, it ends with 1, and an
+orchestrator needs the code: whether to start again is written there.
+
+Rank 0 is started alone. It looks at settings, store and data, so that what is wrong is said once
+and costs seconds. Then it says at which port it waits, and the others are started.
+"""
+
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from app.errors import EXIT_INTERRUPTED, EXIT_OK, AppError, LostPeer, Preempted
+from app.settings.place import JOINING, TRAINING, Place
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.1
+_KILL_AFTER = 5.0  # seconds beyond GRACE_SECONDS, in which each process ends itself
+_HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+_KILLED = 128 + signal.SIGKILL
+# What decides, first to last: a refusal, which no other start changes, a bug, a kill by the system
+# for want of memory, a stop in order, and a lost peer, which is what the others see of all these.
+_DECISIVE = (78, 77, 64, 79, AppError.exit_code, EXIT_INTERRUPTED, _KILLED)
+_LAST = (Preempted.exit_code, LostPeer.exit_code, EXIT_OK)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds. `grace` is GRACE_SECONDS, `peer` is PEER_TIMEOUT."""
+
+    grace: float
+    peer: float
+
+
+@dataclass
+class _Worker:
+    rank: int
+    process: subprocess.Popen[bytes]
+    code: int | None = None  # once it has ended; negative: the signal that killed it
+    counts: bool = True  # not where the launcher itself ended it
+    paused: float = 0.0  # seconds for which it was seen to be, without a break
+
+    def send(self, number: int) -> None:
+        if self.code is None:
+            self.process.send_signal(number)
+
+
+def kills_for_memory() -> int:
+    """How many processes of our control group the kernel has killed since memory ran out; of the
+    machine where the group does not say it."""
+    events = [Path("/proc/vmstat")]
+    try:
+        group = Path("/proc/self/cgroup").read_text("utf-8").rpartition("::")[2].strip()
+        events.insert(0, Path(f"/sys/fs/cgroup{group}/memory.events"))
+    except OSError:
+        pass
+    for path in events:
+        try:
+            counts = dict(line.split() for line in path.read_text("utf-8").splitlines())
+        except (OSError, ValueError):
+            continue
+        if "oom_kill" in counts:
+            return int(counts["oom_kill"])
+    return 0
+
+
+class Launcher:
+    """Runs `command` as `size` processes. `run` returns the exit code that says how they ended."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        size: int,
+        patience: Patience,
+        kills_for_memory: Callable[[], int] = kills_for_memory,
+    ) -> None:
+        """`kills_for_memory` counts processes that the system has killed since memory ran out."""
+        self._kills_for_memory, self._kills = kills_for_memory, kills_for_memory()
+        self._command, self._size, self._patience = command, size, patience
+        self._workers: list[_Worker] = []
+        self._trains = False  # all have joined: from here on they notice what happens to others
+        self._asked_at: float | None = None  # since when they are to end
+        self._handed_on = False
+        self._failed_at: float | None = None
+        self._looked_at = time.monotonic()
+
+    def run(self) -> int:
+        """Only the main thread may call this: from here on signals are handed on."""
+        for number in _HANDED_ON:
+            # nohup asks to go on without a terminal
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._hand_on)
+        reader, writer = os.pipe()
+        self._start(0, 0, news=writer)
+        os.close(writer)
+        unread = b""
+        open_pipe = True
+        while self._living():
+            readers = [reader] if open_pipe else []
+            if select.select(readers, [], [], _POLL_SECONDS)[0]:
+                text = os.read(reader, 512)
+                open_pipe, unread = bool(text), unread + text
+                *lines, unread = unread.split(b"\n")
+                for line in lines:
+                    self._note(line)
+            for worker in self._living():
+                worker.code = worker.process.poll()
+                if worker.code is not None:
+                    self._ended(worker)
+            self._end_what_hangs()
+        os.close(reader)
+        return self._code()
+
+    def _start(self, rank: int, port: int, news: int | None = None) -> None:
+        place = Place(rank, rank, self._size, port=port, launcher=os.getpid(), news=news)
+        # A group of its own: else Ctrl-C would reach it twice, and that ends it at once.
+        process = subprocess.Popen(
+            self._command,
+            env=place.environment(),
+            process_group=0,
+            pass_fds=[] if news is None else [news],
+        )
+        self._workers.append(_Worker(rank, process))
+
+    def _note(self, line: bytes) -> None:
+        if line == TRAINING:
+            self._trains = True
+        elif line.startswith(JOINING) and self._asked_at is None:
+            for rank in range(1, self._size):
+                self._start(rank, int(line.split()[1]))
+
+    def _living(self) -> list[_Worker]:
+        return [worker for worker in self._workers if worker.code is None]
+
+    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+        self._handed_on = True
+        self._asked_at = self._asked_at or time.monotonic()
+        for worker in self._living():
+            worker.send(number)
+
+    def _ended(self, worker: _Worker) -> None:
+        """Say how, where it could not, and end those that cannot know."""
+        code = worker.code
+        others = self._living()
+        if code is not None and code < 0 and worker.counts:
+            self._say_killed(worker, -code)
+        if code == EXIT_OK and (worker.rank or self._trains):
+            return
+        self._failed_at = self._failed_at or time.monotonic()
+        preempted = code in (Preempted.exit_code, -signal.SIGTERM)
+        if not others or (self._trains and not preempted):
+            return  # they notice by themselves, and keep the steps that were made
+        for other in others:
+            other.counts = preempted and self._trains
+            other.send(signal.SIGTERM)
+        self._asked_at = self._asked_at or time.monotonic()
+
+    def _say_killed(self, worker: _Worker, number: int) -> None:
+        name = signal.Signals(number).name
+        if number == signal.SIGKILL and self._kills_for_memory() > self._kills:
+            worker.code = _KILLED
+            log.error(
+                "rank %d was killed by the system since memory ran out: give the job more memory, "
+                "or set a smaller BATCH_SIZE (exit %d)",
+                worker.rank,
+                _KILLED,
+            )
+        elif number != signal.SIGTERM:
+            log.error("rank %d was killed by %s", worker.rank, name)
+
+    def _end_what_hangs(self) -> None:
+        """SIGKILL for what cannot end by itself: past the grace, paused, or left over."""
+        now = time.monotonic()
+        # The launcher itself may have been paused, and the others with it.
+        passed, self._looked_at = min(now - self._looked_at, 1.0), now
+        living = self._living()
+        if self._asked_at and now - self._asked_at > self._patience.grace + _KILL_AFTER:
+            self._kill(living, "it did not end within GRACE_SECONDS")
+        for worker in living:
+            worker.paused = worker.paused + passed if _is_paused(worker.process.pid) else 0.0
+            if worker.paused > self._patience.peer:
+                self._kill([worker], "it is paused, and the others do not wait for longer")
+        # Who waits for what rank 0 still commits has ended: what is left of the others hangs.
+        rank_0 = self._workers[0].code
+        if self._failed_at and (rank_0 is None or rank_0 >= 0):
+            late = now - self._failed_at > self._patience.peer + self._patience.grace
+            if late:
+                self._kill([worker for worker in living if worker.rank], "it hangs")
+
+    def _kill(self, workers: Sequence[_Worker], why: str) -> None:
+        for worker in workers:
+            if worker.code is None and worker.counts:
+                worker.counts = False
+                log.error("rank %d is killed: %s", worker.rank, why)
+            worker.send(signal.SIGKILL)
+
+    def _code(self) -> int:
+        """The code that decides, of those that ended by themselves."""
+        rank_0 = self._workers[0].code
+        if rank_0 == EXIT_OK:
+            return EXIT_OK  # it has committed the last step
+        codes = {_exit_code(worker.code) for worker in self._workers if worker.counts}
+        if not codes:  # each had to be killed
+            return Preempted.exit_code if self._handed_on else LostPeer.exit_code
+        signals = sorted(code for code in codes if code not in (*_DECISIVE, *_LAST))
+        return next(code for code in (*_DECISIVE, *signals, *_LAST) if code in codes)
+
+
+def _exit_code(code: int | None) -> int:
+    """Of a process that a signal killed: what a start after it may mend, is tried again."""
+    if code is None or code == -signal.SIGKILL:
+        return LostPeer.exit_code
+    return 128 - code if code < 0 else code
+
+
+def _is_paused(pid: int) -> bool:
+    """Whether the process got SIGSTOP."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] in "Tt"
+
+
+def command_line(flags: Mapping[str, str]) -> list[str]:
+    """The command of a worker: this interpreter's `train`, with the same flags."""
+    given = [part for flag in flags.items() for part in flag]
+    return [sys.executable, "-m", "app", "train", *given]

@@ -1,0 +1,220 @@
+"""The processes that make a run's steps, as one of them sees the others.
+
+Each method is called by all of them, in the same order. A team of one does nothing, and has no
+process group. Numbers that decide something go over gloo, between the hosts, also where gradients
+go over NCCL, between the cards: so a decision waits for no card, and its failure is an exception.
+"""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from enum import IntEnum
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed.distributed_c10d import Store, _abort_process_group
+from torch.distributed.rendezvous import rendezvous
+
+from app.errors import LostPeer
+from app.failures import first_line
+from app.heartbeat import beat
+from app.settings.place import JOINING, TRAINING, Place
+
+_FIRST_SECONDS = 300.0  # until the first step is done, which may be compiled
+_SLICE_SECONDS = 0.5  # of a wait: between two of them Python hears signals
+_MEETING_SECONDS = 0.2
+_POLL_SECONDS = 0.0005  # for what is on a card
+
+
+class Wish(IntEnum):
+    """What one process wants; the greatest wish of all counts for all."""
+
+    GO_ON = 0
+    WAIT = 1  # for data
+    STOP = 2  # after this step
+    DROP = 3  # this step, which does not fit into the grace period any more
+
+
+class Team:
+    """`stopping` says that the team has agreed to stop."""
+
+    def __init__(self, place: Place, peer_timeout: float) -> None:
+        """A process is lost if it is silent for `peer_timeout` seconds."""
+        self.place, self.rank, self.size = place, place.rank, place.world_size
+        self.stopping = self.joined = False
+        self._timeout, self._patience = peer_timeout, max(_FIRST_SECONDS, peer_timeout)
+        self._meeting: Store | None = None
+        self._hosts: dist.ProcessGroup | None = None
+
+    @property
+    def is_many(self) -> bool:
+        return self.size > 1
+
+    def call(self) -> None:
+        """Rank 0 has found nothing wrong: the others may come. They find the port in its news."""
+        if not self.is_many:
+            return
+        if self.place.under_torchrun:
+            self._meeting = self._meet()
+            return
+        # Bound by ourselves: TCPStore would listen on every address of the machine.
+        listening = socket.create_server((self.place.address, self.place.port))
+        port = int(listening.getsockname()[1])
+        self._meeting = self._meet(port, listening.detach())
+        self._tell(JOINING + b" %d" % port)
+
+    def join(self, device: torch.device) -> None:
+        """Wait until all processes are there. Raises LostPeer if they do not come."""
+        cuda = device.type == "cuda"
+        timeout = timedelta(seconds=self._patience)
+        try:
+            meeting = self._meeting or self._meet(self.place.port)
+            self._gather_at(meeting)
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                store=meeting,
+                rank=self.rank,
+                world_size=self.size,
+                timeout=timeout,
+            )
+            self._hosts = dist.new_group(backend="gloo", timeout=timeout) if cuda else None
+        except (RuntimeError, ValueError) as error:
+            raise LostPeer(
+                f"rank {self.rank} of {self.size} did not find the others at "
+                f"{self.place.address}:{self.place.port}: {first_line(error)}"
+            ) from error
+        self.joined = True
+        self.agree(Wish.GO_ON)
+        self._tell(TRAINING)
+
+    def _gather_at(self, meeting: Store) -> None:
+        """Wait for each other in Python, which hears signals. The others wait for as long as
+        rank 0 loads a checkpoint."""
+        meeting.set(f"here/{self.rank}", "")
+        everyone = [f"here/{rank}" for rank in range(self.size)]
+        until = time.monotonic() + self._patience
+        while not meeting.check(["go"] if self.rank else everyone):
+            if self.rank == 0 and time.monotonic() > until:
+                raise LostPeer(f"not all {self.size} processes came within {self._patience:g} s")
+            beat()
+            time.sleep(_MEETING_SECONDS)
+        if self.rank == 0:
+            meeting.set("go", "")
+
+    def _tell(self, line: bytes) -> None:
+        """News for the launcher. One that has ended needs none."""
+        if self.place.news is not None:
+            with contextlib.suppress(OSError):
+                os.write(self.place.news, line + b"\n")
+
+    def settled(self) -> None:
+        """The first step is done: from here on nobody may be silent for long."""
+        self._patience = self._timeout
+
+    def agree(self, wish: Wish) -> Wish:
+        """The greatest wish of all. Raises LostPeer."""
+        if not self.is_many:
+            return wish
+        numbers = torch.tensor([wish], dtype=torch.int32)
+        self._wait(dist.all_reduce(numbers, dist.ReduceOp.MAX, self._hosts, async_op=True))
+        agreed = Wish(int(numbers))
+        self.stopping = self.stopping or agreed >= Wish.STOP
+        return agreed
+
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        """The sums over all, in float64. Raises LostPeer."""
+        summed = torch.tensor(numbers, dtype=torch.float64)
+        if self.is_many:
+            self._wait(dist.all_reduce(summed, group=self._hosts, async_op=True))
+        return [float(number) for number in summed]
+
+    def gather(self, numbers: Tensor) -> Tensor:
+        """(N,) of each: (ranks, N), on the host. Raises LostPeer."""
+        if not self.is_many:
+            return numbers[None]
+        rows = list(torch.empty((self.size, *numbers.shape), dtype=numbers.dtype))
+        self._wait(dist.all_gather(rows, numbers, group=self._hosts, async_op=True))
+        return torch.stack(rows)
+
+    def all_have(self, number: int) -> bool:
+        """Whether `number` (63 bits) is the same everywhere. Raises LostPeer."""
+        if not self.is_many:
+            return True
+        both = torch.tensor([number, -number], dtype=torch.int64)
+        self._wait(dist.all_reduce(both, dist.ReduceOp.MAX, self._hosts, async_op=True))
+        return int(both[0]) == -int(both[1])
+
+    def document(self, content: bytes = b"") -> bytes:
+        """The `content` that rank 0 has. Raises LostPeer."""
+        length = torch.tensor([len(content)], dtype=torch.int64)
+        self._wait(dist.broadcast(length, 0, group=self._hosts, async_op=True))
+        text = torch.zeros(int(length), dtype=torch.uint8)
+        if self.rank == 0:
+            text = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        self._wait(dist.broadcast(text, 0, group=self._hosts, async_op=True))
+        return text.numpy().tobytes()
+
+    def copy_from_rank_0(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite each tensor with that of rank 0. Raises LostPeer."""
+        for tensor in tensors:
+            with torch.no_grad():
+                self._wait(dist.broadcast(tensor.detach(), 0, async_op=True))
+
+    def begin_sum(self, flat: Tensor) -> dist.Work:
+        """Begin to add up a tensor over all, in place; `end_sum` waits for it."""
+        work = dist.all_reduce(flat, async_op=True)
+        assert work is not None
+        return work
+
+    def end_sum(self, work: dist.Work, flat: Tensor) -> None:
+        """Raises LostPeer."""
+        if not flat.is_cuda:
+            self._wait(work)
+            return
+        # `wait` would let the card's stream wait, for ever if a peer is gone, and with it every
+        # copy of the weights.
+        until = time.monotonic() + self._patience
+        while not work.is_completed():
+            if time.monotonic() > until:
+                _abort_process_group()
+                raise self._lost(self._patience)
+            time.sleep(_POLL_SECONDS)
+        self._wait(work)
+
+    def _meet(self, port: int = 0, listening: int | None = None) -> Store:
+        timeout = timedelta(seconds=self._patience)
+        if self.place.under_torchrun:
+            meeting: Store = next(rendezvous("env://", timeout=timeout))[0]
+            return meeting
+        return TCPStore(
+            self.place.address,
+            port,
+            self.size,
+            is_master=listening is not None,
+            timeout=timeout,
+            wait_for_workers=False,
+            master_listen_fd=listening,
+        )
+
+    def _wait(self, work: dist.Work | None) -> None:
+        assert work is not None
+        began = time.monotonic()
+        while True:
+            try:
+                work.wait(timedelta(seconds=_SLICE_SECONDS))
+                return
+            except RuntimeError as error:
+                waited = time.monotonic() - began
+                if work.is_completed():  # and failed
+                    raise self._lost() from error
+                if waited > self._patience:
+                    raise self._lost(self._patience) from error
+
+    def _lost(self, seconds: float | None = None) -> LostPeer:
+        how = "is gone" if seconds is None else f"was silent for {seconds:g} s (PEER_TIMEOUT)"
+        return LostPeer(f"another process of the run {how}: start again to go on")

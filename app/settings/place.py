@@ -1,0 +1,158 @@
+"""Where this process stands among those that train a run together, and who has started it.
+
+Read from the environment: what torchrun, and the job's own launcher, say to each process that they
+start, and the names under which other launchers give the variables of `ProcessSettings`.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from app.errors import ConfigError
+
+# Torchrun's own names, which Kubeflow Trainer sets too, and ours.
+_OTHER_NAMES = {
+    "PET_NNODES": "NUM_NODES",
+    "PET_NPROC_PER_NODE": "DEVICES",
+    "PET_NODE_RANK": "NODE_RANK",
+    "PET_MASTER_ADDR": "MASTER_ADDR",
+    "PET_MASTER_PORT": "MASTER_PORT",
+}
+_JOB_INDEX = "JOB_COMPLETION_INDEX"  # of an Indexed Job of Kubernetes
+
+# Each of these tells a process in its own way how many of its kind were started.
+_FOREIGN_LAUNCHERS = {
+    "SLURM_STEP_NUM_TASKS": "srun, or with --ntasks=1",  # SLURM_NTASKS is set in a batch script too
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpiexec",
+    "MV2_COMM_WORLD_SIZE": "mpirun",
+    "JSM_NAMESPACE_SIZE": "jsrun",
+}
+# What rank 0 says to the launcher: at which port it waits, and that all have come.
+JOINING, TRAINING = b"port", b"training"
+_LAUNCHER, _NEWS = "APP_LAUNCHER", "APP_LAUNCHER_NEWS"
+
+
+@dataclass(frozen=True)
+class Place:
+    """One process of `world_size`, which find each other at `address` and `port`.
+
+    `launcher` is the process id of the job's own launcher, None under torchrun and for a job of one
+    process. To `news`, a file descriptor, rank 0 writes for the launcher how far it is.
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    address: str = "127.0.0.1"
+    port: int = 0
+    launcher: int | None = None
+    news: int | None = None
+
+    @property
+    def is_alone(self) -> bool:
+        return self.world_size == 1
+
+    @property
+    def under_torchrun(self) -> bool:
+        return not self.is_alone and self.launcher is None
+
+    def environment(self) -> dict[str, str]:
+        """The environment of the process with this place, which the launcher starts.
+
+        Processes of one machine talk over the loopback interface, and share its cores.
+        """
+        own = {
+            "RANK": self.rank,
+            "LOCAL_RANK": self.local_rank,
+            "WORLD_SIZE": self.world_size,
+            "LOCAL_WORLD_SIZE": self.world_size,
+            "MASTER_ADDR": self.address,
+            "MASTER_PORT": self.port or None,
+            _LAUNCHER: self.launcher,
+            _NEWS: self.news,
+        }
+        threads = max(1, (os.cpu_count() or 1) // self.world_size)
+        return {
+            "GLOO_SOCKET_IFNAME": "lo",
+            "OMP_NUM_THREADS": str(threads),
+            **{name: value for name, value in os.environ.items() if name not in own},
+            **{name: str(value) for name, value in own.items() if value is not None},
+        }
+
+
+def place_of_this_process() -> Place:
+    """As the environment says it.
+
+    Raises ConfigError for a launcher that is not known, and for several machines.
+    """
+    for name, launcher in _FOREIGN_LAUNCHERS.items():
+        if _count(name) > 1:
+            raise ConfigError(
+                f"{name}={_count(name)} (from the environment) cannot be used: the job starts its "
+                f"own processes, as many as DEVICES says; start it without {launcher}"
+            )
+    size = _count("WORLD_SIZE")
+    if size <= 1:
+        return Place()
+    named = {name: os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    for name, text in named.items():
+        if not text.isdecimal():
+            raise ConfigError(
+                f"WORLD_SIZE={size} (from the environment), but {name}={text!r} is no number: "
+                "torchrun sets both; unset WORLD_SIZE to let the job start its own processes"
+            )
+    rank, local_rank, local_size = (int(text) for text in named.values())
+    if local_size != size:
+        raise ConfigError(
+            f"WORLD_SIZE={size}, but LOCAL_WORLD_SIZE={local_size}: a run on several machines is "
+            "not built yet; start torchrun with --nnodes=1"
+        )
+    if rank >= size or local_rank >= size:
+        raise ConfigError(f"RANK={rank} and LOCAL_RANK={local_rank} have to be below {size}")
+    started_by, news = os.environ.get(_LAUNCHER), os.environ.get(_NEWS)
+    return Place(
+        rank,
+        local_rank,
+        size,
+        os.environ.get("MASTER_ADDR") or "127.0.0.1",
+        _count("MASTER_PORT"),
+        int(started_by) if started_by else None,
+        int(news) if news else None,
+    )
+
+
+def other_names(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """`environment` with what other launchers call the variables of processes under our names.
+
+    Beside it one line for each contradiction. An index of a Kubernetes Job is the number of a
+    machine only where there are several: a Job may as well run many runs of one machine each.
+    """
+    found: dict[str, str] = dict(environment)
+    problems: list[str] = []
+    if environment.get("RANK") and environment.get("WORLD_SIZE"):
+        return found, problems  # one that was started already: torchrun has read its own names
+    names = dict(_OTHER_NAMES)
+    if (environment.get("NUM_NODES") or environment.get("PET_NNODES") or "1") != "1":
+        names[_JOB_INDEX] = "NODE_RANK"
+    given_by: dict[str, str] = {}
+    for other, ours in names.items():
+        value = environment.get(other, "")
+        if other == "PET_NPROC_PER_NODE" and value == "gpu":
+            value = "auto"
+        if not value:
+            continue
+        if (before := found.get(ours)) and before != value:
+            problems.append(
+                f"{other}={value}, but {given_by.get(ours, ours)}={before}: they mean the same; "
+                "unset one of them"
+            )
+        found.setdefault(ours, value)
+        found[ours] = found[ours] or value
+        given_by.setdefault(ours, other)
+    return found, problems
+
+
+def _count(name: str) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else 0

@@ -1,0 +1,311 @@
+"""Several processes on one machine: the same run as one, and what happens to it when one of them is
+killed, paused or asked to stop.
+
+With PROCESS_KILLS=60 the kills at random instants go on for an hour.
+"""
+
+import contextlib
+import dataclasses
+import os
+import random
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.run.view import read_view
+from app.stores.contract import Store
+from app.stores.opening import open_store
+from tests.support.job import Finished, JobProcess, JobRunner, Outcome, outcome
+from tests.support.processes import wait_until_gone, workers_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SEED = 20_261_128
+KILLS = int(os.environ.get("PROCESS_KILLS", "2"))
+STEPS = 20
+SLACK = 60.0  # seconds, for a busy machine
+
+
+@pytest.fixture(scope="module")
+def variables_of_run(
+    job_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    return {
+        **job_environment,
+        "DATA_DIR": str(tmp_path_factory.mktemp("data")),
+        "TRAINER": "torch",
+        "TOTAL_STEPS": str(STEPS),
+        "CHECKPOINT_EVERY_STEPS": "8",
+        "PRECISION": "32-true",
+        "LEASE_TTL": "3",
+        "PEER_TIMEOUT": "8",
+        "GRACE_SECONDS": "60",
+    }
+
+
+@pytest.fixture
+def job(variables_of_run: dict[str, str], tmp_path: Path) -> JobRunner:
+    return JobRunner({**variables_of_run, "CHECKPOINT_URI": f"file://{tmp_path}/store"})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    variables_of_run: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], Outcome]:
+    """By the number of processes, what a run leaves that nothing disturbs."""
+    made: dict[int, Outcome] = {}
+
+    def by(processes: int) -> Outcome:
+        if processes not in made:
+            uri = f"file://{tmp_path_factory.mktemp('undisturbed')}"
+            job = JobRunner({**variables_of_run, "CHECKPOINT_URI": uri, "DEVICES": str(processes)})
+            finished = job.run("train")
+            assert finished.code == 0, finished.log
+            made[processes] = outcome(open_store(uri, "tiny"))
+        return made[processes]
+
+    return by
+
+
+def store_of(job: JobRunner) -> Store:
+    return open_store(job.environment["CHECKPOINT_URI"], "tiny")
+
+
+def newest_step(job: JobRunner) -> int:
+    return read_view(store_of(job)).newest_step
+
+
+def steps_in(log: str) -> list[int]:
+    return [int(step) for step in re.findall(rf" step (\d+)/{STEPS} ", log)]
+
+
+def losses(made: Outcome) -> list[float]:
+    return [loss for _, loss, _ in made.rows]
+
+
+class Disturbance:
+    """Does something to one process, or to several, when a line of the log appears."""
+
+    def __init__(self, number: signal.Signals, *ranks: int, launcher: bool = False) -> None:
+        self._number, self._ranks, self._launcher = number, ranks, launcher
+        self.workers: dict[int, int] = {}
+        self.at = 0.0
+
+    def __call__(self, process: JobProcess) -> None:
+        self.workers = workers_of(process.pid)
+        self.at = time.monotonic()
+        for rank in self._ranks:
+            os.kill(self.workers[rank], self._number)
+        if self._launcher:
+            process.send_signal(self._number)
+
+    def assert_over(self, ended: Finished, seconds: float) -> None:
+        assert time.monotonic() - self.at < seconds + SLACK, ended.log
+        assert wait_until_gone(self.workers, 0) == [], ended.log
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_make_the_run_of_one_and_both_trainers_the_same_bits(
+    processes: int, job: JobRunner, undisturbed: Callable[[int], Outcome]
+) -> None:
+    """8 sequences over 3 processes too: in the last micro-step two of them have none left."""
+    one, several = undisturbed(1), undisturbed(processes)
+    assert losses(several) == pytest.approx(losses(one), rel=1e-5)
+    assert losses(one)[-1] < losses(one)[0] - 0.1  # it did train
+    finished = job.with_(TRAINER="lightning", DEVICES=str(processes)).run("train")
+    assert finished.code == 0, finished.log
+    assert outcome(store_of(job)).differences(several) == []
+
+
+def test_a_validation_loss_is_the_same_for_every_number_of_processes(
+    job: JobRunner, tmp_path: Path
+) -> None:
+    job = job.with_(VAL_EVERY_STEPS="2", VAL_TOKENS="256", TOTAL_STEPS="2", BATCH_SIZE="1")
+    job = job.with_(DATASET=str(_longer_text(tmp_path)))
+    found = []
+    for processes in ("1", "3"):
+        uri = f"file://{tmp_path}/{processes}"
+        finished = job.with_(DEVICES=processes, CHECKPOINT_URI=uri).run("train")
+        assert finished.code == 0, finished.log
+        found += [float(loss) for loss in re.findall(r"val loss ([\d.]+)", finished.log)]
+    assert len(found) == 2
+    assert found[0] == pytest.approx(found[1], abs=2e-4)
+
+
+def _longer_text(folder: Path) -> Path:
+    path = folder / "long.txt"
+    path.write_text("\n\n".join(f"Line {number} of a longer text." for number in range(4000)))
+    return path
+
+
+def test_a_run_goes_on_with_another_number_of_processes(
+    job: JobRunner, undisturbed: Callable[[int], Outcome]
+) -> None:
+    for processes, step in (("3", 5), ("1", 12), ("2", STEPS)):
+        with_ = job.with_(DEVICES=processes)
+        if step == STEPS:
+            assert with_.run("train").code == 0
+        else:
+            stopped = with_.signal_when(f" step {step}/{STEPS} ", signal.SIGTERM, "train")
+            assert stopped.code == 143, stopped.log
+    assert losses(outcome(store_of(job))) == pytest.approx(losses(undisturbed(1)), rel=1e-5)
+
+
+@pytest.mark.parametrize(("trainer", "rank"), [("torch", 0), ("lightning", 1)])
+def test_a_killed_process_costs_the_step_in_progress_and_no_bit(
+    trainer: str, rank: int, job: JobRunner, undisturbed: Callable[[int], Outcome]
+) -> None:
+    job = job.with_(DEVICES="3", TRAINER=trainer)
+    kill = Disturbance(signal.SIGKILL, rank)
+    killed = job.run("train", when={f" step 11/{STEPS} ": kill})
+    assert killed.code == 75, killed.log
+    kill.assert_over(killed, 20)
+    assert f"rank {rank} was killed by SIGKILL" in killed.log
+    assert newest_step(job) >= steps_in(killed.log)[-1], killed.log
+    finished = job.run("train")
+    assert finished.code == 0, finished.log
+    assert outcome(store_of(job)).differences(undisturbed(3)) == []
+
+
+def test_where_rank_0_dies_another_takes_its_lease_in_a_bucket_after_its_silence(
+    job: JobRunner, bucket: str, s3_server: str, undisturbed: Callable[[int], Outcome]
+) -> None:
+    """With processes that load data too: they have the connections of those that forked them."""
+    job = job.with_(CHECKPOINT_URI=f"s3://{bucket}", AWS_ENDPOINT_URL_S3=s3_server)
+    job = job.with_(DEVICES="3", NUM_WORKERS="1")
+    kill = Disturbance(signal.SIGKILL, 0)
+    killed = job.run("train", when={f" step 11/{STEPS} ": kill})
+    assert killed.code == 75, killed.log
+    assert killed.log.count("rank 0 is gone: this process commits step") == 1, killed.log
+    assert newest_step(job) >= steps_in(killed.log)[-1], killed.log
+    finished = job.run("train")
+    assert finished.code == 0, finished.log
+    assert outcome(store_of(job)).differences(undisturbed(3)) == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_hangs_is_left_behind_after_peer_timeout(
+    rank: int, job: JobRunner, undisturbed: Callable[[int], Outcome]
+) -> None:
+    job = job.with_(DEVICES="3")
+    pause = Disturbance(signal.SIGSTOP, rank)
+    ended = job.run("train", when={f" step 11/{STEPS} ": pause})
+    assert ended.code == 75, ended.log
+    pause.assert_over(ended, 40)
+    assert newest_step(job) >= steps_in(ended.log)[-1], ended.log
+    finished = job.run("train")
+    assert finished.code == 0, finished.log
+    assert outcome(store_of(job)).differences(undisturbed(3)) == []
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        Disturbance(signal.SIGTERM, launcher=True),
+        Disturbance(signal.SIGTERM, 2),
+        Disturbance(signal.SIGTERM, 0, 1, 2, launcher=True),
+    ],
+    ids=["the launcher", "one of them", "all of them"],
+)
+def test_a_signal_to_any_of_them_stops_all_after_the_same_step(
+    stop: Disturbance, job: JobRunner, undisturbed: Callable[[int], Outcome]
+) -> None:
+    job = job.with_(DEVICES="3")
+    stopped = job.run("train", when={f" step 5/{STEPS} ": stop})
+    assert stopped.code == 143, stopped.log
+    stop.assert_over(stopped, 60)
+    assert newest_step(job) == steps_in(stopped.log)[-1], stopped.log
+    finished = job.run("train")
+    assert finished.code == 0, finished.log
+    assert outcome(store_of(job)).differences(undisturbed(3)) == []
+
+
+def test_a_signal_before_the_others_have_come_ends_all_with_143(job: JobRunner) -> None:
+    stop = Disturbance(signal.SIGTERM, launcher=True)
+    stopped = job.with_(DEVICES="3").run("train", when={"first tokens ready": stop})
+    assert stopped.code == 143, stopped.log
+    assert stopped.log.count("nothing new to save") == 1, stopped.log
+    stop.assert_over(stopped, 60)
+
+
+def test_a_launcher_that_is_killed_leaves_no_process_and_no_step_behind(
+    job: JobRunner, undisturbed: Callable[[int], Outcome]
+) -> None:
+    job = job.with_(DEVICES="2")
+    kill = Disturbance(signal.SIGKILL, launcher=True)
+    killed = job.run("train", when={f" step 5/{STEPS} ": kill})
+    assert killed.code == -signal.SIGKILL
+    assert wait_until_gone(kill.workers, 60) == []
+    assert newest_step(job) == steps_in(killed.log)[-1], killed.log
+    assert job.run("train").code == 0
+    assert outcome(store_of(job)).differences(undisturbed(2)) == []
+
+
+def test_what_is_wrong_is_said_once_and_before_the_others_are_started(
+    job: JobRunner, tmp_path: Path
+) -> None:
+    refused = job.with_(DEVICES="3", DATASET=f"{tmp_path}/none.txt").run("train")
+    assert refused.code == 78, refused.log
+    assert refused.log.count("none.txt") == 1
+    assert not (tmp_path / "store").exists() or newest_step(job) == 0
+
+
+def test_a_finished_run_starts_no_other_process(job: JobRunner) -> None:
+    job = job.with_(DEVICES="2", TOTAL_STEPS="1")
+    assert job.run("train").code == 0
+    again = job.run("train")
+    assert again.code == 0, again.log
+    assert "nothing to do" in again.log
+
+
+def test_torchruns_workers_make_the_same_run_and_find_it_finished(
+    job: JobRunner, undisturbed: Callable[[int], Outcome]
+) -> None:
+    torchrun = dataclasses.replace(job, module="torch.distributed.run")
+    arguments = ("--nproc-per-node", "2", "-m", "app", "train")
+    finished = torchrun.run(*arguments)
+    assert finished.code == 0, finished.log
+    assert finished.log.count("started by torchrun: it ends with 1 whatever") == 1
+    assert outcome(store_of(job)).differences(undisturbed(2)) == []
+    again = torchrun.run(*arguments)
+    assert again.code == 0, again.log
+    assert again.log.count("nothing to do") == 1
+
+
+@pytest.mark.parametrize("number", range(KILLS))
+def test_a_kill_at_a_random_instant_leaves_a_run_that_ends_with_the_same_bits(
+    number: int, job: JobRunner, undisturbed: Callable[[int], Outcome]
+) -> None:
+    chosen = random.Random(SEED + number)
+    trainer, rank = chosen.choice(["torch", "lightning"]), chosen.randrange(3)
+    deed = chosen.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP])
+    job = job.with_(DEVICES="3", TRAINER=trainer)
+    act = Disturbance(deed, rank)
+    after = chosen.uniform(0, 12)  # seconds: joining and the first steps fall into it
+
+    def later(process: JobProcess) -> None:
+        timer = threading.Timer(after, _unless_over, (act, process))
+        timer.daemon = True
+        timer.start()
+
+    ended = job.run("train", when={"fresh start": later})
+    assert ended.code in (0, 75), ended.log
+    if act.workers:
+        act.assert_over(ended, 60)
+    made = steps_in(ended.log)
+    assert newest_step(job) >= (made[-1] if made else 0), ended.log
+    if ended.code != 0:
+        finished = job.run("train")
+        assert finished.code == 0, finished.log
+    assert outcome(store_of(job)).differences(undisturbed(3)) == []
+
+
+def _unless_over(act: Disturbance, process: JobProcess) -> None:
+    # The run may be faster, or that rank may not have come yet.
+    with contextlib.suppress(KeyError, ProcessLookupError):
+        act(process)

@@ -1,0 +1,114 @@
+"""The launcher: what it starts, what it hands on, and with which code it ends."""
+
+import signal
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from app.ranks.launcher import Launcher, Patience
+
+pytestmark = pytest.mark.usefixtures("own_handlers")
+
+# A worker of so many words, one for each rank: a code to end with, or what to do.
+WORKER = """
+import os, signal, sys
+rank, deeds = int(os.environ["RANK"]), sys.argv[1].split(",")
+stopped = lambda number, frame: os._exit(143)
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+    signal.signal(number, stopped)
+news = os.environ.get("APP_LAUNCHER_NEWS")
+if news and deeds[0] != "refuses":
+    os.write(int(news), b"port 1\\ntraining\\n" if "early" not in sys.argv else b"port 1\\n")
+deed = deeds[rank]
+if deed == "refuses":
+    os._exit(78)
+if deed == "is killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+if deed == "is paused":
+    os.kill(os.getpid(), signal.SIGSTOP)
+if deed == "asks":  # with a signal to the launcher, once all others are there
+    os.kill(os.getppid(), int(sys.argv[2]))
+if deed in ("waits", "asks"):
+    signal.pause()
+os._exit(int(deed))
+"""
+
+
+def launched(
+    *deeds: str, more: str = "", grace: float = 60, kills: Callable[[], int] = lambda: 0
+) -> int:
+    command = [sys.executable, "-c", WORKER, ",".join(deeds), more]
+    return Launcher(command, len(deeds), Patience(grace, 0.5), kills).run()
+
+
+@pytest.mark.parametrize(
+    ("deeds", "code"),
+    [
+        (("0", "0", "0"), 0),
+        (("75", "78"), 78),
+        (("75", "77"), 77),
+        (("143", "75"), 143),
+        (("75", "1"), 1),
+        (("79", "75"), 79),
+        (("0", "75"), 0),  # rank 0 has committed the last step
+        (("75", "is killed"), 75),
+    ],
+    ids=str,
+)
+def test_the_decisive_code_is_the_jobs(deeds: tuple[str, ...], code: int) -> None:
+    assert launched(*deeds) == code
+
+
+def test_what_rank_0_refuses_no_other_process_is_started_for() -> None:
+    assert launched("refuses", "1") == 78
+
+
+def test_a_process_that_fails_before_all_have_come_ends_the_rest() -> None:
+    assert launched("waits", "77", "waits", more="early") == 77
+
+
+def test_a_kill_by_the_system_for_want_of_memory_is_137_and_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    counted = iter([3, 4])
+    assert launched("75", "is killed", kills=lambda: next(counted)) == 137
+    assert "rank 1 was killed by the system since memory ran out" in caplog.text
+    assert "BATCH_SIZE" in caplog.text
+
+
+def test_a_kill_by_anybody_else_is_named_with_its_rank(caplog: pytest.LogCaptureFixture) -> None:
+    assert launched("75", "is killed") == 75
+    assert "rank 1 was killed by SIGKILL" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1], ids=lambda n: n.name
+)
+def test_signals_are_handed_on_to_all(number: signal.Signals) -> None:
+    assert launched("waits", "asks", more=str(int(number))) == 143
+
+
+def test_a_process_that_stops_in_order_stops_the_others() -> None:
+    assert launched("waits", "143", "waits") == 143
+
+
+@pytest.mark.parametrize("more", ["", "early"], ids=["in training", "before all have come"])
+def test_a_paused_process_is_killed_and_the_others_go_on_without_it(
+    more: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert launched("75" if not more else "waits", "is paused", more=more) == 75
+    assert "rank 1 is killed: it is paused" in caplog.text
+
+
+def test_workers_share_the_cores_and_the_loopback_interface() -> None:
+    script = (
+        "import os\n"
+        "if news := os.environ.get('APP_LAUNCHER_NEWS'):\n"
+        "    os.write(int(news), b'port 4711\\ntraining\\n')\n"
+        "e = os.environ\n"
+        "right = e['OMP_NUM_THREADS'] and e['GLOO_SOCKET_IFNAME'] == 'lo'\n"
+        "right = right and e.get('MASTER_PORT', '') == ('4711' if e['RANK'] == '1' else '')\n"
+        "os._exit(0 if right else 78)\n"
+    )
+    assert Launcher([sys.executable, "-c", script], 2, Patience(60, 1), lambda: 0).run() == 0

@@ -1,0 +1,71 @@
+"""What the processes of a team say to each other."""
+
+import os
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from app.errors import LostPeer
+from app.ranks.team import Team, Wish
+from app.settings.place import Place
+from tests.support.team import PEER_TIMEOUT, in_team
+
+
+def spoken(team: Team) -> list[Any]:
+    tensor = torch.full((3,), float(team.rank))
+    team.copy_from_rank_0([tensor])
+    return [
+        int(team.agree(Wish.STOP if team.rank == 1 else Wish.GO_ON)),
+        team.stopping,
+        team.sum([1.0, team.rank]),
+        team.document(b"a plan" if team.rank == 0 else b""),
+        team.all_have(7),
+        team.all_have(team.rank),
+        tensor.tolist(),
+        team.gather(torch.tensor([team.rank])).tolist(),
+    ]
+
+
+def test_all_hear_the_same() -> None:
+    ours = [2, True, [3.0, 3.0], b"a plan", True, False, [0.0] * 3, [[0], [1], [2]]]
+    assert in_team(3, spoken) == [ours] * 3
+
+
+def test_a_team_of_one_has_no_process_group_and_says_everything_to_itself() -> None:
+    team = Team(Place(), 60)
+    assert team.agree(Wish.STOP) is Wish.STOP
+    assert team.sum([1.5]) == [1.5]
+    assert team.all_have(3)
+    assert not torch.distributed.is_initialized()
+
+
+def without_the_last(team: Team) -> float | str:
+    """One process ends; how long the others take to notice."""
+    team.agree(Wish.GO_ON)
+    if team.rank == 2:
+        os._exit(0)
+    began = time.monotonic()
+    try:
+        for _ in range(10):
+            team.agree(Wish.GO_ON)
+    except LostPeer:
+        return time.monotonic() - began
+    return "nothing noticed"
+
+
+def test_a_process_that_ends_is_noticed_at_once() -> None:
+    first, second, gone = in_team(3, without_the_last)
+    assert gone is None
+    assert isinstance(first, float) and isinstance(second, float), (first, second)
+    assert max(first, second) < PEER_TIMEOUT / 2
+
+
+@pytest.mark.parametrize("wish", list(Wish))
+def test_the_greatest_wish_counts(wish: Wish) -> None:
+    assert in_team(2, wished, int(wish)) == [(int(wish), wish >= Wish.STOP)] * 2
+
+
+def wished(team: Team, wish: int) -> tuple[int, bool]:
+    return int(team.agree(Wish(wish if team.rank else 0))), team.stopping
