@@ -118,7 +118,8 @@ def test_every_exit_code_of_the_program_has_its_place_in_the_policy() -> None:
     def codes(error: type[AppError]) -> set[int]:
         return {error.exit_code}.union(*(codes(child) for child in error.__subclasses__()))
 
-    counted = {1, 75}  # a bug, and what may be better the next time
+    # A bug, what may be better the next time, and Ctrl-C at a question, which no pod is asked.
+    counted = {1, 75, 130}
     assert codes(AppError) - counted == HOPELESS | PREEMPTED
     assert set(actions(base_job()["spec"])) == HOPELESS | PREEMPTED
 

@@ -3,6 +3,7 @@
 import argparse
 
 from app.cli.arguments import Commands
+from app.cli.named_model import model_here
 from app.data.data_dir import DataDir
 from app.heartbeat import check_heartbeat
 from app.printable import show
@@ -25,8 +26,6 @@ def config(settings: Settings, arguments: argparse.Namespace, _: StopRequest) ->
         print(variable_table())
         return
     if settings.model.init_from is None:
-        from app.cli.prepared_tokens import model_here
-
         settings = with_recipe(settings, model_here(settings))
     rows = [(v.name, settings.shown(v), settings.sources[v.name]) for v in variables()]
     width = max(len(name) for name, _, _ in rows)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from app.cli.named_model import model_here
 from app.console import redacted
 from app.data.builtin import BUILTIN
 from app.data.data_dir import DataDir
@@ -16,7 +17,7 @@ from app.run.recorded_source import source_of_named_run, tokenizer_of_named_run
 from app.run.view import read_view
 from app.settings.combined import Settings
 from app.settings.local_paths import local_path
-from app.settings.presets import AUTO_MODELS, PRESETS
+from app.settings.presets import PRESETS
 from app.settings.recipes import with_recipe
 from app.settings.variables import BatchSettings
 from app.stores.opening import open_store
@@ -59,20 +60,6 @@ def batch_and_length(settings: Settings) -> tuple[BatchSettings, int]:
     name = model_here(settings)
     context = PRESETS[name].max_position_embeddings
     return with_recipe(settings, name).batch, model.seq_len or context
-
-
-def model_here(settings: Settings) -> str:
-    """MODEL; where it is `auto`, the one that is meant on this machine.
-
-    Looks at the device only where DEVICE does not say it.
-    """
-    if settings.model.model != "auto":
-        return settings.model.model
-    if (device := settings.compute.device) != "auto":
-        return AUTO_MODELS[device == "cpu"]
-    from app.training.compute import model_of
-
-    return model_of(settings)[0]
 
 
 def named_run(settings: Settings, names: Sequence[str]) -> "BegunRun | None":

@@ -109,7 +109,10 @@ def builtin_name(vocab_size: int) -> str:
 def changes_by_itself(spec: str) -> bool:
     """Whether TOKENIZER=`spec` may be another tokenizer tomorrow, though nobody here changed it: in
     another image, or on the hub."""
-    return spec == BUILTIN or local_directory(spec, f"TOKENIZER={spec}") is None
+    try:
+        return spec == BUILTIN or local_directory(spec, f"TOKENIZER={spec}") is None
+    except NotFound:  # a folder that was there
+        return False
 
 
 def install_tokenizer(files: Mapping[str, str], data_dir: Path, setting: str) -> TokenizerFiles:

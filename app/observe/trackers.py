@@ -146,6 +146,7 @@ class PrometheusTracker:
     def close(self) -> None:
         self._server.shutdown()
         self._thread.join()
+        self._server.server_close()
 
 
 def file_trackers(loggers: str, directory: Path) -> list[Tracker]:

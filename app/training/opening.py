@@ -199,16 +199,8 @@ def _attempt(
     metrics = MetricsLog(logs_dir, settings.logs.loggers, earlier, run.prometheus)
     samples = SampleLog([sample for sample in stored_samples(run.store) if sample.step <= step])
     clock = StepClock(step)
-    checkpointing = _checkpointing(
-        run,
-        record,
-        model,
-        optimizer,
-        lambda: {**metrics.objects(), **samples.objects()},
-        journal,
-        grace,
-        resumed,
-    )
+    logs = partial(_logs, metrics, samples)
+    checkpointing = _checkpointing(run, record, model, optimizer, logs, journal, grace, resumed)
     step_log = StepLog(
         metrics=metrics,
         samples=samples,
@@ -241,6 +233,11 @@ def _attempt(
         start_step=step,
         validation_loss=resumed.progress.validation_loss if resumed else None,
     )
+
+
+def _logs(metrics: MetricsLog, samples: SampleLog) -> dict[str, Beginning]:
+    """What goes into the store beside each checkpoint."""
+    return {**metrics.objects(), **samples.objects()}
 
 
 def _checkpointing(

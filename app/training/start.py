@@ -115,12 +115,8 @@ def open_attempt(settings: Settings, stop: StopRequest, team: Team | None = None
     check_folders(job, store)
     if job.init and job.init.directory and not view.committed:
         check_first_weights(job, job.init.directory)
-    # The tokens of the step that this start will probably resume from are fetched first.
-    run = job.settings.run
-    target = (record.target if record else run.total_steps) + run.additional_steps
-    steps = range(min(view.newest_step, target), target)
     opened = ExitStack()
-    data = open_preparation(job, source, steps, progress.behind)
+    data = open_preparation(job, source, _steps_left(job, record, view), progress.behind)
     opened.callback(data.close)
     try:
         prometheus = None
@@ -148,6 +144,13 @@ def open_attempt(settings: Settings, stop: StopRequest, team: Team | None = None
     if attempt is None:
         opened.close()
     return attempt
+
+
+def _steps_left(job: Job, record: RunRecord | None, view: RunView) -> range:
+    """From the step that this start will probably resume from: its tokens are fetched first."""
+    run = job.settings.run
+    target = (record.target if record else run.total_steps) + run.additional_steps
+    return range(min(view.newest_step, target), target)
 
 
 def _dismiss(team: Team, settings: Settings) -> None:

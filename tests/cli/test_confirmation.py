@@ -2,6 +2,7 @@ import io
 import json
 import os
 import pty
+import select
 import signal
 import sys
 from pathlib import Path
@@ -151,17 +152,27 @@ def test_ctrl_c_at_the_question_changes_nothing_and_exits_as_a_shell_expects(
     try:
         while b"[y/N]" not in shown:
             shown += os.read(terminal, 4096)
-        if isinstance(stop, bytes):
-            os.write(terminal, stop)
-        else:
-            os.kill(pid, stop)
-        while chunk := _read(terminal):
+        _press(pid, terminal, stop)
+        while True:
+            # What arrives when the question is shown, but the answer not yet read, is seen only
+            # when the read ends: people press it again.
+            while not select.select([terminal], [], [], 10.0)[0]:
+                _press(pid, terminal, stop)
+            if not (chunk := _read(terminal)):
+                break
             shown += chunk
     finally:
         os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
     assert said in shown.decode()
     assert sorted(info.key for info in store.list("")) == before
+
+
+def _press(pid: int, terminal: int, stop: bytes | signal.Signals) -> None:
+    if isinstance(stop, bytes):
+        os.write(terminal, stop)
+    else:
+        os.kill(pid, stop)
 
 
 def _read(terminal: int) -> bytes:

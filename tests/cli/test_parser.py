@@ -94,7 +94,7 @@ _OTHERS = {"boto3", "tokenizers", "safetensors", "huggingface_hub", "pyarrow", "
 LIGHT_COMMANDS = [
     ["--help"],
     ["train", "--help"],
-    ["config"],
+    ["config", "--model", "tiny"],
     ["config", "--markdown"],
     ["checkpoints", "list"],
     ["checkpoints", "list", "--json"],

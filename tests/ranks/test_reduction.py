@@ -18,7 +18,12 @@ from tests.support.team import in_team
 SEQ_LEN = 16
 SAMPLES = 8
 CONFIG = dataclasses.replace(
-    PRESETS["tiny"], vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=2
+    PRESETS["tiny"],
+    vocab_size=256,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
 )
 
 

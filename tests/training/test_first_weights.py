@@ -1,6 +1,7 @@
 """INIT_FROM: needed for a fresh start, and never again."""
 
 import shutil
+import signal
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -132,7 +133,7 @@ def test_before_there_is_a_checkpoint_the_weights_have_to_be_the_recorded_ones(
 ) -> None:
     begun = {**FROM, "TOTAL_STEPS": "1"}
     with monkeypatch.context() as patch:
-        patch.setattr(Attempt, "begin", Mock(side_effect=Interrupted))
+        patch.setattr(Attempt, "begin", Mock(side_effect=Interrupted(signal.SIGTERM)))
         assert train(**begun, INIT_FROM=str(begin))[0] == 143
     aside = begin.rename(tmp_path / "aside")
     assert_refused(train(**begun, INIT_FROM=str(begin)), 78, "there is no such directory")

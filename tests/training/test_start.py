@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -203,7 +204,7 @@ def test_lost_steps_are_counted_once_however_many_starts_end_before_their_first_
     shutil.rmtree(newest_checkpoint(run))  # its rows stay, as those of a save cut short
     (run / "LATEST").write_text(newest_checkpoint(run).name)
     with monkeypatch.context() as patch:
-        patch.setattr(Attempt, "begin", Mock(side_effect=Interrupted))
+        patch.setattr(Attempt, "begin", Mock(side_effect=Interrupted(signal.SIGTERM)))
         logs = [train()[1] for _ in range(2)]
     assert ["attempt 1 lost 2 steps after step 2" in log for log in logs] == [True, False]
     assert train()[0] == 0
@@ -351,7 +352,7 @@ def test_checkpoints_in_a_working_folder_of_the_data_are_refused_and_stay(
 def test_a_volume_without_room_for_a_checkpoint(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.stores.local.LocalStore.free_bytes", lambda self: 20_000_000)
+    monkeypatch.setattr("app.stores.local.LocalStore.free_bytes", lambda self: 10_000_000)
     assert_refused(train(), 75, "has 20.0 MB free, and a checkpoint of tiny takes 23.6 MB")
     assert_nothing_written(tmp_path / "store")
 
@@ -365,7 +366,7 @@ def test_an_upload_that_was_cut_short_does_not_take_the_room_of_the_next(
     half.write_bytes(bytes(15_000_000))
     partial = half.with_name(".store-partial-0-0")
     partial.write_bytes(bytes(15_000_000))
-    monkeypatch.setattr("app.stores.local.LocalStore.free_bytes", lambda self: 20_000_000)
+    monkeypatch.setattr("app.stores.local.LocalStore.free_bytes", lambda self: 10_000_000)
     code, log = train(ADDITIONAL_STEPS="2")
     assert code == 0, log
     assert not half.parent.exists()
@@ -378,8 +379,8 @@ def test_what_is_free_and_what_a_start_will_free_are_told_apart(
     half = tmp_path / "store/tiny/checkpoints/step-0000000006-e000001/model.safetensors"
     half.parent.mkdir()
     half.write_bytes(bytes(5_000_000))
-    monkeypatch.setattr("app.stores.local.LocalStore.free_bytes", lambda self: 20_000_000)
-    text = "has 20.0 MB free, 5.0 MB more without what is left of broken uploads, and a checkpoint"
+    monkeypatch.setattr("app.stores.local.LocalStore.free_bytes", lambda self: 10_000_000)
+    text = "has 10.0 MB free, 5.0 MB more without what is left of broken uploads, and a checkpoint"
     assert_refused(train(ADDITIONAL_STEPS="2"), 75, text)
 
 
@@ -406,7 +407,7 @@ def test_a_damaged_checkpoint_is_kept_and_so_gives_no_room(
     assert train()[0] == 0
     newest = newest_checkpoint(tmp_path / "store/tiny")
     (newest / "manifest.json").unlink()
-    monkeypatch.setattr("app.stores.local.LocalStore.free_bytes", lambda self: 20_000_000)
+    monkeypatch.setattr("app.stores.local.LocalStore.free_bytes", lambda self: 10_000_000)
     assert_refused(train(), 75, "has 20.0 MB free, and a checkpoint of tiny takes 23.6 MB")
     assert (newest / "model.safetensors").exists()
 
