@@ -56,7 +56,6 @@ log = logging.getLogger(__name__)
 
 def run(settings: Settings, stop: StopRequest) -> None:
     """Train, and return once the target is reached. Raises an AppError for every other end."""
-    trainer = trainer_named(settings.run.trainer)
     team = Team(settings.place, settings.processes.peer_timeout)
     take_device(settings)
     with memory_failures(settings):
@@ -64,7 +63,7 @@ def run(settings: Settings, stop: StopRequest) -> None:
     if attempt is None:
         _dismiss(team, settings)
         return
-    run_name = run_name_of(settings)
+    run_name, trainer = run_name_of(settings), trainer_named(settings.run.trainer)
     try:
         _to_its_end(trainer, attempt, settings, stop)
     except Preempted:
@@ -126,6 +125,7 @@ def open_attempt(settings: Settings, stop: StopRequest, team: Team | None = None
         note = _told(settings, store)
         opened.callback(note.close)
         data.start()
+        trainer_named(settings.run.trainer)  # its libraries load while the first tokens are made
         job = check_data(job, data, progress.waiting)
         log.info("first tokens ready after %.1f s", progress.arrived())
         team.call()
