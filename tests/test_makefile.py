@@ -97,6 +97,36 @@ def test_the_first_call_installs_and_the_second_only_trains(checkout: Checkout) 
     assert checkout.asked() == ["-m app train"]
 
 
+def test_two_calls_at_once_work_on_the_environment_one_after_the_other(checkout: Checkout) -> None:
+    checkout.link("sleep")
+    lock = checkout.folder / ".venv.lock"
+    lock.mkdir()
+    (lock / "process").write_text(str(os.getpid()))
+    with subprocess.Popen(
+        ["make", "train"],
+        cwd=checkout.folder,
+        env={"PATH": str(checkout.folder / "tools")},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as waiting:
+        assert waiting.stderr is not None
+        assert "waiting for another make" in waiting.stderr.readline()
+        assert checkout.asked() == []
+        shutil.rmtree(lock)
+    assert waiting.returncode == 0 and checkout.asked()[-1] == "-m app train"
+    assert not lock.exists()
+
+
+def test_the_lock_of_a_call_that_was_killed_is_taken_away(checkout: Checkout) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    lock = checkout.folder / ".venv.lock"
+    lock.mkdir()
+    (lock / "process").write_text(str(ended.pid))
+    assert checkout.make("train").returncode == 0
+    assert not lock.exists()
+
+
 def test_tests_install_what_they_need_beside_that(checkout: Checkout) -> None:
     assert checkout.make("train").returncode == 0
     checkout.asked()
