@@ -113,6 +113,7 @@ def test_two_calls_at_once_work_on_the_environment_one_after_the_other(checkout:
         assert "waiting for another make" in waiting.stderr.readline()
         assert checkout.asked() == []
         shutil.rmtree(lock)
+        waiting.communicate(timeout=60)
     assert waiting.returncode == 0 and checkout.asked()[-1] == "-m app train"
     assert not lock.exists()
 
