@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from app.errors import Unavailable
+from app.errors import LostPeer, Unavailable
 from app.ranks.team import Team
 
 _BITS = 0x7FFF_FFFF_FFFF_FFFF  # the sign is needed to compare
@@ -23,7 +23,13 @@ def check_same_weights(team: Team, weights: dict[str, Tensor], step: int) -> Non
         mixed = (mixed * 0x5DEECE66D + number) & _BITS
     if team.all_have(mixed):
         return
-    rows = team.gather(sums)  # (ranks, parameters)
+    try:
+        rows = team.gather(sums)  # (ranks, parameters)
+    except LostPeer as lost:  # the weights differ all the same: nobody may commit them
+        raise DifferentWeights(
+            f"after step {step} the weights of the processes differ, and one is gone before it was "
+            "found which. Nothing of it was saved; a start goes on from the newest checkpoint"
+        ) from lost
     differ = ((name, column) for name, column in zip(weights, rows.T.tolist(), strict=True))
     name, column = next((n, c) for n, c in differ if len(set(c)) > 1)
     raise DifferentWeights(

@@ -48,6 +48,7 @@ class _Worker:
     process: subprocess.Popen[bytes]
     code: int | None = None  # once it has ended; negative: the signal that killed it
     counts: bool = True  # not where the launcher itself ended it
+    out_of_memory: bool = False  # the system killed it
     paused: float = 0.0  # seconds for which it was seen to be, without a break
 
     def send(self, number: int) -> None:
@@ -130,7 +131,10 @@ class Launcher:
             process_group=0,
             pass_fds=[] if news is None else [news],
         )
-        self._workers.append(_Worker(rank, process))
+        worker = _Worker(rank, process)
+        self._workers.append(worker)
+        if self._asked_at is not None:  # the signal came while it was started
+            worker.send(signal.SIGTERM)
 
     def _note(self, line: bytes) -> None:
         if line == TRAINING:
@@ -146,7 +150,8 @@ class Launcher:
         self._handed_on = True
         self._asked_at = self._asked_at or time.monotonic()
         for worker in self._living():
-            worker.send(number)
+            # A worker that still loads its libraries has no handlers: SIGTERM ends it as asked.
+            worker.send(number if self._trains else signal.SIGTERM)
 
     def _ended(self, worker: _Worker) -> None:
         """Say how, where it could not, and end those that cannot know."""
@@ -168,7 +173,7 @@ class Launcher:
     def _say_killed(self, worker: _Worker, number: int) -> None:
         name = signal.Signals(number).name
         if number == signal.SIGKILL and self._kills_for_memory() > self._kills:
-            worker.code = _KILLED
+            worker.out_of_memory = True
             log.error(
                 "rank %d was killed by the system since memory ran out: give the job more memory, "
                 "or set a smaller BATCH_SIZE (exit %d)",
@@ -209,15 +214,18 @@ class Launcher:
         rank_0 = self._workers[0].code
         if rank_0 == EXIT_OK:
             return EXIT_OK  # it has committed the last step
-        codes = {_exit_code(worker.code) for worker in self._workers if worker.counts}
+        codes = {_exit_code(worker) for worker in self._workers if worker.counts}
         if not codes:  # each had to be killed
             return Preempted.exit_code if self._handed_on else LostPeer.exit_code
         signals = sorted(code for code in codes if code not in (*_DECISIVE, *_LAST))
         return next(code for code in (*_DECISIVE, *signals, *_LAST) if code in codes)
 
 
-def _exit_code(code: int | None) -> int:
+def _exit_code(worker: _Worker) -> int:
     """Of a process that a signal killed: what a start after it may mend, is tried again."""
+    code = worker.code
+    if worker.out_of_memory:
+        return _KILLED
     if code is None or code == -signal.SIGKILL:
         return LostPeer.exit_code
     return 128 - code if code < 0 else code

@@ -113,15 +113,19 @@ class Team:
                 os.write(self.place.news, line + b"\n")
 
     def settled(self) -> None:
-        """The first step is done: from here on nobody may be silent for long."""
+        """The first steps are done: from here on nobody may be silent for long."""
         self._patience = self._timeout
 
-    def agree(self, wish: Wish) -> Wish:
-        """The greatest wish of all. Raises LostPeer."""
+    def agree(self, wish: Wish, patience: float | None = None) -> Wish:
+        """The greatest wish of all, for which `patience` seconds are waited, if that is given.
+
+        Raises LostPeer.
+        """
         if not self.is_many:
             return wish
         numbers = torch.tensor([wish], dtype=torch.int32)
-        self._wait(dist.all_reduce(numbers, dist.ReduceOp.MAX, self._hosts, async_op=True))
+        work = dist.all_reduce(numbers, dist.ReduceOp.MAX, self._hosts, async_op=True)
+        self._wait(work, patience)
         agreed = Wish(int(numbers))
         self.stopping = self.stopping or agreed >= Wish.STOP
         return agreed
@@ -201,10 +205,12 @@ class Team:
             master_listen_fd=listening,
         )
 
-    def _wait(self, work: dist.Work | None) -> None:
+    def _wait(self, work: dist.Work | None, patience: float | None = None) -> None:
         assert work is not None
         began = time.monotonic()
+        patience = self._patience if patience is None else patience
         while True:
+            beat()  # it ends by itself, so it is nothing for the watchdog
             try:
                 work.wait(timedelta(seconds=_SLICE_SECONDS))
                 return
@@ -212,8 +218,8 @@ class Team:
                 waited = time.monotonic() - began
                 if work.is_completed():  # and failed
                     raise self._lost() from error
-                if waited > self._patience:
-                    raise self._lost(self._patience) from error
+                if waited > patience:
+                    raise self._lost(patience) from error
 
     def _lost(self, seconds: float | None = None) -> LostPeer:
         how = "is gone" if seconds is None else f"was silent for {seconds:g} s (PEER_TIMEOUT)"

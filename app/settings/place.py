@@ -72,7 +72,8 @@ class Place:
             _LAUNCHER: self.launcher,
             _NEWS: self.news,
         }
-        threads = max(1, (os.cpu_count() or 1) // self.world_size)
+        allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+        threads = max(1, len(allowed) // self.world_size)
         return {
             "GLOO_SOCKET_IFNAME": "lo",
             "OMP_NUM_THREADS": str(threads),

@@ -4,6 +4,7 @@ MODEL=auto is one of two models, and only a look at the device tells which. So `
 a model that is named, and whoever has looked at the device does it for the others.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -28,6 +29,16 @@ def with_recipe(settings: Settings, model: str) -> Settings:
         changed[variable.section] = section.model_copy(update={field: recipe[name]})
         sources[name] = "preset"
     return replace(settings, **changed, sources={**settings.sources, **sources})
+
+
+def with_fitting_batch(settings: Settings) -> Settings:
+    """`settings` with a BATCH_SIZE, where the user set none, that leaves no process without samples
+    of a step."""
+    batch = settings.batch
+    most = max(1, math.ceil(batch.global_batch_size / settings.place.world_size))
+    if not settings.is_default("BATCH_SIZE") or batch.batch_size <= most:
+        return settings
+    return replace(settings, batch=batch.model_copy(update={"batch_size": most}))
 
 
 def _divides(recipe: Mapping[str, Any], settings: Settings) -> bool:

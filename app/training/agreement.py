@@ -1,9 +1,16 @@
 """What all processes of a run decide together: to stop, to drop a step, to wait for data."""
 
+import contextlib
+import math
+from collections.abc import Iterator
+
 from app.data.token_stream import OutOfData
+from app.errors import LostPeer
 from app.heartbeat import beat
 from app.ranks.team import Team, Wish
 from app.training.preemption import StopRequest
+
+_FAREWELL_SECONDS = 5.0  # what rank 0 waits for the others when all is committed
 
 
 class Agreement:
@@ -14,6 +21,7 @@ class Agreement:
 
     def __init__(self, team: Team, stop: StopRequest) -> None:
         self._team, self._stop = team, stop
+        self._by_itself = False  # while the others are at something else
 
     @property
     def stopping(self) -> bool:
@@ -29,7 +37,7 @@ class Agreement:
 
     def waits_and_stops(self) -> bool:
         """To be asked again and again by one that waits for data: whether to stop that."""
-        if not self._team.joined:
+        if not self._team.joined or self._by_itself:
             return self._stop.requested
         return self._agree(Wish.STOP if self._stop.requested else Wish.WAIT) >= Wish.STOP
 
@@ -41,6 +49,25 @@ class Agreement:
             beat()
         if agreed >= Wish.STOP:
             raise OutOfData
+
+    @contextlib.contextmanager
+    def by_itself(self) -> Iterator[None]:
+        """Whoever waits for data in here waits without the others, who have theirs."""
+        self._by_itself = True
+        try:
+            yield
+        finally:
+            self._by_itself = False
+
+    def committed(self) -> None:
+        """For rank 0: the last step is in the store. The others may be gone by now."""
+        with contextlib.suppress(LostPeer):
+            self._team.agree(Wish.GO_ON, patience=_FAREWELL_SECONDS)
+
+    def wait_for_the_commit(self) -> None:
+        """For the others, who commit the last step where rank 0 dies in it. Raises LostPeer."""
+        if self._team.is_many:
+            self._team.agree(Wish.GO_ON, patience=math.inf)
 
     def _agree(self, wish: Wish) -> Wish:
         """The grace period of one that was asked to stop is that of all, from now on."""

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from app.errors import ConfigError, Preempted
+from app.errors import ConfigError, LostPeer, Preempted
 from app.failures import first_line
+from app.ranks.checksum import DifferentWeights
 from app.run.clock import seconds_of_this_process
 from app.run.journal import AttemptJournal, summary
 from app.run.lease import Doing, Lease
@@ -102,12 +103,17 @@ class Attempt(Steps):
         """
         self.step_log.close_bar()
         self._doing = "ending"
+        try:
+            if failure is None:
+                self.check_same_weights()
+        except (LostPeer, DifferentWeights) as difference:
+            failure = difference
         if failure is not None:
             self._save_in_spite_of(failure)
             raise failure
-        self.check_same_weights()
         self._save_last()
         committed = self.checkpointing.wait_for_commits(self.step)
+        self.agreement.committed()
         newest = self.checkpointing.newest_committed
         if self.step < self.target or not committed:
             raise Preempted(
@@ -176,7 +182,7 @@ class Attempt(Steps):
             self.optimizer.zero_grad()  # a snapshot can use the memory of the gradients
             if self._moving:
                 log.warning("it ended in the middle of an update: step %d is not whole", self.step)
-            elif bool(self._finite):
+            elif bool(self._finite) and not isinstance(failure, DifferentWeights):
                 self._save_last()
             self.checkpointing.wait_for_commits(self.step)
         except Exception as error:  # noqa: BLE001 - what ended the training counts, and is raised

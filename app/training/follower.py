@@ -14,11 +14,12 @@ from app.data.sample_order import BatchGeometry
 from app.data.token_progress import TokenProgress
 from app.data.token_stream import TokenStream
 from app.data.tokenizer import read_tokenizer
-from app.errors import Damaged, LostPeer, Preempted
+from app.errors import Damaged, LostPeer
 from app.model.smollm2 import SmolLM2
+from app.ranks.checksum import DifferentWeights
 from app.ranks.team import Team
 from app.settings.combined import Settings
-from app.settings.recipes import with_recipe
+from app.settings.recipes import with_fitting_batch, with_recipe
 from app.state.snapshot import make_moments
 from app.training.agreement import Agreement
 from app.training.compute import resolve_compute, take_device
@@ -72,9 +73,9 @@ class Follower(Steps):
 
 
 def follow(settings: Settings, stop: StopRequest) -> None:
-    """Make the run's steps with the others. Returns once the target is reached.
+    """Make the run's steps with the others. Returns once rank 0 has committed the last one.
 
-    Raises Preempted without words if it stopped with the others, since rank 0 says it.
+    How the run ends, and whether it was stopped, is for rank 0 to say.
     """
     trainer = trainer_named(settings.run.trainer)
     team = Team(settings.place, settings.processes.peer_timeout)
@@ -90,13 +91,16 @@ def follow(settings: Settings, stop: StopRequest) -> None:
         check_settings(plan, settings, team.rank)
         follower = _follower(plan, settings, team, stop)
     failure = train_until_stopped(trainer, follower, settings)
+    try:
+        if failure is None:
+            follower.check_same_weights()
+            follower.agreement.wait_for_the_commit()
+    except (LostPeer, DifferentWeights) as difference:
+        failure = difference
     if isinstance(failure, LostPeer) and (remains := follower.remains()) is not None:
         rescue(remains, plan, settings, follower.compute, stop)
     if failure is not None:
         raise failure
-    follower.check_same_weights()
-    if follower.step < follower.target:
-        raise Preempted
 
 
 def _as_decided(plan: Plan, settings: Settings) -> Settings:
@@ -107,7 +111,7 @@ def _as_decided(plan: Plan, settings: Settings) -> Settings:
     if plan.settings["VAL_EVERY_STEPS"] == "0" and settings.is_default("VAL_EVERY_STEPS"):
         data = settings.data.model_copy(update={"val_every_steps": 0})  # too little text for it
         settings = replace(settings, data=data)
-    return settings
+    return with_fitting_batch(settings)
 
 
 def _follower(plan: Plan, settings: Settings, team: Team, stop: StopRequest) -> Follower:

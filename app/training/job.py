@@ -9,7 +9,7 @@ from app.data.tokenizer import TokenizerFiles, load_tokenizer
 from app.errors import AccessDenied, ConfigError, NotFound, Unavailable
 from app.settings.combined import Settings, impossible_combinations
 from app.settings.presets import FOLLOW_TOKENIZER, ModelConfig
-from app.settings.recipes import with_recipe
+from app.settings.recipes import with_fitting_batch, with_recipe
 from app.state.identity import Identity
 from app.training.compute import Compute, model_of, resolve_compute, resolve_model
 from app.training.first_weights import BegunRun, FirstWeights, first_weights
@@ -82,8 +82,10 @@ def resolve_job(
     preset, shape = resolve_model(model.model, compute.device)
     init = first_weights(settings, begun, identified=identified)
     name, config = (init.model, init.config) if init else (preset, shape)
+    settings = with_recipe(settings, preset) if init is None else settings
+    if settings.place.world_size > 1:
+        settings = with_fitting_batch(settings)
     if init is None:
-        settings = with_recipe(settings, preset)
         if problems := list(impossible_combinations(settings)):
             raise ConfigError(*problems)
         if model.model == "auto":

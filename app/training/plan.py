@@ -19,6 +19,7 @@ from app.state.snapshot import shared_tensors
 # Each process reads its settings itself. Where these differ, the steps would.
 _THE_SAME = (
     "TRAINER",
+    "SEED",
     "BATCH_SIZE",
     "GLOBAL_BATCH_SIZE",
     "PRECISION",

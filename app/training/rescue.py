@@ -13,7 +13,7 @@ import torch
 
 from app.data.data_dir import DataDir
 from app.data.tokenizer import read_tokenizer
-from app.errors import AppError, LostPeer, Unavailable
+from app.errors import LostPeer, Unavailable
 from app.failures import first_line
 from app.model.smollm2 import SmolLM2
 from app.observe.metrics import MetricsLog
@@ -66,7 +66,7 @@ def rescue(
                 _commit(remains, plan, settings, compute, stop, store, lease, view)
         finally:
             lease.release()
-    except AppError as error:
+    except Exception as error:  # noqa: BLE001 - as the docstring says
         log.warning("step %d could not be committed: %s", remains.step, first_line(error))
 
 

@@ -174,7 +174,10 @@ class Steps:
         def goes_on(seconds_left: float) -> bool:
             return self.grace.fits(seconds_left + self.commit_seconds)
 
-        loss = evaluate(self.model, self.loss_function, batches, self.compute, goes_on, self.team)
+        with self.agreement.by_itself():
+            loss = evaluate(
+                self.model, self.loss_function, batches, self.compute, goes_on, self.team
+            )
         if loss is None:
             self._leave_evaluation_out()
         return loss
@@ -191,6 +194,7 @@ class Steps:
         """A step is finished: the weights are whole again."""
         if self.step == self.start_step:
             self.stop.defer()
+        elif self.step == self.start_step + 1:  # the first evaluation may be compiled too
             self.team.settled()
         self.step += 1
         self._moving = False

@@ -225,6 +225,22 @@ def test_a_signal_to_any_of_them_stops_all_after_the_same_step(
     assert outcome(store_of(job)).differences(undisturbed(3)) == []
 
 
+def test_where_rank_0_dies_in_its_last_commit_another_makes_it(
+    job: JobRunner, undisturbed: Callable[[int], Outcome]
+) -> None:
+    job = job.with_(DEVICES="2")
+    stop = Disturbance(signal.SIGTERM, launcher=True)
+    kill = Disturbance(signal.SIGKILL, 0)
+    when = {f" step 5/{STEPS} ": stop, "asked to stop: committing step": kill}
+    stopped = job.run("train", when=when)
+    assert stopped.code == 75, stopped.log
+    kill.assert_over(stopped, 60)
+    assert newest_step(job) == steps_in(stopped.log)[-1], stopped.log
+    finished = job.run("train")
+    assert finished.code == 0, finished.log
+    assert outcome(store_of(job)).differences(undisturbed(2)) == []
+
+
 def test_a_signal_before_the_others_have_come_ends_all_with_143(job: JobRunner) -> None:
     stop = Disturbance(signal.SIGTERM, launcher=True)
     stopped = job.with_(DEVICES="3").run("train", when={"first tokens ready": stop})

@@ -4,13 +4,15 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from app.errors import ConfigError, Fenced, Preempted, Unavailable
+from app.errors import ConfigError, Fenced, LostPeer, Preempted, Unavailable
 from app.heartbeat import COMPILING, SHORTEST_ALLOWANCE, heartbeat_path, show_life_of
 from app.observe.rows import Beginning, Row
+from app.ranks.checksum import DifferentWeights
 from app.run.checkpoints import read_manifest
 from app.run.layout import LEASE, REPORT_KEY
 from app.run.view import read_view
@@ -210,6 +212,23 @@ def test_the_last_save_is_waited_for_no_longer_than_the_grace(
     with pytest.raises(Preempted, match="stopped at step 1 of 1; newest checkpoint: step 0"):
         attempt.finish()
     assert committed(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "saved"),
+    [(DifferentWeights("rank 1 differs"), []), (LostPeer("rank 1 is gone"), [1])],
+)
+def test_the_last_step_is_committed_where_a_process_is_lost_but_not_where_weights_differ(
+    failure: Exception, saved: list[int], opened: Opener, tmp_path: Path
+) -> None:
+    attempt = opened(total_steps="1")
+    attempt.check_same_weights = Mock(side_effect=failure)  # type: ignore[method-assign]
+    with pytest.raises(type(failure)):
+        train(attempt)
+    for found in (None, failure):  # found out at the end, or before
+        with pytest.raises(type(failure)):
+            attempt.finish(found)
+        assert committed(tmp_path) == saved
 
 
 def test_an_attempt_says_why_it_ended(opened: Opener, tmp_path: Path) -> None:
