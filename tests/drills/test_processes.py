@@ -283,7 +283,9 @@ def test_torchruns_workers_make_the_same_run_and_find_it_finished(
     job: JobRunner, undisturbed: Callable[[int], Outcome]
 ) -> None:
     torchrun = dataclasses.replace(job, module="torch.distributed.run")
-    arguments = ("--nproc-per-node", "2", "-m", "app", "train")
+    # Without these it asks for the name of this machine, which a container without network has not.
+    here = ("--local-addr", "127.0.0.1", "--master-addr", "127.0.0.1")
+    arguments = (*here, "--nproc-per-node", "2", "-m", "app", "train")
     finished = torchrun.run(*arguments)
     assert finished.code == 0, finished.log
     assert finished.log.count("started by torchrun: it ends with 1 whatever") == 1

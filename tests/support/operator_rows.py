@@ -234,7 +234,7 @@ ROWS: list[Row] = [
     ),
     finished(
         "`MODEL` changed, `RUN_NAME` kept",
-        says=OTHER.format("MODEL", "'tiny'", "'smollm2-135m'"),
+        says=OTHER.format("MODEL", "'tiny'", "'smollm2-135m'; INIT was 'scaled', is 'normal'"),
         MODEL="smollm2-135m",
         RUN_NAME="tiny",
     ),

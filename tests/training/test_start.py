@@ -353,7 +353,7 @@ def test_a_volume_without_room_for_a_checkpoint(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.stores.local.LocalStore.free_bytes", lambda self: 10_000_000)
-    assert_refused(train(), 75, "has 20.0 MB free, and a checkpoint of tiny takes 23.6 MB")
+    assert_refused(train(), 75, "has 10.0 MB free, and a checkpoint of tiny takes 23.6 MB")
     assert_nothing_written(tmp_path / "store")
 
 
@@ -408,7 +408,7 @@ def test_a_damaged_checkpoint_is_kept_and_so_gives_no_room(
     newest = newest_checkpoint(tmp_path / "store/tiny")
     (newest / "manifest.json").unlink()
     monkeypatch.setattr("app.stores.local.LocalStore.free_bytes", lambda self: 10_000_000)
-    assert_refused(train(), 75, "has 20.0 MB free, and a checkpoint of tiny takes 23.6 MB")
+    assert_refused(train(), 75, "has 10.0 MB free, and a checkpoint of tiny takes 23.6 MB")
     assert (newest / "model.safetensors").exists()
 
 
