@@ -53,7 +53,10 @@ class Unavailable(AppError):
 
 
 class Unserved(Unavailable):
-    """A server's own failure (5xx) or a disk's (EIO) at one object: others may be served still."""
+    """A server's own failure (5xx, an answer that breaks off) or a disk's (EIO) at one object.
+
+    Others may be served still.
+    """
 
 
 class NoCredentials(Unavailable):

@@ -38,11 +38,10 @@ _NO_CREDENTIALS = (
     aws.LoginError,
     aws.MetadataRetrievalError,
 )
-_NO_ANSWER = (
-    aws.HTTPClientError,
-    aws.ConnectionError,
-    aws.IncompleteReadError,
-)
+_NO_ANSWER = (aws.HTTPClientError, aws.ConnectionError)
+# An answer began, and its body ended early. SeaweedFS does so, each time at the same byte, for an
+# object of which a part has rotted; the network does so too.
+_BROKE_OFF = (aws.IncompleteReadError, aws.ResponseStreamingError, HTTPError)
 _DENIED = {
     "AccessDenied",
     "AccountProblem",
@@ -106,9 +105,8 @@ def s3_failures(place: str, endpoint: str) -> Iterator[None]:
             f"{place}: {endpoint} gave an answer that makes no sense "
             f"({type(error).__name__}: {redacted(str(error))})"
         ) from error
-    except (HTTPError, ConnectionError) as error:
-        # An answer that breaks off in its body, which the SDK does not always translate.
-        raise Unavailable(f"{place}: the answer broke off ({error})") from error
+    except (HTTPError, ConnectionError) as error:  # which the SDK does not always translate
+        raise Unserved(f"{place}: the answer broke off ({error})") from error
 
 
 def error_code(error: ClientError) -> str:
@@ -190,8 +188,12 @@ def _from_sdk_error(error: Exception, place: str, endpoint: str) -> AppError:
         return _from_answer(error, place, endpoint)
     if isinstance(error, (RetriesExceededError, TransferRetriesExceededError)):
         reason = getattr(error, "last_exception", error)
-        return Unavailable(redacted(f"{place}: the transfer broke off: {reason}"))
+        said = str(reason).rstrip(".")
+        kind = Unserved if isinstance(reason, _BROKE_OFF) else Unavailable
+        return kind(redacted(f"{place}: the transfer broke off: {said}"))
     text = redacted(str(error))
+    if isinstance(error, _BROKE_OFF):
+        return Unserved(f"{place}: the answer broke off: {text.rstrip('.')}")
     if isinstance(error, _NO_CREDENTIALS):
         return _no_credentials(place, text)
     if isinstance(error, aws.HTTPClientError) and "header value" in text:

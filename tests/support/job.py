@@ -62,6 +62,7 @@ class JobRunner:
 
     environment: Mapping[str, str] = field(default_factory=dict)
     module: str = "app"
+    limit_seconds: float = 240
 
     def with_(self, **changes: str) -> Self:
         return replace(self, environment={**self.environment, **changes})
@@ -94,7 +95,7 @@ class JobRunner:
         if begin is not None:
             begin(process)
         # Its children too: one of them can keep the output open.
-        watchdog = threading.Timer(240, os.killpg, (process.pid, signal.SIGKILL))
+        watchdog = threading.Timer(self.limit_seconds, os.killpg, (process.pid, signal.SIGKILL))
         watchdog.start()
         waiting, lines = dict(when or {}), []
         assert process.stdout is not None
