@@ -1,10 +1,12 @@
 """`make`, and scripts/environment behind it, with stand-ins for Python that install nothing."""
 
+import fcntl
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ STAND_IN = """\
 case "$*" in
   *version_info*) exit "${STAND_IN_OLD:-0}" ;;
   *ensurepip*) exit "${STAND_IN_BARE:-0}" ;;
+  *fcntl*) exec "$REAL_PYTHON" "$@" ;;
   "-c ") exit 0 ;;
   "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
   *) echo "$*" >>asked; exit "${STAND_IN_CODE:-0}" ;;
@@ -48,6 +51,10 @@ class Checkout:
         for tool in ("grep", "uname", "find"):
             self.link(tool)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"PATH": str(self.folder / "tools"), "REAL_PYTHON": sys.executable}
+
     def link(self, tool: str) -> None:
         found = shutil.which(tool)
         assert found, tool
@@ -57,7 +64,7 @@ class Checkout:
         return subprocess.run(
             ["make", *words],
             cwd=self.folder,
-            env={"PATH": str(self.folder / "tools"), **variables},
+            env={**self.environment, **variables},
             capture_output=True,
             text=True,
             timeout=60,
@@ -98,34 +105,35 @@ def test_the_first_call_installs_and_the_second_only_trains(checkout: Checkout) 
 
 
 def test_two_calls_at_once_work_on_the_environment_one_after_the_other(checkout: Checkout) -> None:
-    checkout.link("sleep")
-    lock = checkout.folder / ".venv.lock"
-    lock.mkdir()
-    (lock / "process").write_text(str(os.getpid()))
-    with subprocess.Popen(
-        ["make", "train"],
-        cwd=checkout.folder,
-        env={"PATH": str(checkout.folder / "tools")},
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as waiting:
+    with (checkout.folder / ".venv.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = subprocess.Popen(
+            ["make", "train"],
+            cwd=checkout.folder,
+            env=checkout.environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         assert waiting.stderr is not None
         assert "waiting for another make" in waiting.stderr.readline()
         assert checkout.asked() == []
-        shutil.rmtree(lock)
+        fcntl.flock(lock, fcntl.LOCK_UN)
         waiting.communicate(timeout=60)
     assert waiting.returncode == 0 and checkout.asked()[-1] == "-m app train"
-    assert not lock.exists()
 
 
-def test_the_lock_of_a_call_that_was_killed_is_taken_away(checkout: Checkout) -> None:
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    lock = checkout.folder / ".venv.lock"
-    lock.mkdir()
-    (lock / "process").write_text(str(ended.pid))
-    assert checkout.make("train").returncode == 0
-    assert not lock.exists()
+def test_a_call_that_has_nothing_to_install_waits_for_nobody(checkout: Checkout) -> None:
+    checkout.make("train")
+    with (checkout.folder / ".venv.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert checkout.make("train").returncode == 0
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(checkout: Checkout) -> None:
+    (checkout.folder / ".venv.lock").mkdir()  # refused to root, too
+    refused = checkout.make("train")
+    assert refused.returncode == 2
+    assert f"{checkout.folder} cannot be written to (Is a directory)" in refused.stderr
 
 
 def test_tests_install_what_they_need_beside_that(checkout: Checkout) -> None:
@@ -165,13 +173,39 @@ def test_another_index_of_torch_can_be_named_or_none(
     assert len(asked) == calls and (index in asked[0])
 
 
-def test_an_install_that_failed_is_made_anew(checkout: Checkout) -> None:
+def test_an_install_that_failed_is_made_again(checkout: Checkout) -> None:
     failed = checkout.make("train", STAND_IN_CODE="1")
     assert failed.returncode == 2 and "-m app train" not in checkout.asked()
+    assert checkout.make("train").returncode == 0
+    _, packages, train = checkout.asked()
+    assert packages.endswith("-r requirements.txt --force-reinstall") and train == "-m app train"
+
+
+def test_a_failed_install_of_what_tests_need_costs_training_nothing(checkout: Checkout) -> None:
+    checkout.make("train")
+    assert checkout.make("test", STAND_IN_CODE="1").returncode == 2
+    checkout.asked()
+    assert checkout.make("train").returncode == 0
+    assert checkout.asked() == ["-m app train"]
+    (checkout.folder / "tools/python").symlink_to("python3.11")
+    assert checkout.make("test").returncode == 0
+    tests, *_ = checkout.asked()
+    assert "-r requirements-test.txt --force-reinstall" in tests
+
+
+def test_an_environment_that_broke_off_while_it_was_made_is_made_anew(checkout: Checkout) -> None:
+    checkout.make("train")
     (checkout.folder / ".venv/half").touch()
+    (checkout.folder / ".venv/unfinished").touch()
     assert checkout.make("train").returncode == 0
     assert not (checkout.folder / ".venv/half").exists()
-    assert len(checkout.asked()) == 3
+
+
+def test_a_python_whose_path_has_a_space_can_be_named(checkout: Checkout) -> None:
+    folder = checkout.folder / "tools/a folder"
+    folder.mkdir()
+    named = (checkout.folder / "tools/python3.11").rename(folder / "python")
+    assert checkout.make("train", PYTHON=str(named)).returncode == 0
 
 
 def test_other_requirements_are_installed(checkout: Checkout) -> None:
@@ -249,7 +283,7 @@ def test_a_signal_reaches_the_training_which_ends_in_its_own_time(
     running = subprocess.Popen(
         ["make", "train"],
         cwd=checkout.folder,
-        env={"PATH": str(checkout.folder / "tools")},
+        env=checkout.environment,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
