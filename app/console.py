@@ -14,6 +14,7 @@ from tqdm import tqdm
 from app.printable import printable
 from app.process import lines_lost
 
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
 _NO_SECRETS = "list-type|prefix|delimiter|max-keys|encoding-type|uploads|partNumber|x-id"
 
 
@@ -57,8 +58,10 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(event)
 
 
-def setup_logging(log_format: str, rank: int = 0) -> None:
+def setup_logging(log_format: str, log_level: str = "info", rank: int = 0) -> None:
     """Send the project's log to stderr; libraries only speak from warnings on.
+
+    Whatever is no name of a form or of a level counts as `text` and `info`.
 
     Of the processes that train a run together only rank 0 says what all do. The others warn, and
     each of their lines says whose it is.
@@ -70,7 +73,8 @@ def setup_logging(log_format: str, rank: int = 0) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger("app").setLevel(logging.WARNING if rank else logging.INFO)
+    least = _LEVELS.get(log_level, logging.INFO)
+    logging.getLogger("app").setLevel(max(least, logging.WARNING) if rank else least)
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
 

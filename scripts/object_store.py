@@ -89,7 +89,12 @@ class ObjectStore:
             rules = json.loads(self._get(self.ports.filer, "/etc/seaweedfs/filer.conf"))
         except (OSError, ValueError):
             return False
-        synced = [rule["locationPrefix"] for rule in rules["locations"] if rule.get("fsync")]
+        locations = rules.get("locations") if isinstance(rules, dict) else None
+        synced = [
+            rule.get("locationPrefix")
+            for rule in locations or ()
+            if isinstance(rule, dict) and rule.get("fsync")
+        ]
         return BUCKETS in synced and self._has_bucket()
 
     def _command(self) -> list[str]:

@@ -100,7 +100,7 @@ def test_only_the_job_reaches_the_inner_ports_of_the_object_store() -> None:
     assert joined == {"s3", "train", "report"}
 
 
-def test_the_page_comes_along_with_the_job_and_its_failure_stops_nothing() -> None:
+def test_the_page_comes_along_with_the_job_which_needs_it_neither_healthy_nor_alive() -> None:
     named = services(ROOT / "docker-compose.yml")
     report = named["report"]
     assert named["train"]["depends_on"]["report"] == {

@@ -21,7 +21,7 @@ from app.cli import (
 from app.cli.arguments import Commands, Handler, Parser, settings_flags
 from app.console import setup_logging
 from app.errors import EXIT_INTERRUPTED, EXIT_OK, AppError, Preempted, UsageError
-from app.settings.load import load_settings, wanted_log_format
+from app.settings.load import load_settings, wanted_log
 from app.settings.variables import variables
 from app.training.preemption import NOTHING_TO_SAVE, Interrupted, StopRequest
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
             for variable in variables()
             if (value := getattr(arguments, variable.name.lower(), None)) is not None
         }
-        setup_logging(wanted_log_format(flags))
+        setup_logging(*wanted_log(flags))
         settings = load_settings(flags)
         handler = arguments.handler
         arguments.handler(settings, arguments, stop)
@@ -64,6 +64,7 @@ def main(argv: Sequence[str]) -> int:
     except AppError as error:
         for line in error.args:
             log.error("%s (exit %d)", line, error.exit_code)
+        log.debug("where that came from:", exc_info=True)
         return error.exit_code
     except KeyboardInterrupt:
         log.warning("interrupted twice: ended at once, without a last checkpoint")

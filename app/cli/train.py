@@ -35,7 +35,7 @@ def train(settings: Settings, _: argparse.Namespace, stop: StopRequest) -> None:
     if place.launcher is not None:
         stop_with(place.launcher)
     settings = replace(settings, place=place)
-    setup_logging(settings.logs.log_format, place.rank)
+    setup_logging(settings.logs.log_format, settings.logs.log_level, place.rank)
     if place.launcher is None:
         # The libraries take seconds to load: this line tells the user what the wait is for.
         log.info(

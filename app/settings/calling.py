@@ -1,6 +1,5 @@
 """What to type to call this program again, as it was called: STARTED_BY says how."""
 
-import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -47,17 +46,17 @@ class NextSteps:
     def after_the_target(self) -> Iterator[tuple[str, str]]:
         """Pairs of what for, and what to type."""
         prompt = ' --prompt "def main("' if self.settings.data.dataset == "builtin" else ""
+        if self._how == "kubernetes":
+            yield from _in_kubernetes(f"generate{prompt}")
+            return
         yield "text from the model", self._command(f"generate{prompt}")
         yield "its files", self._command("checkpoints pull --to {}", "model")
         yield "its curves", self._page()
-        if self._how == "kubernetes":
-            yield "more steps", "kubectl apply -k k8s/overlays/extend"
-        else:
-            yield "more steps", self._train(ADDITIONAL_STEPS="500")
+        yield "more steps", self._train(ADDITIONAL_STEPS="500")
 
     def to_go_on(self) -> str:
         if self._how == "kubernetes":
-            return "the Job's next pod goes on; without a Job: kubectl apply -f k8s/job.yaml"
+            return "the Job's next pod goes on; without a Job: apply again what you applied"
         return self._train()
 
     @property
@@ -66,9 +65,8 @@ class NextSteps:
 
     def _command(self, words: str, output: str = "") -> str:
         """`output`: a file or folder that the command writes, in the place of {} in `words`."""
-        if self._how in ("kubernetes", "docker"):
-            words = words.format(f"/data/{output}")
-            return _in_kubernetes(words) if self._how == "kubernetes" else f"docker run … {words}"
+        if self._how == "docker":
+            return f"docker run … {words.format(f'/data/{output}')}"
         if self._how in ("compose", "compose-gpu"):
             program, folder = f"{self._compose} run --rm {_OUT if output else ''}train", "/out/"
         else:
@@ -77,9 +75,7 @@ class NextSteps:
         return " ".join([*self._where_the_run_is(), program, words])
 
     def _page(self) -> str:
-        """The live page shows all runs of the place. A pod of the Job is none to leave running."""
-        if self._how == "kubernetes":
-            return self._command("report --to {}", "report.html")
+        """The live page shows all runs of the place."""
         if self._how == "docker":
             return "docker run -p 127.0.0.1:8080:8080 … report --serve --host=0.0.0.0"
         if self._how in ("compose", "compose-gpu"):
@@ -144,12 +140,26 @@ class NextSteps:
             yield f"{name}={shlex.quote(value)}"
 
 
-def _in_kubernetes(words: str) -> str:
-    """The Job is replaced by one with other words: one that has ended cannot be changed."""
-    listed = ", ".join(
-        word if re.fullmatch(r"[a-z/_-]+", word) else f'"{word}"' for word in shlex.split(words)
+def _in_kubernetes(generate: str) -> Iterator[tuple[str, str]]:
+    """A pod that reads the run has its files, and answers to further commands.
+
+    Which overlay was applied is not known here: the page that is named says what to write into the
+    one that reads, where it is another than k8s/job.yaml.
+    """
+    pod, own = "smollm2-train-results", "your own overlay's name goes into it: docs/kubernetes.md"
+    program = f"kubectl exec {pod} -- python -m app"
+    ready = f"kubectl wait --for=condition=Ready pod/{pod} --timeout=10m"
+    yield (
+        "its files",
+        f"kubectl apply -k k8s/overlays/results ({own}); {ready}; "
+        f"kubectl cp {pod}:/out/model model",
     )
-    return (
-        rf"kubectl delete job smollm2-train; sed 's|args: \[train\]|args: [{listed}]|' "
-        "k8s/job.yaml | kubectl apply -f -; kubectl logs -f job/smollm2-train"
+    yield "text from the model, in that pod", f"{program} {generate}"
+    yield (
+        "its curves, from that pod",
+        f"{program} report --to /out/report.html; kubectl cp {pod}:/out/report.html report.html",
+    )
+    yield (
+        "more steps",
+        "kubectl apply -k k8s/overlays/extend, with the number in its nameSuffix counted up",
     )

@@ -76,19 +76,18 @@ def load_settings(flags: Mapping[str, str] | None = None) -> Settings:
     return settings
 
 
-def wanted_log_format(flags: Mapping[str, str]) -> str:
-    """What LOG_FORMAT says, before all settings are read: errors in them are logged in this form.
+def wanted_log(flags: Mapping[str, str]) -> tuple[str, str]:
+    """What LOG_FORMAT and LOG_LEVEL say, or "" for each that says nothing.
 
-    `text` where it cannot be read, or says something else.
+    Before all settings are read: errors in them are logged in this form.
     """
     try:
         file = read_env_file()
     except AppError:  # `load_settings` says so
         file = {}
-    for place in (flags, _environment(), file):
-        if text := _by_name(place).get("LOG_FORMAT"):
-            return "json" if text == "json" else "text"
-    return "text"
+    places = [_by_name(place) for place in (file, _environment(), flags)]
+    said = {name: value for place in places for name, value in place.items() if value}
+    return said.get("LOG_FORMAT", ""), said.get("LOG_LEVEL", "")
 
 
 def _environment() -> dict[str, str]:

@@ -256,6 +256,9 @@ class CheckpointSettings(Section):
 class LogSettings(Section):
     log_every_steps: int = _field(1, "steps between log lines", "steps", ge=1)
     log_format: Literal["text", "json"] = _field("text", "one line per event, as …")
+    log_level: Literal["debug", "info", "warning"] = _field(
+        "info", "the least that is logged; debug: errors with their tracebacks, too"
+    )
     sample_every_steps: int = _field(
         0, "steps between text samples in the log; 0: off", "steps", ge=0
     )

@@ -1,6 +1,7 @@
 """The command line: exit codes, one line for each mistake, and what answers at once."""
 
 import json
+import logging
 import os
 import tomllib
 from pathlib import Path
@@ -122,3 +123,26 @@ def test_a_light_command_imports_nothing_heavy_to_its_end(
 
 def _tree(cls: type[AppError]) -> list[type[AppError]]:
     return [cls, *(found for child in cls.__subclasses__() for found in _tree(child))]
+
+
+@pytest.mark.parametrize(("level", "shown"), [("debug", True), ("info", False)])
+def test_an_error_has_its_traceback_where_log_level_is_debug(
+    level: str, shown: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["checkpoints", "list", "--checkpoint_uri", f"{tmp_path}/missing", "--run_name", "a"]
+    assert cli.main([*words, "--log_level", level]) == 78
+    said = capsys.readouterr().err
+    assert ("Traceback (most recent call last)" in said) is shown
+    assert "(exit 78)" in said
+
+
+def test_log_level_warning_leaves_out_what_is_no_warning(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOG_LEVEL", "warning")
+    cli.main(["config"])
+    log = logging.getLogger("app")
+    log.info("an event")
+    log.warning("a warning")
+    said = capsys.readouterr().err
+    assert "an event" not in said and "a warning" in said

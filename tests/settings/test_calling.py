@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import subprocess
 import sys
 from typing import Any
 
@@ -20,6 +19,7 @@ from app.settings.calling import (
 )
 from app.settings.combined import Settings
 from app.settings.load import load_settings
+from tests.support.manifests import built
 from tests.support.repository import ROOT
 
 PAGE = ", then look at http://127.0.0.1:8080"
@@ -94,20 +94,20 @@ def test_a_container_without_compose_is_called_with_the_options_that_it_had(
     assert NextSteps(settings, "mine").to_go_on() == "docker run … train"
 
 
-def test_in_kubernetes_the_job_of_the_manifest_gets_the_words_of_the_command(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_in_kubernetes_a_pod_that_reads_the_run_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     found = commands(started("kubernetes", monkeypatch, CHECKPOINT_URI="/data/checkpoints"))
-    words = {"text from the model": ["generate", "--prompt", "def main("]}
-    words["its files"] = ["checkpoints", "pull", "--to", "/data/model"]
-    words["its curves"] = ["report", "--to", "/data/report.html"]
-    for purpose, arguments in words.items():
-        replaced, applied, followed = re.split(r"; | \| ", found[purpose].partition("; ")[2])
-        assert (applied, followed) == ("kubectl apply -f -", "kubectl logs -f job/smollm2-train")
-        done = subprocess.run(shlex.split(replaced), cwd=ROOT, capture_output=True, check=True)
-        job = next(d for d in yaml.safe_load_all(done.stdout) if d["kind"] == "Job")
-        assert job["spec"]["template"]["spec"]["containers"][0]["args"] == arguments
-    assert found["more steps"] == "kubectl apply -k k8s/overlays/extend"
+    pod = next(doc for doc in built("results") if doc["kind"] == "Pod")
+    name, (container,) = pod["metadata"]["name"], pod["spec"]["containers"]
+    assert "livenessProbe" not in container, "generate gives no sign of life"
+    assert "--to /out/model" in container["args"][0]
+    for what, said in found.items():
+        assert set(re.findall(r"smollm2-train[a-z-]*", said)) <= {name}
+        assert (name in said) is (what != "more steps")
+    assert found["its files"].startswith("kubectl apply -k k8s/overlays/results (your own overlay")
+    assert found["its files"].endswith(f"kubectl cp {name}:/out/model model")
+    text = found["text from the model, in that pod"]
+    assert text == f'kubectl exec {name} -- python -m app generate --prompt "def main("'
+    assert found["more steps"].endswith("counted up")
 
 
 def test_what_was_typed_is_in_the_commands_that_need_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,7 +166,8 @@ def _value_problems(docs: list[Manifest]) -> Iterator[str]:
 
 def _reference_problems(docs: list[Manifest]) -> Iterator[str]:
     """Names that point at nothing."""
-    named = {(doc["kind"], doc["metadata"]["name"]) for doc in [*docs, claim()]}
+    claims = [doc for doc in docs if doc["kind"] == "PersistentVolumeClaim"] or [claim()]
+    named = {(doc["kind"], doc["metadata"]["name"]) for doc in [*docs, *claims]}
     for pod in pods(docs):
         volumes = {volume["name"] for volume in pod["volumes"]}
         for path, key, value in _items(pod):
