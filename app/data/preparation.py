@@ -108,7 +108,8 @@ class Preparation:
         """Work until the need is met, and until what was made is in the cache.
 
         Raises what `PinnedSource.pieces` raises; ConfigError for a dataset without text; for
-        DATA_DIR AccessDenied (not writable) or Unavailable (full); Damaged for a changed cache.
+        DATA_DIR AccessDenied (not writable) or Unavailable (full); Damaged for a changed cache; and
+        what `TokenCache.upload` raises.
         """
         try:
             self._work()

@@ -107,7 +107,7 @@ class TokenCache:
                     self._store.discard(half)
             self._checked = True
         while goes_on():
-            stored, etag = self._read_index(index.source, index.tokenizer)
+            stored, etag = self._index_to_extend(index.source, index.tokenizer)
             if not index.continues(stored):
                 return
             n_stored = len(stored.seals)
@@ -139,6 +139,18 @@ class TokenCache:
             return ShardIndex(source, tokenizer), None
         return decode_index(content, source, tokenizer, f"{self.uri}/{INDEX}"), etag
 
+    def _index_to_extend(self, source: str, tokenizer: str) -> tuple[ShardIndex, str | None]:
+        """As `_read_index`, with an empty index in the place of a damaged one: that is replaced.
+
+        What it named is uploaded again. Nobody could use it, and no node would ever mend it.
+        """
+        try:
+            return self._read_index(source, tokenizer)
+        except Damaged as error:
+            etag = self._store.etag(self._key(INDEX))
+            log.warning("%s: replaced by the index of what is uploaded again", error)
+            return ShardIndex(source, tokenizer), etag
+
     def _key(self, name: str) -> str:
         return f"{self._fingerprint}/{name}"
 
@@ -152,7 +164,9 @@ class CacheUploader:
         """`repair` is as in `TokenCache.upload`."""
         self._cache, self._directory, self._repair = cache, directory, repair
         self._newest: ShardIndex | None = None
-        self._finishing = self._closed = self._warned = False
+        self._finishing = self._closed = False
+        self._failure: BaseException | None = None  # of the newest upload
+        self._warned = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="token-uploader", daemon=True)
         self._thread.start()
@@ -164,11 +178,13 @@ class CacheUploader:
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """Wait until the upload of what was submitted has ended or failed."""
+        """Wait until what was submitted is uploaded. Raises what `TokenCache.upload` raised."""
         with self._changed:
             self._finishing = True
             self._changed.notify_all()
         self._thread.join()
+        if self._failure is not None:
+            raise self._failure
 
     def close(self) -> None:
         """End without waiting for the upload. The next start uploads the rest."""
@@ -180,10 +196,12 @@ class CacheUploader:
         while (index := self._take()) is not None:
             try:
                 self._cache.upload(index, self._directory, lambda: not self._closed, self._repair)
+                self._failure = None
             except BaseException as error:  # source and tokenizer may raise too
+                self._failure = error
                 if not (self._warned or self._closed):
                     log.warning(
-                        "tokens could not be uploaded to %s, training goes on without: %s",
+                        "tokens could not be uploaded to %s, other nodes make them again: %s",
                         self._cache.uri,
                         error,
                         exc_info=None if isinstance(error, AppError) else error,

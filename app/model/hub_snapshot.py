@@ -10,8 +10,8 @@ from app.settings.local_paths import local_path
 
 
 def looks_like_path(spec: str) -> bool:
-    """Whether `spec` cannot be a hub id (name or owner/name)."""
-    return spec.startswith(("/", ".", "~")) or spec.count("/") > 1
+    """Whether `spec` cannot be a hub id: name or owner/name, which @revision may follow."""
+    return spec.startswith(("/", ".", "~")) or spec.partition("@")[0].count("/") > 1
 
 
 def local_directory(spec: str, setting: str) -> Path | None:
@@ -31,13 +31,16 @@ def local_directory(spec: str, setting: str) -> Path | None:
     return None
 
 
-def hub_snapshot(repo_id: str, setting: str, patterns: Sequence[str]) -> Path:
+def hub_snapshot(spec: str, setting: str, patterns: Sequence[str]) -> Path:
     """Fetch those files of a repository that match `patterns`; the local folder they are in.
 
-    `setting` is like "TOKENIZER=owner/name", for messages. Raises NotFound, AccessDenied,
-    Unavailable, ConfigError.
+    `spec` is name, owner/name or owner/name@revision: a branch, a tag or a commit. `setting` is
+    like "TOKENIZER=owner/name", for messages. Raises NotFound, AccessDenied, Unavailable,
+    ConfigError.
     """
     with disk_failures("the hub's cache (HF_HOME)"), hub_failures(setting):
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(repo_id, allow_patterns=list(patterns)))
+        repo_id, _, revision = spec.partition("@")
+        found = snapshot_download(repo_id, revision=revision or None, allow_patterns=list(patterns))
+        return Path(found)

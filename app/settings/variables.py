@@ -4,6 +4,7 @@ They are grouped into sections, and a module is handed only the section that it 
 fills the sections; what no type and no bound can say about a single value is in `values`.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,7 @@ class ModelSettings(Section):
         le=131_072,
     )
     init_from: Annotated[str, AfterValidator(directory_or_hub_id)] | None = _field(
-        None, "start from the weights of a Hugging Face directory or hub id"
+        None, "start from the weights of a Hugging Face directory or hub id (owner/name@revision)"
     )
     init: Literal["normal", "scaled"] = _field(
         "normal", "first weights: one deviation; or o_proj, down_proj / sqrt(2 · layers)"
@@ -125,8 +126,11 @@ class ModelSettings(Section):
 
     @property
     def init_name(self) -> str | None:
-        """What a run from INIT_FROM is called: the last part of it."""
-        return self.init_from.rstrip("/").rsplit("/", 1)[-1] if self.init_from else None
+        """What a run from INIT_FROM is called: the last part of its path, or of its name."""
+        if self.init_from is None:
+            return None
+        hub_name = re.fullmatch(r"([\w.-]+/)?([\w.-]+)@.+", self.init_from)
+        return hub_name[2] if hub_name else self.init_from.rstrip("/").rsplit("/", 1)[-1]
 
 
 class DataSettings(Section):
@@ -140,7 +144,9 @@ class DataSettings(Section):
     dataset_split: str = _field("train", "split of the dataset", min_length=1)
     text_column: str = _field("text", "column that holds the text", min_length=1)
     tokenizer: Annotated[str, AfterValidator(directory_or_hub_id)] = _field(
-        "builtin", "builtin, or a Hugging Face directory or hub id", min_length=1
+        "builtin",
+        "builtin, or a Hugging Face directory or hub id (owner/name@revision)",
+        min_length=1,
     )
     document_mask: bool = _field(
         False, "documents packed into one sequence do not attend to each other"

@@ -105,6 +105,17 @@ def test_a_file_under_two_names_is_refused(tmp_path: Path) -> None:
         documents(source(tmp_path))
 
 
+def test_no_piece_of_a_file_that_was_overwritten_in_place_is_given(tmp_path: Path) -> None:
+    """Its tokens would be shared under the digest of the content that was listed."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl(["old"] * 1000))
+    pieces = documents(source(path))
+    assert next(pieces).text == "old"
+    path.write_bytes(jsonl(["new"] * 1000))
+    with pytest.raises(Damaged, match=r"a\.jsonl was changed while it was read"):
+        next(pieces)
+
+
 def test_a_file_that_is_changed_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(jsonl(["one", "two"]))
     pieces = documents(source(tmp_path))

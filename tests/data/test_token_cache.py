@@ -20,7 +20,7 @@ from app.data.shard_index import INDEX, decode_index
 from app.data.sources import PinnedSource
 from app.data.token_cache import TOKENS, CacheUploader, TokenCache, open_token_cache
 from app.data.tokenizer import TokenizerFiles, read_tokenizer
-from app.errors import AccessDenied, Damaged, Unavailable
+from app.errors import AccessDenied, Damaged, IncompatibleRun, Unavailable
 from app.stores.contract import Store
 from app.stores.opening import open_store
 from tests.support.interposed import Answer, Interposed
@@ -262,15 +262,28 @@ def test_who_is_interrupted_does_not_wait_for_a_bucket_that_is_silent(
     released.set()
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b'{"format_version": 99}', b"[" * 100_000])
-def test_an_index_that_cannot_be_read_costs_one_warning(
+@pytest.mark.parametrize("content", [b"", b"{}", b"[" * 100_000])
+def test_an_index_that_cannot_be_read_is_said_and_mended(
     content: bytes, node: MakeNode, tokens_store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = node("first").prepare(stop=SHARD)
     tokens_store.put(f"{first.fingerprint}/{INDEX}", [content])
     second = node("second")
-    assert second.prepare().index.complete
+    whole = second.prepare().index
+    assert whole.complete
     assert "the token cache is not used" in caplog.text
+    assert "replaced by the index of what is uploaded again" in caplog.text
+    third = node("third")
+    assert third.prepare().index == whole and third.made == [0], "it was mended for all"
+
+
+def test_an_index_of_a_newer_version_is_left_alone(node: MakeNode, tokens_store: Store) -> None:
+    first = node("first").prepare(stop=SHARD)
+    key, newer = f"{first.fingerprint}/{INDEX}", b'{"format_version": 99}'
+    tokens_store.put(key, [newer])
+    with pytest.raises(IncompatibleRun, match="use the newer image"):
+        node("second").prepare()
+    assert tokens_store.get(key)[0] == newer
 
 
 def test_an_index_of_other_tokens_is_left_alone(
@@ -391,7 +404,7 @@ def test_a_repair_that_fails_for_any_reason_costs_one_warning_and_the_next_uploa
     uploader.submit(whole.index)
     uploader.finish()
     (line,) = [line for line in caplog.messages if "could not be uploaded" in line]
-    assert line.endswith("training goes on without: a row that nobody understands")
+    assert line.endswith("other nodes make them again: a row that nobody understands")
     assert cache.read_index(whole.index.source, whole.index.tokenizer) == whole.index
 
 
@@ -411,7 +424,7 @@ def test_a_shard_that_cannot_be_made_again_is_not_uploaded(
 
 
 @pytest.mark.parametrize("failure", [Unavailable, AccessDenied])
-def test_an_upload_that_fails_costs_one_warning(
+def test_preparing_ends_with_the_failure_of_the_upload_after_one_warning(
     failure: type[Exception],
     node: MakeNode,
     tokens_store: Store,
@@ -422,13 +435,14 @@ def test_an_upload_that_fails_costs_one_warning(
         raise failure("no")
 
     monkeypatch.setattr(tokens_store, "put", refuse)
-    assert node("first").prepare().index.complete
+    with pytest.raises(failure, match="no"):
+        node("first").prepare()
     (line,) = caplog.messages
     assert "could not be uploaded" in line
 
 
 @pytest.mark.parametrize("refused", ["put_if_absent", "put_if_match"])
-def test_an_index_that_is_refused_for_no_reason_costs_one_warning(
+def test_an_index_that_is_refused_for_no_reason_fails_the_upload_and_not_the_tokens(
     refused: str,
     node: MakeNode,
     tokens_store: Store,
@@ -438,7 +452,10 @@ def test_an_index_that_is_refused_for_no_reason_costs_one_warning(
     if refused == "put_if_match":
         node("first").prepare(stop=SHARD)
     monkeypatch.setattr(tokens_store, refused, lambda *_: None)
-    assert node("second").prepare().index.complete
+    second = node("second").open()
+    with pytest.raises(Unavailable, match=r"index\.json is refused"):
+        second.run()
+    assert second.index.complete
     (line,) = caplog.messages
     assert "could not be uploaded" in line
     assert "index.json is refused, though no other process wrote it" in line

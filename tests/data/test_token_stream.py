@@ -92,7 +92,8 @@ def make(tmp_path: Path, tokenizer: TokenizerFiles) -> Iterator[MakeStream]:
         **need: Any,
     ) -> OwnStream:
         path = tmp_path / f"{rows}.jsonl"
-        path.write_text("".join(json.dumps({"text": row}) + "\n" for row in ROWS[:rows]))
+        if not path.exists():
+            path.write_text("".join(json.dumps({"text": row}) + "\n" for row in ROWS[:rows]))
         data = DataSettings(dataset=str(path), data_dir=tmp_path / name)
         preparation = Preparation(
             pin_source(data),

@@ -407,6 +407,19 @@ def test_one_from_the_hub_is_fetched_once(
     assert load_tokenizer("o/good", tmp_path, 300) == first
 
 
+def test_a_revision_of_one_on_the_hub_can_be_named(
+    foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {path.name: path.read_bytes() for path in foreign.iterdir()}
+    with hub(monkeypatch, tmp_path, files) as requests:
+        load_tokenizer("o/good@refs/pr/1", tmp_path, 300)
+        assert any("refs/pr/1" in request for request in requests)
+    load_tokenizer("o/good@refs/pr/1", tmp_path, 300)  # it is kept, and no other one is
+    with hub(monkeypatch, tmp_path / "other", files) as requests:
+        load_tokenizer("o/good@v2", tmp_path, 300)
+        assert any("v2" in request for request in requests)
+
+
 @pytest.mark.parametrize(
     ("repository", "expected"),
     [
