@@ -6,6 +6,7 @@ import sys
 import time
 
 from app.cli.arguments import Commands, count_from, number_between
+from app.cli.chosen_step import add_step
 from app.cli.named_run import existing_run, scratch_folder
 from app.data.data_dir import DataDir
 from app.printable import printable
@@ -21,7 +22,7 @@ _MOST_TOKENS = 1_000_000
 def add_commands(commands: Commands) -> None:
     command = commands.add("generate", generate, "continue a prompt with a checkpoint")
     command.add_argument("--prompt", default="", help="text to continue")
-    command.add_argument("--checkpoint", help="step or name; default: the newest valid one")
+    add_step(command, "the newest valid one", "--checkpoint")
     command.add_argument(
         "--model_dir", metavar="DIR", help="a Hugging Face directory or hub id instead"
     )
@@ -60,7 +61,7 @@ def generate(settings: Settings, arguments: argparse.Namespace, _: StopRequest) 
     else:
         with scratch_folder(settings) as scratch:
             store = existing_run(settings)
-            loaded = load_from_store(store, arguments.checkpoint, device, scratch)
+            loaded = load_from_store(store, arguments.step, device, scratch)
     log.info("model %s", loaded.origin)
     started, pieces = time.monotonic(), 0
     # A model may have learned escape sequences. A file gets what it wrote, a terminal does not.

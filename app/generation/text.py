@@ -16,6 +16,7 @@ from app.generation.inference import InferenceModel
 from app.model.device import resolve_device
 from app.model.huggingface import model_directory, read_config
 from app.model.smollm2 import SmolLM2
+from app.observe.chosen_checkpoint import chosen_checkpoint
 from app.run.fetching import check_expected, fetch, newest_valid
 from app.run.view import read_view
 from app.state.snapshot import STATE_FILES, Expected
@@ -54,7 +55,7 @@ def load_from_store(
             log.warning("%s is passed over: %s", unserved, reason)
         name, directory = found.name, found.directory
     else:
-        name = view.find(checkpoint)
+        name = chosen_checkpoint(store, view, checkpoint)
         directory = fetch(store, name, scratch, required=STATE_FILES, expected=expected)
         check_expected(name, directory, expected)
     return load_from_directory(directory, device, f"{store.uri}/{name.key()}")
