@@ -1,4 +1,4 @@
-"""`checkpoints list` and `verify`."""
+"""`checkpoints list` and `verify`; the other verbs are in modules of their own."""
 
 import argparse
 import json
@@ -8,6 +8,7 @@ from typing import Any
 from app.cli.arguments import Commands, count_from
 from app.cli.changes import add_checkpoint_commands
 from app.cli.chosen_step import add_step_or_word, step_or_word
+from app.cli.diff import add_diff
 from app.cli.named_run import existing_run, scratch_folder
 from app.cli.pull import add_pull
 from app.console import counted, size
@@ -27,6 +28,7 @@ def add_commands(commands: Commands) -> None:
     listing = verbs.add("list", list_checkpoints, "show the checkpoints and the attempts of a run")
     listing.add_argument("--json", action="store_true", help="as JSON")
     add_pull(verbs)
+    add_diff(verbs)
     verify = verbs.add(
         "verify",
         verify_checkpoints,
