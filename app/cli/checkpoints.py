@@ -1,47 +1,40 @@
-"""`checkpoints list`, `pull` and `verify`."""
+"""`checkpoints list` and `verify`; the other verbs are in modules of their own."""
 
 import argparse
 import json
-import shutil
-import tempfile
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from app.cli.arguments import Commands, count_from, place
+from app.cli.arguments import Commands, count_from
 from app.cli.changes import add_checkpoint_commands
+from app.cli.chosen_step import add_step_or_word, step_or_word
+from app.cli.diff import add_diff
 from app.cli.named_run import existing_run, scratch_folder
+from app.cli.pull import add_pull
 from app.console import counted, size
-from app.errors import ConfigError, Damaged, IncompatibleRun, NotFound, Unserved
-from app.failures import disk_failures
+from app.errors import Damaged, IncompatibleRun, NotFound, Unserved
+from app.observe.chosen_checkpoint import chosen_checkpoint
 from app.printable import show
 from app.run.checkpoints import read_manifest
-from app.run.fetching import fetch
 from app.run.journal import attempt_table, read_attempts
 from app.run.view import CheckpointState, StoredCheckpoint, read_view
 from app.settings.combined import Settings
 from app.stores.contract import Store
 from app.training.preemption import StopRequest
 
-_WEIGHTS_ONLY_LEAVES_OUT = ("optimizer.safetensors",)
-
 
 def add_commands(commands: Commands) -> None:
     verbs = commands.group("checkpoints", "list, pull, verify or change checkpoints")
     listing = verbs.add("list", list_checkpoints, "show the checkpoints and the attempts of a run")
     listing.add_argument("--json", action="store_true", help="as JSON")
-    pull = verbs.add("pull", pull_checkpoint, "copy a verified checkpoint here")
-    pull.add_argument("checkpoint", nargs="?", help="step or name; default: the newest")
-    pull.add_argument(
-        "--to", type=place, metavar="DIR", help="folder to create; default: RUN-step-N"
-    )
-    pull.add_argument("--weights_only", action="store_true", help="leave the optimizer out")
+    add_pull(verbs)
+    add_diff(verbs)
     verify = verbs.add(
         "verify",
         verify_checkpoints,
         "check every byte of every checkpoint, and that none is missing",
     )
-    verify.add_argument("checkpoint", nargs="?", help="step or name; default: all")
+    add_step_or_word(verify, "all of them")
     add_checkpoint_commands(verbs)
     for verb in (listing, verify):
         verb.add_argument(
@@ -118,7 +111,8 @@ def verify_checkpoints(settings: Settings, arguments: argparse.Namespace, _: Sto
 
     store, found = existing_run(settings), []
     view = read_view(store)
-    only = view.find(arguments.checkpoint) if arguments.checkpoint else None
+    text = step_or_word(arguments)
+    only = None if text is None else chosen_checkpoint(store, view, text)
     expected = Expected(view.record.record if view.record else None)
     verification = Verification(store, partial(scratch_folder, settings), STATE_FILES, expected)
     for finding in [verification.one(only)] if only else verification.whole_run():
@@ -142,29 +136,3 @@ def verify_checkpoints(settings: Settings, arguments: argparse.Namespace, _: Sto
         raise Damaged(f"{store.uri} is damaged: {', '.join(damaged)}")
     if unserved:
         raise Unserved(f"{store.uri}: no checkpoint can be read. {unserved[0].text}")
-
-
-def pull_checkpoint(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
-    """Copy a verified checkpoint into a folder, which appears whole or not at all."""
-    from app.state.snapshot import Expected
-
-    store = existing_run(settings)
-    view = read_view(store)
-    name = view.find(arguments.checkpoint or "latest")
-    expected = Expected(view.record.record if view.record else None)
-    target = Path(arguments.to or f"{store.uri.rsplit('/', 1)[1]}-step-{name.step}").absolute()
-    if target.exists():
-        raise ConfigError(f"{target} exists already: name another folder with --to")
-    leave_out = _WEIGHTS_ONLY_LEAVES_OUT if arguments.weights_only else ()
-    wanted = [file for file in read_manifest(store, name).files if file not in leave_out]
-    with disk_failures(f"--to {target}"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".pull-", dir=target.parent) as scratch:
-            partial = Path(scratch) / "checkpoint"
-            partial.mkdir()
-            source = fetch(store, name, partial, only=wanted, expected=expected)
-            if source != partial:
-                for file in wanted:
-                    shutil.copyfile(source / file, partial / file)
-            partial.rename(target)
-    print(target)

@@ -3,7 +3,8 @@
 Shapes: V vocabulary, N candidates.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from app.generation.inference import InferenceModel
 
 _KEPT_SHARE = 0.75  # of a full context
+_AT_ONCE = 8  # texts that grow together
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,43 @@ def candidates(logits: Tensor, seen: Tensor, sampling: Sampling) -> tuple[Tensor
     return ids, values
 
 
+class _Text:
+    """A text that grows: the tokens so far, what the model remembers of them, and what follows."""
+
+    def __init__(self, model: InferenceModel, prompt: list[int], sampling: Sampling) -> None:
+        self._model, self._sampling = model, sampling
+        self._context = model.config.max_position_embeddings
+        self._generator = torch.Generator().manual_seed(sampling.seed)
+        longest = len(prompt) + sampling.max_tokens
+        self.cache = model.new_cache(min(self._context, longest))
+        self._ids = torch.zeros(longest, dtype=torch.long, device=model.device)
+        self._ids[: len(prompt)] = torch.tensor(prompt)
+        self._length = len(prompt)
+        self.logits = model.prefill(self._ids[: len(prompt)][-self._context :], self.cache)
+
+    def draw(self) -> int:
+        """The next token, which `append` takes."""
+        return _draw(self.logits, self._ids[: self._length], self._sampling, self._generator)
+
+    def append(self, token: int) -> bool:
+        """Whether there is room for another one after it."""
+        self._ids[self._length] = token
+        self._length += 1
+        return self._length < len(self._ids)
+
+    def make_room(self) -> bool:
+        """Where the model's context is full, forget the oldest quarter of it.
+
+        The positions of the other tokens change by that, so they are read again: `logits` are new
+        then, and the result is True.
+        """
+        if self.cache.length < self.cache.capacity:
+            return False
+        kept = int(self._context * _KEPT_SHARE)
+        self.logits = self._model.prefill(self._ids[: self._length][-kept:], self.cache)
+        return True
+
+
 @torch.inference_mode()
 def generate_tokens(
     model: InferenceModel, prompt: list[int], sampling: Sampling, end_token: int | None
@@ -63,27 +102,62 @@ def generate_tokens(
     """Token ids after `prompt`, one by one, until `end_token` or `max_tokens`.
 
     Draws from a generator of its own, so that a sample during training leaves the run's random
-    numbers alone. When the model's context is full, the oldest quarter of it is forgotten. The
-    positions of the other tokens change by that, so they are read again.
+    numbers alone.
     """
-    context = model.config.max_position_embeddings
-    generator = torch.Generator().manual_seed(sampling.seed)
-    cache = model.new_cache(min(context, len(prompt) + sampling.max_tokens))
-    ids = torch.zeros(len(prompt) + sampling.max_tokens, dtype=torch.long, device=model.device)
-    ids[: len(prompt)] = torch.tensor(prompt)
-    logits = model.prefill(ids[: len(prompt)][-context:], cache)
-    for length in range(len(prompt) + 1, len(ids) + 1):
-        token = _draw(logits, ids[: length - 1], sampling, generator)
-        if token == end_token:
-            return
+    text = _Text(model, prompt, sampling)
+    while (token := text.draw()) != end_token:
         yield token
-        if length == len(ids):
+        if not text.append(token):
             return
-        ids[length - 1] = token
-        if cache.length < cache.capacity:
-            logits = model.step(token, cache)
-        else:
-            logits = model.prefill(ids[:length][-int(context * _KEPT_SHARE) :], cache)
+        if not text.make_room():
+            text.logits = model.step(token, text.cache)
+
+
+@torch.inference_mode()
+def generate_together(
+    model: InferenceModel,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    end_token: int | None,
+    takes: Callable[[int, int], bool],
+    at_once: int = _AT_ONCE,
+) -> Iterator[int]:
+    """The index of each prompt whose text has ended, in the order of their ends.
+
+    `takes` is given the index of a prompt and the next token of its text, and says whether it wants
+    more of them. `at_once` texts grow together: each draws from a generator of its own, so that it
+    is the text that `generate_tokens` gives, but for what the order of additions rounds.
+    """
+    waiting = deque(enumerate(prompts))
+    growing: list[tuple[int, _Text]] = []
+    while waiting or growing:
+        while waiting and len(growing) < at_once:
+            index, prompt = waiting.popleft()
+            growing.append((index, _Text(model, prompt, sampling)))
+        going: list[tuple[int, _Text]] = []
+        stepping: list[tuple[int, _Text]] = []  # the token, and whose it is
+        for index, text in growing:
+            token = text.draw()
+            if token == end_token or not takes(index, token) or not text.append(token):
+                yield index
+                continue
+            going.append((index, text))
+            if not text.make_room():
+                stepping.append((token, text))
+        _step(model, stepping)
+        growing = going
+
+
+def _step(model: InferenceModel, texts: Sequence[tuple[int, _Text]]) -> None:
+    """Go on by a token with each of these texts."""
+    if len(texts) == 1:  # reads packed weights faster
+        token, text = texts[0]
+        text.logits = model.step(token, text.cache)
+    elif texts:
+        caches = [text.cache for _, text in texts]
+        logits = model.steps([token for token, _ in texts], caches)
+        for row, (_, text) in enumerate(texts):
+            text.logits = logits[row]
 
 
 def _draw(logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator) -> int:

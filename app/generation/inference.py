@@ -1,13 +1,15 @@
-"""The model one token at a time: attention's keys and values are kept, not computed again.
+"""The model one token at a time, of one sequence or of several.
 
-Shapes: T tokens of one sequence, D hidden size, M MLP size, H query heads, K key/value
+Attention's keys and values are kept, not computed again.
+
+Shapes: T tokens of one sequence, B sequences, D hidden size, M MLP size, H query heads, K key/value
 heads, E head size (D = H·E), V vocabulary.
 
 The arithmetic is that of `app.model.smollm2`, in fewer and larger operations: with one token at a
 time, the time that Python takes between operations counts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,18 +88,54 @@ class InferenceModel:
         """The logits (V,) after one more token."""
         return self._logits(self._head[:, token].contiguous()[None], cache)
 
+    def steps(self, tokens: Sequence[int], caches: Sequence[KeyValueCache]) -> Tensor:
+        """The logits (B, V) after one more token of each of B sequences, of any lengths.
+
+        The weights are read once for all of them, which is what a step takes its time for.
+        """
+        positions = [cache.length for cache in caches]
+        cos, sin = self._cos[positions], self._sin[positions]
+
+        def attend(layer: int, heads: Tensor) -> Tensor:
+            return torch.cat(
+                [
+                    self._attend(
+                        heads[row : row + 1],
+                        cos[row : row + 1],
+                        sin[row : row + 1],
+                        cache.keys[layer][:, : cache.length + 1],
+                        cache.values[layer][:, : cache.length + 1],
+                    )
+                    for row, cache in enumerate(caches)
+                ]
+            )
+
+        x = self._through(self._head[:, list(tokens)].t().contiguous(), attend)
+        for cache in caches:
+            cache.length += 1
+        return torch.mm(_normed(x, self._norm), self._head)
+
     def _logits(self, x: Tensor, cache: KeyValueCache) -> Tensor:
         """x (T, D) are the embeddings of tokens that follow those in the cache."""
         past, length = cache.length, cache.length + x.shape[0]
         cos, sin = self._cos[past:length], self._sin[past:length]
-        for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
-            heads = _project(_normed(x, layer.attention_norm), layer.qkv)
-            mixed = self._attend(heads, cos, sin, keys[:, :length], values[:, :length])
-            x = x + torch.mm(mixed, layer.output)
-            gate, up = _project(_normed(x, layer.mlp_norm), layer.gate_up).chunk(2, dim=-1)
-            x = x + torch.mm(F.silu(gate).mul_(up), layer.down)
+
+        def attend(layer: int, heads: Tensor) -> Tensor:
+            keys, values = cache.keys[layer], cache.values[layer]
+            return self._attend(heads, cos, sin, keys[:, :length], values[:, :length])
+
+        x = self._through(x, attend)
         cache.length = length
         return torch.mm(_normed(x[-1:], self._norm), self._head)[0]
+
+    def _through(self, x: Tensor, attend: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """x (T, D) behind all layers. `attend` is `_attend` with the cache of a layer."""
+        for number, layer in enumerate(self._layers):
+            heads = _project(_normed(x, layer.attention_norm), layer.qkv)
+            x = x + torch.mm(attend(number, heads), layer.output)
+            gate, up = _project(_normed(x, layer.mlp_norm), layer.gate_up).chunk(2, dim=-1)
+            x = x + torch.mm(F.silu(gate).mul_(up), layer.down)
+        return x
 
     def _attend(
         self, projected: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor

@@ -2,20 +2,22 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tokenizers import Tokenizer
 
 from app.data.tokenizer import open_tokenizer
 from app.errors import ConfigError, NotFound
 from app.failures import disk_failures
-from app.generation.decoding import Sampling, generate_tokens
+from app.generation.decoding import Sampling, generate_together, generate_tokens
 from app.generation.inference import InferenceModel
 from app.model.device import resolve_device
 from app.model.huggingface import model_directory, read_config
 from app.model.smollm2 import SmolLM2
+from app.observe.chosen_checkpoint import chosen_checkpoint
 from app.run.fetching import check_expected, fetch, newest_valid
 from app.run.view import read_view
 from app.state.snapshot import STATE_FILES, Expected
@@ -54,7 +56,7 @@ def load_from_store(
             log.warning("%s is passed over: %s", unserved, reason)
         name, directory = found.name, found.directory
     else:
-        name = view.find(checkpoint)
+        name = chosen_checkpoint(store, view, checkpoint)
         directory = fetch(store, name, scratch, required=STATE_FILES, expected=expected)
         check_expected(name, directory, expected)
     return load_from_directory(directory, device, f"{store.uri}/{name.key()}")
@@ -79,23 +81,84 @@ def load_model(spec: str, device: str) -> LoadedModel:
     return load_from_directory(model_directory(spec, "--model_dir"), device, spec)
 
 
-def stream_text(loaded: LoadedModel, prompt: str, sampling: Sampling) -> Iterator[str]:
+def stream_text(
+    loaded: LoadedModel, prompt: str, sampling: Sampling, stops: Sequence[str] = ()
+) -> Iterator[str]:
     """Pieces of the continuation of `prompt`: one for each token, and a last one with the rest.
 
     A character may be spread over several tokens. A piece is empty if it would end in the middle
-    of a character. Raises ConfigError for an empty prompt if the model has no end-of-text token.
+    of a character, or may begin one of the `stops`, before the first of which the text ends. Raises
+    ConfigError for an empty prompt if the model has no end-of-text token.
     """
-    ids = loaded.tokenizer.encode(prompt).ids
+    pieces = TextPieces(loaded.tokenizer)
+    until = TextUntil(stops)
+    for token in generate_tokens(loaded.model, _ids(loaded, prompt), sampling, loaded.end_token):
+        yield until.add(pieces.add(token))
+        if until.stopped:
+            break
+    yield until.add(pieces.rest()) + until.rest()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a prompt was continued. `ended` is why its text ended there: "stop" before one of the
+    strings to stop at, "end" where the model ended it, "length" after so many tokens."""
+
+    prompt: str
+    text: str
+    tokens: int
+    ended: Literal["stop", "end", "length"]
+
+
+class _Written:
+    """An answer that is being written."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], most: int) -> None:
+        self._pieces, self._until, self._most = TextPieces(tokenizer), TextUntil(stops), most
+        self._text, self._tokens = "", 0
+
+    def takes(self, token: int) -> bool:
+        """Whether it wants another token after this one."""
+        self._text += self._until.add(self._pieces.add(token))
+        self._tokens += 1
+        return not self._until.stopped
+
+    def answer(self, prompt: str) -> Answer:
+        text = self._text + self._until.add(self._pieces.rest()) + self._until.rest()
+        at_end: Literal["length", "end"] = "length" if self._tokens == self._most else "end"
+        return Answer(prompt, text, self._tokens, "stop" if self._until.stopped else at_end)
+
+
+def answers(
+    loaded: LoadedModel, prompts: Sequence[str], sampling: Sampling, stops: Sequence[str] = ()
+) -> Iterator[Answer]:
+    """The answers to several prompts, in their order, each as soon as it and those before it are
+    complete. Several are written at a time, each with the seed of `sampling`, so that it is what
+    the prompt gets alone. Raises as `stream_text` does."""
+    ids = [_ids(loaded, prompt) for prompt in prompts]
+    written = [_Written(loaded.tokenizer, stops, sampling.max_tokens) for _ in prompts]
+    complete: dict[int, Answer] = {}
+    following = 0
+    for index in generate_together(
+        loaded.model, ids, sampling, loaded.end_token, lambda i, token: written[i].takes(token)
+    ):
+        complete[index] = written[index].answer(prompts[index])
+        while following in complete:
+            yield complete.pop(following)
+            following += 1
+
+
+def _ids(loaded: LoadedModel, prompt: str) -> list[int]:
+    """The tokens of a prompt. Raises ConfigError if it has none, and the model has none to begin a
+    text with."""
+    ids: list[int] = loaded.tokenizer.encode(prompt).ids
     if not ids:
         if loaded.end_token is None:
             raise ConfigError(
                 "--prompt is empty, and the model has no end-of-text token to start from"
             )
         ids = [loaded.end_token]
-    pieces = TextPieces(loaded.tokenizer)
-    for token in generate_tokens(loaded.model, ids, sampling, loaded.end_token):
-        yield pieces.add(token)
-    yield pieces.rest()
+    return ids
 
 
 class TextPieces:
@@ -124,6 +187,39 @@ class TextPieces:
         """The text of the tokens that are held back."""
         before = self._tokenizer.decode(self._shown)
         return self._tokenizer.decode(self._shown + self._held)[len(before) :]
+
+
+class TextUntil:
+    """A text that comes in pieces, up to the first of the strings `stops` that is in it."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._held = ""
+        self.stopped = False
+
+    def add(self, piece: str) -> str:
+        """What is sure to stand before each of the strings; nothing once one of them was met."""
+        if self.stopped:
+            return ""
+        text = self._held + piece
+        found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        held = max((_begun(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
+
+    def rest(self) -> str:
+        """What was held back, once nothing comes after it."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _begun(text: str, stop: str) -> int:
+    """How many signs at the end of `text` are the beginning of `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def _end_token(directory: Path) -> int | None:

@@ -95,7 +95,7 @@ class _Fetch:
     ) -> Path:
         name = self.name
         manifest = self._patiently(lambda: read_manifest(self.store, name))
-        _check_manifest(name, manifest, [*only, *required], expected)
+        check_manifest(name, manifest, [*only, *required], expected)
         self._patiently(lambda: check_sizes(self.store, name, manifest))
         wanted = [file for file in manifest.files if not only or file in only]
 
@@ -169,7 +169,7 @@ class _Fetch:
         raise Unavailable(f"{self.store.uri}: neither {RECORD} nor {LATEST} is there to be read")
 
 
-def _check_manifest(
+def check_manifest(
     name: CheckpointName,
     manifest: Manifest,
     required: Sequence[str],

@@ -76,12 +76,12 @@ def same_tensors(
 
 def load_pretrained(directory: Path, model: nn.Module) -> None:
     """Copy the directory's weights into `model`. Raises NotFound, Damaged, IncompatibleRun."""
-    load_weights(_weight_files(directory), model)
+    load_weights(weight_files(directory), model)
 
 
 def check_pretrained(directory: Path, model: nn.Module) -> None:
     """As `load_pretrained`, but only names and shapes are read, and nothing is copied."""
-    _check_shapes(_weight_files(directory), model)
+    _check_shapes(weight_files(directory), model)
 
 
 def weights_digest(directory: Path, alive: Callable[[], None] = lambda: None) -> str:
@@ -90,7 +90,7 @@ def weights_digest(directory: Path, alive: Callable[[], None] = lambda: None) ->
     Raises NotFound, Damaged and OSError.
     """
     digest = hashlib.sha256()
-    for path in _weight_files(directory):
+    for path in weight_files(directory):
         try:
             for block in blocks_of(path, alive):
                 digest.update(block)
@@ -99,7 +99,8 @@ def weights_digest(directory: Path, alive: Callable[[], None] = lambda: None) ->
     return digest.hexdigest()
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a directory. Raises NotFound and Damaged."""
     if (directory / MODEL_FILE).is_file():
         return [directory / MODEL_FILE]
     try:

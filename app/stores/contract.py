@@ -150,6 +150,14 @@ class Store(ReadableStore, Protocol):
         """
         ...
 
+    def blocks(self, key: str, start: int, end: int) -> Iterator[bytes]:
+        """The bytes of an object from `start` to `end`, in order; fewer where it ends before.
+
+        Several blocks may be fetched at once, of some MiB each, so that a caller who was cut short
+        can go on from where it was.
+        """
+        ...
+
     def delete(self, keys: Sequence[str]) -> None:
         """Delete. A key that does not exist is no error."""
         ...

@@ -52,6 +52,7 @@ _PROCESS_LOCK = f"{RESERVED}writer"
 _LOCK_PATIENCE = 10.0  # seconds; a compare-and-replace of a small file takes milliseconds
 _LOCK_POLL = 0.005  # seconds
 _PROBE_BYTES = 65_536
+_BLOCK_BYTES = 1 << 20
 
 
 class LocalStore:
@@ -118,6 +119,14 @@ class LocalStore:
         path = self._path(key)
         with _failures(path), _absence(path), path.open("rb"):
             return path
+
+    def blocks(self, key: str, start: int, end: int) -> Iterator[bytes]:
+        path = self._path(key)
+        with _failures(path), _absence(path), path.open("rb", buffering=0) as file:
+            file.seek(start)
+            while block := file.read(min(_BLOCK_BYTES, end - start)):
+                start += len(block)
+                yield block
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         folder = folder_of(prefix)

@@ -57,6 +57,7 @@ from app.stores.s3_client import (
     transfer,
     until_it_answers,
 )
+from app.stores.s3_ranges import object_blocks
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +157,10 @@ class S3Store:
             # A missing object is answered with NoSuchKey. What is missing here is the folder.
             raise Unavailable(f"the download to {path} was removed meanwhile") from error
         return path
+
+    def blocks(self, key: str, start: int, end: int) -> Iterator[bytes]:
+        with self._failures(self._place(check_key(key))):
+            yield from object_blocks(self._client, self._object(key), start, end)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         folder = folder_of(prefix)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.generation.decoding import Sampling, candidates, generate_tokens
+from app.generation.decoding import Sampling, candidates, generate_together, generate_tokens
 from app.generation.inference import InferenceModel, KeyValueCache
 from app.model.smollm2 import SmolLM2
 from app.settings.presets import PRESETS
@@ -164,3 +164,20 @@ def test_a_sample_in_mixed_precision_leaves_the_model_ready_to_train() -> None:
     assert len(tokens) == 8
     model(torch.tensor([[1, 2, 3]])).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("sampling", [Sampling(max_tokens=60, seed=3), Sampling(temperature=0)])
+def test_texts_that_grow_together_are_those_that_each_grows_to_alone(sampling: Sampling) -> None:
+    """Prompts and texts are shorter and longer than the context, and some are not wanted whole."""
+    model = InferenceModel(small_model().double())
+    prompts = [[1], [2, 3] * 9, [4] * 40, [5, 6, 7], [8]]
+    texts: list[list[int]] = [[] for _ in prompts]
+
+    def takes(index: int, token: int) -> bool:
+        texts[index].append(token)
+        return len(texts[index]) < (index + 1) * 7
+
+    alone = [list(generate_tokens(model, prompt, sampling, 9)) for prompt in prompts]
+    ended = list(generate_together(model, prompts, sampling, 9, takes, at_once=3))
+    assert sorted(ended) == [0, 1, 2, 3, 4]
+    assert texts == [tokens[: (n + 1) * 7] for n, tokens in enumerate(alone)]

@@ -64,3 +64,19 @@ def test_shared_weights_are_those_of_the_model_and_follow_it() -> None:
         expected = model(torch.arange(4)[None])[0, -1]
     assert not torch.allclose(before, after)
     assert torch.allclose(after, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@torch.no_grad()
+def test_steps_of_several_sequences_are_those_of_each_alone(packed: bool) -> None:
+    cached = InferenceModel(small_model().double(), packed=packed)
+    drawn = torch.Generator().manual_seed(2)
+    prompts = [torch.randint(0, SMALL.vocab_size, (n,), generator=drawn) for n in (1, 30, 7)]
+    together, alone = ([cached.new_cache(40) for _ in prompts] for _ in range(2))
+    for caches in (together, alone):
+        for prompt, cache in zip(prompts, caches, strict=True):
+            cached.prefill(prompt, cache)
+    for tokens in ([5, 6, 7], [1, 1, 2]):
+        expected = [cached.step(t, cache) for t, cache in zip(tokens, alone, strict=True)]
+        torch.testing.assert_close(cached.steps(tokens, together), torch.stack(expected))
+    assert [cache.length for cache in together] == [3, 32, 9]

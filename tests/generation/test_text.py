@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 
 from app.cli import parser as cli
 from app.errors import ConfigError
-from app.generation.decoding import Sampling
+from app.generation.decoding import Sampling, generate_tokens
 from app.generation.inference import InferenceModel
-from app.generation.text import LoadedModel, TextPieces, stream_text
+from app.generation.text import LoadedModel, TextPieces, TextUntil, answers, stream_text
 from app.model.smollm2 import SmolLM2
 from app.settings.presets import PRESETS
 
@@ -107,3 +107,75 @@ def test_a_token_costs_the_same_however_long_the_text_is(loaded: LoadedModel) ->
     for token in loaded.tokenizer.encode("naïve text " * 50).ids:
         pieces.add(token)
     assert max(decoded) < 8
+
+
+def until(stops: list[str], pieces: list[str]) -> tuple[list[str], bool]:
+    """What is shown of these pieces, and whether the text was stopped."""
+    text = TextUntil(stops)
+    shown = [text.add(piece) for piece in pieces]
+    return [*shown, text.rest()], text.stopped
+
+
+@pytest.mark.parametrize(
+    ("pieces", "shown", "stopped"),
+    [
+        (["one", " t", "wo END", " more"], ["one", " t", "wo ", "", ""], True),
+        (["one E", "N", "D"], ["one ", "", "", ""], True),
+        (["one E", "N", "E", "ND!"], ["one ", "", "EN", "", ""], True),
+        (["one E", "N", "one"], ["one ", "", "ENone", ""], False),
+        (["one E"], ["one ", "E"], False),
+        (["ENDone"], ["", ""], True),
+    ],
+)
+def test_a_text_ends_before_what_stops_it_however_that_is_cut_into_pieces(
+    pieces: list[str], shown: list[str], stopped: bool
+) -> None:
+    assert until(["END"], pieces) == (shown, stopped)
+
+
+def test_the_first_of_several_strings_stops_it() -> None:
+    assert until(["zzz", "b", "abc"], ["xa", "abc"]) == (["x", "a", ""], True)
+    assert until([], ["a", "b"]) == (["a", "b", ""], False)
+
+
+def test_any_text_in_any_pieces_is_what_stands_before_the_first_stop() -> None:
+    drawn = random.Random(5)
+    for _ in range(300):
+        text = "".join(drawn.choices("ab", k=30))
+        stop = "".join(drawn.choices("ab", k=drawn.randint(1, 6)))
+        cuts = sorted(drawn.sample(range(31), 5))
+        pieces = [text[i:j] for i, j in zip([0, *cuts], [*cuts, 30], strict=True)]
+        shown, stopped = until([stop], pieces)
+        assert "".join(shown) == text.partition(stop)[0] and stopped == (stop in text)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(temperature=0, max_tokens=25), Sampling(seed=11)])
+def test_several_prompts_at_once_get_the_texts_that_each_gets_alone(
+    sampling: Sampling, loaded: LoadedModel
+) -> None:
+    """Of any lengths, more of them than are written at a time, and one that begins nothing."""
+    prompts = ["def main(", "", "a", "naïve — é " * 4, *(f"prompt {n} " * n for n in range(1, 9))]
+    stops = ["\ufffd", "q"]
+    together = list(answers(loaded, prompts, sampling, stops))
+    assert [answer.prompt for answer in together] == prompts
+    for answer in together:
+        alone = list(stream_text(loaded, answer.prompt, sampling, stops))
+        assert (answer.text, answer.tokens) == ("".join(alone), len(alone) - 1)
+    assert together == list(answers(loaded, prompts, sampling, stops))
+    assert {answer.ended for answer in together} <= {"stop", "length", "end"}
+
+
+def test_an_answer_says_why_it_ended(loaded: LoadedModel) -> None:
+    greedy = Sampling(temperature=0, max_tokens=6)
+    (answer,) = answers(loaded, ["abc"], greedy)
+    assert (answer.ended, answer.tokens) == ("length", 6)
+    (stopped,) = answers(loaded, ["abc"], greedy, [answer.text[:1]])
+    assert (stopped.ended, stopped.text) == ("stop", "")
+    ending = dataclasses.replace(loaded, end_token=_first_token(loaded, "abc"))
+    (ended,) = answers(ending, ["abc"], greedy)
+    assert (ended.ended, ended.text, ended.tokens) == ("end", "", 0)
+
+
+def _first_token(loaded: LoadedModel, prompt: str) -> int:
+    ids = loaded.tokenizer.encode(prompt).ids
+    return next(generate_tokens(loaded.model, ids, Sampling(temperature=0), None))

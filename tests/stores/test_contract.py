@@ -34,6 +34,22 @@ class TestEveryStore:
         assert path.read_bytes() == block + block[: 2 * MIB] + b"x" + block + block
         assert next(store.list("")).size == path.stat().st_size
 
+    @pytest.mark.parametrize("start", [0, 1, 17 * MIB, 20 * MIB + 3])
+    def test_gives_the_rest_of_an_object_in_order(self, start: int, store: Store) -> None:
+        content = random.Random(7).randbytes(5 * MIB) * 4 + b"end"
+        store.put("a/large.bin", [content])
+        blocks = list(store.blocks("a/large.bin", start, len(content)))
+        assert b"".join(blocks) == content[start:]
+        assert max(map(len, blocks), default=0) <= 8 * MIB
+
+    def test_gives_no_more_of_an_object_than_there_is(self, store: Store) -> None:
+        store.put("a", [b"12345"])
+        assert b"".join(store.blocks("a", 1, 3)) == b"23"
+        assert b"".join(store.blocks("a", 3, 30 * MIB)) == b"45"
+        assert b"".join(store.blocks("a", 9, 30)) == b""
+        with pytest.raises(NotFound, match="missing"):
+            list(store.blocks("missing", 0, 3))
+
     def test_puts_an_empty_object(self, store: Store, tmp_path: Path) -> None:
         store.put("empty", [])
         assert store.get("empty")[0] == b""
