@@ -5,22 +5,18 @@
 
 import json
 import re
-import shutil
-import subprocess
-import warnings
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from app.observe.rows import Row
 from tests.support.manifests import K8S, built, of_kind
+from tests.support.metrics import names_of_metrics
+from tests.support.promtool import asked_of, found_promtool
 
 MONITORING = K8S / "components/monitoring"
-METRICS = {f"train_{field.name}" for field in fields(Row)}
-RUN = '{namespace="ml", run="smollm2-135m", pod="a"}'
+RUN = '{namespace="ml", run="smollm2-135m", attempt="3", rank="0", pod="a"}'
 JOB = '{namespace="ml", job_name="smollm2-train"}'
 
 
@@ -42,26 +38,14 @@ def shown() -> list[str]:
 
 @pytest.fixture
 def promtool() -> str:
-    found = shutil.which("promtool")
-    if found is None:
-        lost = "NO ALERT IS TRIED: promtool is missing (Debian's package `prometheus` has it)"
-        warnings.warn(lost, stacklevel=1)
-        pytest.skip(lost)
-    return found
-
-
-def run(promtool: str, folder: Path, *words: str) -> str:
-    done = subprocess.run(
-        [promtool, *words], cwd=folder, capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return found_promtool()
 
 
 def test_alerts_and_panels_ask_for_metrics_that_the_job_has() -> None:
     asked = [*shown(), *(rule["expr"] for rule in rules())]
-    named = {name for expression in asked for name in re.findall(r"\btrain_\w+", expression)}
-    assert named and named <= METRICS
+    named = {name for expression in asked for name in re.findall(r"\bsmollm2_\w+", expression)}
+    assert named and named <= names_of_metrics()
+    assert not any(re.search(r"\btrain_", expression) for expression in asked), "an old name"
 
 
 def test_panels_have_an_expression_that_can_be_parsed(promtool: str, tmp_path: Path) -> None:
@@ -69,7 +53,9 @@ def test_panels_have_an_expression_that_can_be_parsed(promtool: str, tmp_path: P
     recorded = [{"record": f"panel:{number}", "expr": e} for number, e in enumerate(asked)]
     group = {"groups": [{"name": "panels", "rules": recorded}]}
     (tmp_path / "panels.yaml").write_text(yaml.safe_dump(group))
-    assert f"{len(asked)} rules found" in run(promtool, tmp_path, "check", "rules", "panels.yaml")
+    assert f"{len(asked)} rules found" in asked_of(
+        promtool, tmp_path, "check", "rules", "panels.yaml"
+    )
 
 
 def test_the_dashboard_is_found_by_the_sidecar_of_grafana() -> None:
@@ -95,27 +81,27 @@ def test_the_monitor_finds_the_pods_and_their_port() -> None:
 
 # Values are written minute by minute: 0+60x20 is 0, 60, 120 … and _ is no value.
 CALM = {
-    f"train_time{RUN}": "0+60x600",
-    f"train_checkpoint_age_seconds{RUN}": "120x600",
-    f"train_failed_saves{RUN}": "0x600",
-    f"train_step{RUN}": "0+10x600",
-    f"train_saves_committed{RUN}": "0x5 1x594",
-    f"train_tokens{RUN}": "0+60000x600",
-    f"train_tokens_per_second{RUN}": "1100x600",
+    f"smollm2_train_last_step_timestamp_seconds{RUN}": "0+60x600",
+    f"smollm2_checkpoint_age_seconds{RUN}": "120x600",
+    f"smollm2_checkpoint_save_failures_in_a_row{RUN}": "0x600",
+    f"smollm2_train_step{RUN}": "0+10x600",
+    f"smollm2_checkpoint_saves_total{RUN}": "0x5 1x594",
+    f"smollm2_train_tokens_total{RUN}": "0+60000x600",
+    f"smollm2_train_tokens_per_second{RUN}": "1100x600",
     f"kube_job_status_active{JOB}": "1x600",
     f'kube_job_failed{{condition="true", {JOB[1:]}': "0x600",
 }
-NO_STEP = {f"train_time{RUN}": "0+60x400 24000x200"}
+NO_STEP = {f"smollm2_train_last_step_timestamp_seconds{RUN}": "0+60x400 24000x200"}
 STALE = {
-    f"train_checkpoint_age_seconds{RUN}": "120x400 120+60x200",
+    f"smollm2_checkpoint_age_seconds{RUN}": "120x400 120+60x200",
 }
 UNSAVED = {
-    f"train_checkpoint_age_seconds{RUN}": "_x600",
-    f"train_saves_committed{RUN}": "0x600",
+    f"smollm2_checkpoint_age_seconds{RUN}": "_x600",
+    f"smollm2_checkpoint_saves_total{RUN}": "0x600",
 }
-REFUSED = {f"train_failed_saves{RUN}": "0x400 0+1x200"}
-LOST = {f"train_tokens{RUN}": "0+60000x200 12000000+20000x400"}
-GONE = {s: v.replace("x600", "x400") for s, v in CALM.items() if s.startswith("train_")}
+REFUSED = {f"smollm2_checkpoint_save_failures_in_a_row{RUN}": "0x400 0+1x200"}
+LOST = {f"smollm2_train_tokens_total{RUN}": "0+60000x200 12000000+20000x400"}
+GONE = {s: v.replace("x600", "x400") for s, v in CALM.items() if s.startswith("smollm2_")}
 FAILED = {
     f'kube_job_failed{{condition="true", {JOB[1:]}': "0x400 1x200",
     f"kube_job_status_active{JOB}": "1x400 0x200",
@@ -165,7 +151,7 @@ def test_an_alert_fires_when_it_should_and_not_before(
         ],
     }
     (tmp_path / "test.yaml").write_text(yaml.safe_dump(test))
-    assert "SUCCESS" in run(promtool, tmp_path, "test", "rules", "test.yaml")
+    assert "SUCCESS" in asked_of(promtool, tmp_path, "test", "rules", "test.yaml")
 
 
 def test_every_alert_is_tried() -> None:

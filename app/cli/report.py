@@ -14,7 +14,7 @@ from app.failures import disk_failures
 from app.observe.live import LiveRuns, PageLimits
 from app.observe.report import page
 from app.observe.reported_run import read_run
-from app.observe.server import PageServer
+from app.observe.server import Address, PageServer, Shown
 from app.settings.combined import Settings
 from app.stores.opening import open_place
 from app.training.preemption import StopRequest
@@ -68,7 +68,7 @@ def _serve(settings: Settings, host: str, port: int) -> None:
     """Serve until a signal raises in this thread. What the store says is read when asked for."""
     uri = settings.checkpoints.checkpoint_uri
     runs = LiveRuns(partial(open_place, uri), uri, PageLimits())
-    server = PageServer(host, port, runs, uri)
+    server = PageServer(Address(host, port, f"--host {host} --port {port}"), Shown(runs, uri))
     log.info("the page of %s is at %s", uri, server.url)
     threading.Thread(target=server.serve_forever, name="page", daemon=True).start()
     threading.Event().wait()

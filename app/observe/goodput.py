@@ -62,7 +62,7 @@ def measured(run: ReportedRun) -> Measured:
     attempts = [span.attempt for span in spans]
     saves = sum(a.saves for a in attempts)
     stall = sum(a.stall_seconds for a in attempts)
-    step = _step_seconds(run.rows, stall / max(1, sum(a.steps for a in attempts)))
+    step = step_seconds(run.rows, stall / max(1, sum(a.steps for a in attempts)))
     # The newest attempt may still be running, where its record has no end.
     over = [a for a in attempts if a is not attempts[-1] or a.ended is not None]
     cut = [a for a in over if not (a.ended or "").startswith(TARGET_REACHED)]
@@ -87,7 +87,7 @@ def measured(run: ReportedRun) -> Measured:
     )
 
 
-def _step_seconds(rows: Sequence[Row], stall: float) -> float | None:
+def step_seconds(rows: Sequence[Row], stall: float = 0.0) -> float | None:
     """The mean time of a step: between two rows of one attempt, evaluations included, without the
     `stall` that saves cost for each step."""
     pairs = [

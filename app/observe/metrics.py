@@ -6,11 +6,13 @@ replaces the rest, so that no step is counted twice.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from app.failures import disk_failures
+from app.observe.prometheus import RunMetrics
 from app.observe.rows import METRICS_FILE, Beginning, Row, decode_rows, encode_row
-from app.observe.trackers import PrometheusTracker, Tracker, file_trackers, tracker_files
+from app.observe.trackers import Tracker, file_trackers, tracker_files
 from app.run.layout import METRICS_KEY
 
 log = logging.getLogger(__name__)
@@ -46,11 +48,11 @@ class MetricsLog:
         directory: Path,
         loggers: str,
         earlier: list[Row],
-        prometheus: PrometheusTracker | None = None,
+        prometheus: RunMetrics | None = None,
         most_rows: int = MOST_ROWS,
     ) -> None:
         """`loggers` names the files beside metrics.jsonl, `earlier` are the rows of the steps up to
-        the one that is resumed from. `prometheus` is closed with the rest.
+        the one that is resumed from. `prometheus` is told each new one.
 
         Raises Unavailable if DATA_DIR is full.
         """
@@ -86,6 +88,16 @@ class MetricsLog:
             self._close_files()
             self._open(decode_rows(b"".join(self._lines))[0])
 
+    def step_done(self, step: int, seconds: float) -> None:
+        """A step is over, which took so long. Only some of them get a row."""
+        if self._prometheus:
+            self._prometheus.step_done(step, seconds)
+
+    def show_ranks(self, step_seconds: Sequence[float]) -> None:
+        """Serve what each rank needs for its own part of a step, in seconds."""
+        if self._prometheus:
+            self._prometheus.show_ranks(step_seconds)
+
     def objects(self) -> dict[str, Beginning]:
         """What a checkpoint takes along into the store, by key: the rows until now."""
         objects = {METRICS_KEY: Beginning(self._lines, len(self._lines))}
@@ -96,8 +108,6 @@ class MetricsLog:
     def close(self) -> None:
         """Close everything, also on a disk that takes no more bytes: the store has the rows."""
         self._close_files()
-        if self._prometheus:
-            self._prometheus.close()
 
     def _close_files(self) -> None:
         for close in (self._file.close, *(tracker.close for tracker in self._trackers)):

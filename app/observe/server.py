@@ -1,7 +1,10 @@
-"""The report as a web page that follows its run: `python -m app report --serve`.
+"""The report as a web page that follows its run: `python -m app report --serve`, METRICS_PORT.
 
 It only reads, and answers only GET and HEAD. There is one page for each run, and its name in the
 URL counts only if it is in the list of runs: nobody is led anywhere else.
+
+Beside the pages there are a few plain texts for machines: `/healthz`, and in a training process
+`/metrics`. They are read under any name, as Prometheus and an orchestrator ask for them.
 
 A page of a foreign site must not read this one through a name of its own that leads here (DNS
 rebinding). So a request has to name the server by a number, as localhost, or as `--host` does.
@@ -11,6 +14,8 @@ import contextlib
 import ipaddress
 import logging
 import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,9 +29,11 @@ from app.observe.live import LiveRuns
 from app.observe.report import Served, page
 
 SCRIPT = "/live.js"
+HEALTH, METRICS = "/healthz", "/metrics"
 _PREFIX = "/runs/"
 _AGAIN_SECONDS = 10  # for a browser without scripts
 _IDLE_SECONDS = 20.0  # of a connection that asks nothing
+TEXT = "text/plain"
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -39,33 +46,66 @@ _HEADERS = {
 log = logging.getLogger(__name__)
 
 
-class PageServer(ThreadingHTTPServer):
-    """Serves the pages of `runs`, which lie below `uri`, on `host` and `port`; 0 is any free one.
+@dataclass(frozen=True)
+class Address:
+    """Where to listen; port 0 is any free one. `asked` is how the user says so, for messages."""
 
-    Raises ConfigError for a place that is taken or is none, and AccessDenied for one that this user
-    may not have.
+    host: str
+    port: int
+    asked: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: HTTPStatus
+    content: str
+    kind: str = TEXT
+
+
+def _serving() -> Answer:
+    return Answer(HTTPStatus.OK, "serving\n")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is served: the pages of `runs`, which lie below `uri`, and `texts` by their paths.
+
+    The run `home`, where it exists, is shown at `/`; else the only one, or the list of all.
+    """
+
+    runs: LiveRuns
+    uri: str
+    home: str | None = None
+    texts: Mapping[str, Callable[[], Answer]] = field(default_factory=lambda: {HEALTH: _serving})
+
+
+class PageServer(ThreadingHTTPServer):
+    """Serves what is `shown`.
+
+    Raises ConfigError for an address that is taken or is none, and AccessDenied for one that this
+    user may not have.
     """
 
     daemon_threads = True
     block_on_close = False
     allow_reuse_address = True
 
-    def __init__(self, host: str, port: int, runs: LiveRuns, uri: str) -> None:
-        self.host, self.runs, self.uri = host, runs, uri
+    def __init__(self, address: Address, shown: Shown) -> None:
+        self.host, self.shown = address.host, shown
         with contextlib.suppress(ValueError):
-            if ipaddress.ip_address(host).version == 6:
+            if ipaddress.ip_address(address.host).version == 6:
                 self.address_family = socket.AF_INET6
         try:
-            super().__init__((host, port), _Handler)
+            super().__init__((address.host, address.port), _Handler)
         except PermissionError as error:
             raise AccessDenied(
-                f"--port {port}: this user may not serve it: name one above 1023"
+                f"{address.asked}: this user may not serve it: name a port above 1023"
             ) from error
         except (OSError, OverflowError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ConfigError(
-                f"the page cannot be served on --host {host} --port {port} ({reason}): name "
-                "another --port, or stop what listens there"
+                f"nothing can be served on {address.asked} ({reason}): name another port, or "
+                "stop what listens there"
             ) from error
 
     def server_bind(self) -> None:
@@ -95,42 +135,47 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path, errors="replace")
+        if path in self.server.shown.texts:
+            answer = self.server.shown.texts[path]()
+            self._send(answer.status, answer.content, answer.kind)
+            return
         if not self._named_well():
             self._send(
                 HTTPStatus.MISDIRECTED_REQUEST,
                 "this page is reached as localhost or by a number; --host names another host\n",
             )
             return
-        path = unquote(urlsplit(self.path).path, errors="replace")
         if path == SCRIPT:
             script = Path(__file__).with_name("live.js").read_text("utf-8")
             self._send(HTTPStatus.OK, script, "text/javascript")
-        elif path == "/health":
-            self._send(HTTPStatus.OK, "serving\n")
         elif path in ("/", _PREFIX) or path.startswith(_PREFIX):
             self._send(*self._page(path), "text/html")
         else:
-            self._send(HTTPStatus.NOT_FOUND, "there is no such page; the runs are at /runs/\n")
+            hint = "; a training process serves it, see METRICS_PORT" if path == METRICS else ""
+            said = f"there is no such page{hint}; the runs are at /runs/\n"
+            self._send(HTTPStatus.NOT_FOUND, said)
 
     def _page(self, path: str) -> tuple[HTTPStatus, str]:
-        seen = self.server.runs.all()
+        seen = self.server.shown.runs.all()
         lines = seen.value or ()
         names = [line.name for line in lines]
         served = Served(names, seen.problem, SCRIPT, _AGAIN_SECONDS)
         name = path.removeprefix(_PREFIX) if path.startswith(_PREFIX) else ""
-        if path == "/" and len(names) == 1:
-            name = names[0]
+        if path == "/":
+            home = self.server.shown.home
+            name = home if home in names else names[0] if len(names) == 1 else ""
         if name in names:
             return self._run(name, served)
         if seen.value is None:
-            return HTTPStatus.OK, notice("Runs", f"reading {self.server.uri} …", served)
+            return HTTPStatus.OK, notice("Runs", f"reading {self.server.shown.uri} …", served)
         if name:
-            said = f"{self.server.uri} holds no run of this name"
+            said = f"{self.server.shown.uri} holds no run of this name"
             return HTTPStatus.NOT_FOUND, notice("No such run", said, served)
-        return HTTPStatus.OK, index(self.server.uri, lines, served)
+        return HTTPStatus.OK, index(self.server.shown.uri, lines, served)
 
     def _run(self, name: str, served: Served) -> tuple[HTTPStatus, str]:
-        seen = self.server.runs.run(name)
+        seen = self.server.shown.runs.run(name)
         told = Served(served.runs, seen.problem or served.problem, SCRIPT, _AGAIN_SECONDS)
         if seen.value is None:
             return HTTPStatus.OK, notice(name, "reading the run …", told)
@@ -152,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         return True
 
-    def _send(self, status: HTTPStatus, content: str, kind: str = "text/plain") -> None:
+    def _send(self, status: HTTPStatus, content: str, kind: str = TEXT) -> None:
         body = content.encode("utf-8", "replace")
         self.send_response(status)
         self.send_header("Content-Type", f"{kind}; charset=utf-8")

@@ -11,7 +11,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from app.errors import ConfigError
 from app.observe.rows import Beginning, Row
 from app.run.layout import TENSORBOARD_KEY
 
@@ -114,39 +113,6 @@ class TensorBoardTracker:
 
     def objects(self) -> dict[str, Beginning]:
         return {TENSORBOARD_KEY: Beginning(self._records, len(self._records))}
-
-
-class PrometheusTracker:
-    """The newest row as gauges, served on METRICS_PORT."""
-
-    def __init__(self, port: int, run_name: str) -> None:
-        from prometheus_client import CollectorRegistry, Gauge, start_http_server
-
-        registry = CollectorRegistry()
-        self._gauges = {
-            field.name: Gauge(f"train_{field.name}", field.name, ["run"], registry=registry)
-            for field in fields(Row)
-        }
-        self._run_name = run_name
-        try:
-            self._server, self._thread = start_http_server(port, registry=registry)
-        except OSError as error:
-            raise ConfigError(
-                f"METRICS_PORT={port} cannot be served ({error.strerror}): choose another port"
-            ) from error
-
-    def write(self, row: Row) -> None:
-        for name, value in vars(row).items():
-            if value is not None:
-                self._gauges[name].labels(self._run_name).set(value)
-
-    def objects(self) -> dict[str, Beginning]:
-        return {}
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
 
 def file_trackers(loggers: str, directory: Path) -> list[Tracker]:

@@ -39,6 +39,13 @@ def path_safe(signs: str, longest: int) -> AfterValidator:
     return AfterValidator(check)
 
 
+def host_name(value: str) -> str:
+    """A name or a number of a machine, as 127.0.0.1, :: or localhost."""
+    if not re.fullmatch(r"[A-Za-z0-9.:_-]{1,255}", value):
+        raise ValueError("it is no address: name one without a port, as 127.0.0.1, :: or localhost")
+    return value
+
+
 def as_meant(value: str) -> str:
     """A value as it was typed. Raises ValueError for what a shell or a file left around it."""
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":

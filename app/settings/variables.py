@@ -21,6 +21,7 @@ from app.settings.values import (
     device_count,
     directory_or_hub_id,
     folder,
+    host_name,
     number_as_written,
     path_safe,
     store_uri,
@@ -276,7 +277,15 @@ class LogSettings(Section):
         "how you call this program, for the commands in its last lines; compose, make, the image "
         "and k8s/job.yaml set it",
     )
-    metrics_port: int = _field(0, "serve Prometheus metrics on this port; 0: off", ge=0, le=65_535)
+    metrics_port: int = _field(
+        0,
+        "serve /metrics for Prometheus, /healthz and the live page on this port; 0: off",
+        ge=0,
+        le=65_535,
+    )
+    metrics_host: Annotated[str, AfterValidator(host_name)] = _field(
+        "127.0.0.1", "address to serve them on; 0.0.0.0: every network of this machine"
+    )
 
     @field_validator("loggers")
     @classmethod

@@ -87,7 +87,7 @@ class Attempt(Steps):
                 self.step_log.log_sample(self.step, self.model)
         if saves:  # the sample goes along
             self._save()
-        self.step_log.advance()
+        self.step_log.advance(self.step)
         self.checkpointing.saver.raise_if_failed()
         if self.lease.lost:
             self.lease.check()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from app.heartbeat import beat
+from app.observe.prometheus import Saving
 from app.observe.rows import Beginning, perplexity
 from app.run.journal import AttemptJournal
 from app.settings.variables import OptimizerSettings
@@ -73,6 +74,19 @@ class Checkpointing:
         if self.resumed_from_save_at is not None:
             return max(0.0, time.time() - self.resumed_from_save_at)
         return None
+
+    def told(self) -> Saving:
+        """How saving goes. Any thread may ask."""
+        record = self.journal.record
+        return Saving(
+            age=self.age(),
+            step=self.newest_committed,
+            committed=self.saver.saves_committed,
+            failures=record.failed_saves,
+            failures_in_a_row=self.saver.failed_saves,
+            commit=self.commit_seconds,
+            stall=record.stall_seconds,
+        )
 
     def has_saved(self, step: int) -> bool:
         """Whether the state after `step` was handed to the saver, or resumed from."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from app.data.token_stream import TokenStream
-from app.observe.trackers import PrometheusTracker
+from app.observe.prometheus import RunMetrics
 from app.ranks.team import Team
 from app.run.lease import Lease
 from app.stores.contract import Store
@@ -15,13 +15,13 @@ from app.training.job import Job
 class HeldRun:
     """The job, its store and tokens, and the lease that lets this process write.
 
-    `prometheus` serves METRICS_PORT, if that is set.
+    `prometheus` is what is served on METRICS_PORT, if that is set.
     """
 
     job: Job
     store: Store
     lease: Lease
     corpus: TokenStream
-    prometheus: PrometheusTracker | None
+    prometheus: RunMetrics
     team: Team
     agreement: Agreement

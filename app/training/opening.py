@@ -1,6 +1,7 @@
 """From a run that this process holds to an attempt that is ready to train."""
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -11,7 +12,9 @@ from app.data.data_dir import DataDir
 from app.data.sources import PinnedSource
 from app.errors import Damaged
 from app.model.smollm2 import SmolLM2
+from app.observe.markup import seconds_of
 from app.observe.metrics import MetricsLog
+from app.observe.prometheus import Begun
 from app.observe.report import publish
 from app.observe.rows import Beginning, Row, rows_left_here, stored_rows
 from app.observe.samples import SampleLog, stored_samples
@@ -92,9 +95,11 @@ def open_under_lease(run: HeldRun, source: PinnedSource, stop: StopRequest) -> A
     _bring_in_the_others(run, record, model, optimizer, resumed)
     journal.begin()
     try:
-        return _attempt(
+        attempt = _attempt(
             run, record, model, optimizer, schedule, resumed, rows, journal, grace, stop
         )
+        run.prometheus.begin(_begun(run, view, attempt, rows))
+        return attempt
     except BaseException as error:
         # Without this the attempt would read as one that was killed.
         why = ended_by(error)
@@ -232,6 +237,20 @@ def _attempt(
         publish_report=partial(publish, run.store, run.lease),
         start_step=step,
         validation_loss=resumed.progress.validation_loss if resumed else None,
+    )
+
+
+def _begun(run: HeldRun, view: RunView, attempt: Attempt, rows: Sequence[Row]) -> Begun:
+    """What is told of the attempt to whoever watches it."""
+    own = attempt.journal.record
+    first = next(iter(read_attempts(run.store, view.attempts[:1])), own)
+    return Begun(
+        attempt=own.epoch,
+        start_step=own.start_step,
+        target=attempt.target,
+        run_begun=seconds_of(first.started_at) or time.time(),
+        earlier=[row for row in rows if row.step <= own.start_step],
+        saving=attempt.checkpointing.told,
     )
 
 

@@ -1,8 +1,8 @@
 """From settings to an attempt that is ready to train, or to the news that nothing is left to do.
 
 The order matters. Everything that can be refused is refused before anything is written to the
-store: first the settings, then the device, the store, the run's identity, local folders, the port
-and the data. Only then does this process take the lease. Under it, it reads again what the store
+store: first the settings, then the device, the store, the run's identity, local folders and the
+data. Only then does this process take the lease. Under it, it reads again what the store
 says, since another process may have written in the meantime.
 """
 
@@ -14,7 +14,8 @@ from app.data.token_progress import TokenProgress
 from app.data.token_stream import TokenStream
 from app.errors import Preempted
 from app.heartbeat import beat
-from app.observe.trackers import PrometheusTracker
+from app.observe.endpoint import served
+from app.observe.prometheus import RunMetrics
 from app.ranks.team import Team
 from app.run.journal import TARGET_REACHED
 from app.run.kept_inputs import tokenizer_of_run
@@ -58,17 +59,19 @@ def run(settings: Settings, stop: StopRequest) -> None:
     """Train, and return once the target is reached. Raises an AppError for every other end."""
     team = Team(settings.place, settings.processes.peer_timeout)
     take_device(settings)
-    with memory_failures(settings):
-        attempt = open_attempt(settings, stop, team)
-    if attempt is None:
-        _dismiss(team, settings)
-        return
-    run_name, trainer = run_name_of(settings), trainer_named(settings.run.trainer)
-    try:
-        _to_its_end(trainer, attempt, settings, stop)
-    except Preempted:
-        say_how_to_go_on(settings, run_name, attempt)
-        raise
+    run_name = run_name_of(settings)
+    with served(settings, run_name) as metrics:
+        with memory_failures(settings):
+            attempt = open_attempt(settings, stop, team, metrics)
+        if attempt is None:
+            _dismiss(team, settings)
+            return
+        trainer = trainer_named(settings.run.trainer)
+        try:
+            _to_its_end(trainer, attempt, settings, stop)
+        except Preempted:
+            say_how_to_go_on(settings, run_name, attempt)
+            raise
     say_what_came_out(settings, run_name, attempt)
 
 
@@ -86,8 +89,13 @@ def _to_its_end(trainer: Trainer, attempt: Attempt, settings: Settings, stop: St
         attempt.close(why)
 
 
-def open_attempt(settings: Settings, stop: StopRequest, team: Team | None = None) -> Attempt | None:
-    """An attempt with its state restored, or None if the run is finished.
+def open_attempt(
+    settings: Settings,
+    stop: StopRequest,
+    team: Team | None = None,
+    metrics: RunMetrics | None = None,
+) -> Attempt | None:
+    """An attempt with its state restored, or None if the run is finished. It tells `metrics`.
 
     The other processes of the `team`, if there are any, are called once everything was looked at.
     """
@@ -118,10 +126,6 @@ def open_attempt(settings: Settings, stop: StopRequest, team: Team | None = None
     data = open_preparation(job, source, _steps_left(job, record, view), progress.behind)
     opened.callback(data.close)
     try:
-        prometheus = None
-        if port := settings.logs.metrics_port:
-            prometheus = PrometheusTracker(port, job.run_name)
-            opened.callback(prometheus.close)
         note = _told(settings, store)
         opened.callback(note.close)
         data.start()
@@ -136,7 +140,7 @@ def open_attempt(settings: Settings, stop: StopRequest, team: Team | None = None
             seed=settings.run.seed,
             seq_len=job.geometry.seq_len,
         )
-        parts = corpus, prometheus, team, agreement
+        parts = corpus, metrics or RunMetrics(job.run_name), team, agreement
         attempt = _open_with_lease(job, store, view, parts, source, stop, note)
     except BaseException:
         opened.close()
@@ -184,7 +188,7 @@ def _open_with_lease(
     job: Job,
     store: Store,
     view: RunView,
-    parts: tuple[TokenStream, PrometheusTracker | None, Team, Agreement],
+    parts: tuple[TokenStream, RunMetrics, Team, Agreement],
     source: PinnedSource,
     stop: StopRequest,
     note: WaitingNote,

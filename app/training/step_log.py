@@ -51,8 +51,9 @@ class StepLog:
             self._bar = tqdm(total=self.target, initial=step, bar_format=" ")
             self._fit_bar()
 
-    def advance(self) -> None:
+    def advance(self, step: int) -> None:
         """A step is over."""
+        self.metrics.step_done(step, self.clock.last_seconds)
         if self._bar is not None:
             self._fit_bar(1)
             self._bar.update()

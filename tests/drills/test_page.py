@@ -10,7 +10,7 @@ import pytest
 from app.observe.activity import activity_of
 from app.observe.live import LiveRuns, PageLimits, Seen
 from app.observe.reported_run import ReportedRun
-from app.observe.server import PageServer
+from app.observe.server import Address, PageServer, Shown
 from app.stores.opening import open_place
 from tests.support import browser
 from tests.support.job import JobProcess, JobRunner
@@ -44,7 +44,7 @@ class KilledWhenSeen(LiveRuns):
 
 @contextmanager
 def served(runs: LiveRuns, uri: str) -> Iterator[str]:
-    server = PageServer("127.0.0.1", 0, runs, uri)
+    server = PageServer(Address("127.0.0.1", 0, "--port 0"), Shown(runs, uri))
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:

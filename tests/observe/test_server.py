@@ -15,7 +15,7 @@ import pytest
 from app.errors import ConfigError, Unavailable
 from app.observe.live import LiveRuns, PageLimits
 from app.observe.rows import encode_row
-from app.observe.server import PageServer
+from app.observe.server import Address, PageServer, Shown
 from app.run.journal import AttemptJournal
 from app.run.layout import (
     LEASE,
@@ -62,9 +62,13 @@ class Site:
 
 @contextmanager
 def site(
-    uri: str, limits: PageLimits = NOW, opening: Callable[[str], Place] = open_place
+    uri: str,
+    limits: PageLimits = NOW,
+    opening: Callable[[str], Place] = open_place,
+    home: str | None = None,
 ) -> Iterator[Site]:
-    server = PageServer("127.0.0.1", 0, LiveRuns(lambda: opening(uri), uri, limits), uri)
+    runs = LiveRuns(lambda: opening(uri), uri, limits)
+    server = PageServer(Address("127.0.0.1", 0, "--port 0"), Shown(runs, uri, home))
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
@@ -143,6 +147,23 @@ def test_several_runs_are_listed_and_lead_to_each_other(uri: str) -> None:
         second = served.page("/runs/second")
         assert 'href="/runs/first"' in second and 'href="/runs/second" aria-current' in second
         assert served.ask("/runs/third")[0] == 404
+
+
+def test_a_run_that_is_at_home_is_shown_before_the_list(volume: str) -> None:
+    begun(volume, "first")
+    with site(volume, home="second") as served:
+        begun(volume, "second")
+        found = served.page()
+        assert 'href="/runs/second" aria-current' in found and 'href="/runs/first"' in found
+        assert "<h1>Runs</h1>" in served.page("/runs/")
+
+
+def test_the_reader_from_outside_says_that_it_serves_and_who_has_the_metrics(volume: str) -> None:
+    with site(volume) as served:
+        status, _, said = served.ask("/healthz", host="some-service:8080")
+        assert (status, said) == (200, "serving\n")
+        status, _, said = served.ask("/metrics")
+        assert status == 404 and "METRICS_PORT" in said
 
 
 def test_a_damaged_run_is_shown_with_what_is_wrong(uri: str) -> None:
@@ -312,5 +333,6 @@ def test_a_port_that_is_taken_is_said(volume: str) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
+        shown = Shown(LiveRuns(lambda: open_place(volume), volume, NOW), volume)
         with pytest.raises(ConfigError, match=rf"--port {port} \(Address already in use\)"):
-            PageServer("127.0.0.1", port, LiveRuns(lambda: open_place(volume), volume, NOW), volume)
+            PageServer(Address("127.0.0.1", port, f"--port {port}"), shown)
