@@ -35,8 +35,8 @@ def add_commands(commands: Commands) -> None:
         "save_seconds": "what a save holds training up for",
         "commit_seconds": "from a snapshot until it is in the store",
         "restart_seconds": "from a preemption, with the wait for a node, to the first step",
-        "kept_share": "share of preemptions in which the last step is committed by who was asked to "
-        "stop or by a survivor, 0 to 1; where all nodes go at once nobody survives",
+        "kept_share": "share of preemptions in which the last step is committed, by who is asked "
+        "to stop or by a survivor, 0 to 1; where all nodes go at once nobody survives",
         "price_per_node_hour": "in any currency",
     }
     for name, text in flags.items():
