@@ -18,7 +18,9 @@ from app.observe.listed import RunLine, RunList, holds_a_run, may_be_a_run
 from app.observe.markup import ago
 from app.observe.remembered import RememberedStore, RunBelow
 from app.observe.reported_run import ReportedRun, read_run
+from app.observe.rows import Row
 from app.observe.thinned import GrowingRows
+from app.stores.contract import ReadableStore
 from app.stores.opening import Place
 
 T = TypeVar("T")
@@ -124,6 +126,7 @@ class LiveRuns:
         self._open_all, self._limits = open_all, limits
         self._opened: Place | None = None
         self._opening = threading.Lock()
+        self._one_at_a_time = threading.Lock()  # the rows of a run take memory while they are read
         self._runs: OrderedDict[str, Watched[ReportedRun]] = OrderedDict()
         self._lock = threading.Lock()
         listed = RunList()
@@ -170,8 +173,12 @@ class LiveRuns:
         return None if seen.value is not None and seen.value.nothing else seen
 
     def _reader(self, name: str) -> Callable[[Requests], ReportedRun]:
-        rows = GrowingRows()
+        growing = GrowingRows()
         remembered: RememberedStore | None = None
+
+        def rows(store: ReadableStore) -> Sequence[Row]:
+            with self._one_at_a_time:
+                return growing.read(store)
 
         def read(requests: Requests) -> ReportedRun:
             nonlocal remembered
@@ -181,7 +188,7 @@ class LiveRuns:
                     return ReportedRun(name, None, [], [])
                 remembered = RememberedStore(store)
             remembered.look()
-            return read_run(remembered, rows.read)
+            return read_run(remembered, rows)
 
         return read
 
