@@ -38,6 +38,7 @@ class _Beats:
     path: Path | None = None
     complained: bool = False
     count: int = 0
+    allowed: float = LONGEST_SILENCE
 
 
 @cache
@@ -76,12 +77,18 @@ def steps_take(seconds: float) -> None:
 
 def _allow(seconds: float) -> None:
     """Write down how old the sign of life may become from here on."""
+    _beats_of_this_process().allowed = seconds
     _touch(f"{seconds:.0f}\n".encode())
 
 
 def beats_so_far() -> int:
     """How often this process has shown that it is alive."""
     return _beats_of_this_process().count
+
+
+def allowed_silence() -> float:
+    """For how many seconds this process may be silent at present until `health` calls it dead."""
+    return _beats_of_this_process().allowed
 
 
 def beat() -> None:

@@ -111,6 +111,7 @@ def test_the_page_comes_along_with_the_job_which_needs_it_neither_healthy_nor_al
     assert report["ports"] == ["127.0.0.1:${REPORT_PORT:-8080}:8080"]
     assert (report["read_only"], report["cap_drop"]) == (True, ["ALL"])
     assert [volume for volume in report["volumes"] if not volume.endswith(":ro")] == []
+    assert report["mem_limit"] == "768m"
     assert (
         report["restart"] == "unless-stopped" and "/healthz'" in report["healthcheck"]["test"][-1]
     )

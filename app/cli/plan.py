@@ -35,13 +35,15 @@ def add_commands(commands: Commands) -> None:
         "save_seconds": "what a save holds training up for",
         "commit_seconds": "from a snapshot until it is in the store",
         "restart_seconds": "from a preemption, with the wait for a node, to the first step",
-        "kept_share": "share of preemptions in which the last step is committed, 0 to 1",
+        "kept_share": "share of preemptions in which the last step is committed, by who is asked "
+        "to stop or by a survivor, 0 to 1; where all nodes go at once nobody survives",
         "price_per_node_hour": "in any currency",
     }
     for name, text in flags.items():
         most = 1.0 if name == "kept_share" else 1e9
         low = 0.0 if name in ("kept_share", "save_seconds", "commit_seconds") else 1e-6
         default = "" if name == "price_per_node_hour" else "; default: as the run has measured"
+        default += " or 0" if name in ("kept_share", "commit_seconds") else ""
         # Both ways of writing: as this program's other flags, and as most programs do.
         names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
         command.add_argument(*names, type=number_between(low, most), help=text + default)
@@ -70,7 +72,7 @@ def plan(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> N
         show(f"no run to measure: {error}")
     else:
         found = measured(run)
-        target, done = run.target or target, found.steps
+        target, done = run.target or target, found.reached
         _show_measured(run.name, found)
     planned = _planned(settings, arguments, found)
     best = _show_expected(planned)
@@ -98,14 +100,18 @@ def _planned(settings: Settings, arguments: argparse.Namespace, found: Measured 
     per_day = None
     if of_run.interruptions and of_run.wall > 0:
         per_day = of_run.interruptions / of_run.wall * _DAY
-    survivor = 1.0 if nodes > 1 else None
     costs = Costs(
         step=value("step_seconds", of_run.step),
         save=value("save_seconds", of_run.save),
         commit=value("commit_seconds", of_run.commit, 0.0),
         restart=value("restart_seconds", of_run.restart),
-        kept=value("kept_share", survivor or of_run.kept, 0.0),
+        kept=value("kept_share", of_run.kept, 0.0),
     )
+    if arguments.kept_share is None and of_run.kept is None:
+        show(
+            "no interruption was measured: what is not in the store is taken as lost in each; "
+            "--kept-share says otherwise"
+        )
     rate = value("preemptions_per_node_day", per_day) * nodes
     return _Plan(nodes, _DAY / rate, costs, settings.checkpoints.checkpoint_every_steps)
 
@@ -136,6 +142,8 @@ def _show_expected(planned: _Plan) -> float:
             f"Young {max(1, round(young(costs, lossy) / costs.step)):,}, "
             f"Daly {max(1, round(daly(costs, lossy) / costs.step)):,}"
         )
+    else:
+        show("no step is ever lost, so the longest interval is the best: it saves only at the end")
     longest = max(planned.every, round(mean / costs.step))
     intervals = preemptions(mean)
     tried = sorted({*candidates(longest), planned.every})

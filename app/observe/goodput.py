@@ -38,11 +38,17 @@ class Costs:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the store says of a run. None is what it does not say. Times in seconds."""
+    """What the store says of a run. None is what it does not say. Times in seconds.
+
+    `steps` are those that stayed of the attempts that are known, and `wall` is the time since the
+    first of these started, without the time for which the run was finished. `reached` is the
+    newest step.
+    """
 
     wall: float
     steps: int
     interruptions: int
+    reached: int = 0
     step: float | None = None
     save: float | None = None
     commit: float | None = None
@@ -66,19 +72,26 @@ def measured(run: ReportedRun) -> Measured:
     # The newest attempt may still be running, where its record has no end.
     over = [a for a in attempts if a is not attempts[-1] or a.ended is not None]
     cut = [a for a in over if not (a.ended or "").startswith(TARGET_REACHED)]
-    gaps = [
-        max(0.0, after.start - span.end)
+    ended = [
+        (span.kind == "done", max(0.0, after.start - span.end))
         for span, after in pairwise(spans)
         if span.attempt.ended is not None
     ]
+    gaps = [gap for done, gap in ended if not done]
+    finished = sum(gap for done, gap in ended if done)  # until somebody extended it
     starts = [a.seconds_to_first_step - (step or 0.0) for a in attempts if a.seconds_to_first_step]
     lags = [a.longest_upload_lag for a in attempts if a.commits]
     newest = max((row.time for row in run.rows), default=0.0)
-    begun = spans[0].start if spans else newest
+    reached = max((row.step for row in run.rows), default=0)
+    wall = 0.0
+    if spans:
+        wall = max([newest, *(span.end for span in spans)]) - spans[0].start - finished
     return Measured(
-        wall=max([newest, *(span.end for span in spans)]) - begun if spans else 0.0,
-        steps=max((row.step for row in run.rows), default=0),
+        wall=max(0.0, wall),
+        # Of a long run only the newest attempts are known: what came before is in neither.
+        steps=max(0, reached - (spans[0].attempt.start_step if spans else 0)),
         interruptions=len(cut),
+        reached=reached,
         step=step,
         save=stall / saves if saves else None,
         commit=median(lags) if lags else None,

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
-from app.observe.live import RunLine
+from app.observe.listed import RunLine
 from app.observe.markup import table, text
 from app.observe.report import Served, document, path_of
 
+_MOST_LINES = 100
+
 
 def index(uri: str, lines: Sequence[RunLine], served: Served) -> str:
-    """A page with a link to each run below `uri`."""
+    """A page with a link to each of the newest runs below `uri`."""
     rows = [
         (
             f'<i class="{line.activity.kind}"></i>',
@@ -16,7 +18,7 @@ def index(uri: str, lines: Sequence[RunLine], served: Served) -> str:
             "–" if line.step is None else f"{line.step:,}",
             text(line.activity.headline),
         )
-        for line in lines
+        for line in lines[:_MOST_LINES]
     ]
     content = table(("", "run", "newest checkpoint", "now"), rows, "runs")
     if not lines:
@@ -25,6 +27,9 @@ def index(uri: str, lines: Sequence[RunLine], served: Served) -> str:
             "a start has written something. Is this the right CHECKPOINT_URI?</p></section>"
         )
     heading = f'<h1>Runs</h1>\n<p class="quiet">{text(uri)}</p>\n'
+    if len(lines) > _MOST_LINES:
+        said = f"The newest {_MOST_LINES} of {len(lines):,} runs. The page of each is /runs/NAME."
+        heading += f'<p class="quiet">{text(said)}</p>\n'
     return document(
         "Runs", heading + content, Served((), served.problem, served.script, served.again)
     )

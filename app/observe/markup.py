@@ -33,8 +33,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], name: str) -> s
 
 
 def moment(unix: float) -> str:
-    """2026-01-01 00:00:00, in UTC."""
-    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    """2026-01-01 00:00:00, in UTC; another clock may be so wrong that no calendar has its time."""
+    try:
+        return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return f"{unix:,.0f} s after 1970"
 
 
 def seconds_of(iso: str) -> float | None:

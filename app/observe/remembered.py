@@ -1,18 +1,16 @@
 """A run that is read again and again: only what has changed is fetched.
 
 One listing says what each object is by its etag. An object whose etag is as before is not read
-again.
+again, unless it is a large one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from app.errors import Damaged, NotFound
-from app.observe.rows import Row, decode_rows
-from app.run.layout import LATEST, METRICS_KEY
+from app.errors import Damaged, NotFound, Unserved
+from app.run.layout import LATEST
 from app.stores.contract import MAX_GET_BYTES, ObjectInfo, ReadableStore, folder_of
 
-_MOST_METRICS = 1 << 29  # bytes; a run keeps 35 MB of them at most
-_MOST_ROWS = 100_000  # beyond that, every second row or fewer are read
+_MOST_KEPT = 1 << 21  # bytes of one object; who reads a larger one remembers what it made of it
 
 
 class RunBelow:
@@ -52,7 +50,7 @@ class RememberedStore:
         self._contents.pop(LATEST, None)
         try:
             content, etag = self._store.get(LATEST)
-        except (NotFound, Damaged):
+        except (NotFound, Damaged, Unserved):  # who asks for it gets the same answer again
             content = None
         self._listed = {info.key: info for info in self._store.list("")}
         self._contents = {k: v for k, v in self._contents.items() if k in self._listed}
@@ -70,48 +68,9 @@ class RememberedStore:
         known = self._contents.get(key)
         if known is None or known[0] != info.etag:
             content, etag = self._store.get(key, max_bytes)
-            known = self._contents[key] = (info.etag, content, etag)
+            known = (info.etag, content, etag)
+            if len(content) <= _MOST_KEPT:
+                self._contents[key] = known
         if len(known[1]) > max_bytes:
             raise Damaged(f"{self.uri}/{key} has more than {max_bytes:,} bytes")
         return known[1], known[2]
-
-
-class GrowingRows:
-    """The rows of a run whose metrics.jsonl mostly grows: only its new lines are decoded."""
-
-    def __init__(self, most_rows: int = _MOST_ROWS) -> None:
-        self._most_rows = most_rows
-        self._content = b""
-        self._rows: list[Row] = []
-
-    def read(self, store: ReadableStore) -> Sequence[Row]:
-        """At most about `most_rows` rows. Raises Damaged for an object that is far too large, and
-        the store's errors."""
-        try:
-            content, _ = store.get(METRICS_KEY, _MOST_METRICS)
-        except NotFound:
-            content = b""
-        if content is self._content:
-            return self._rows
-        known = self._content
-        grown = known.endswith(b"\n") and content.startswith(known)
-        rows = [*self._rows, *decode_rows(content[len(known) :])[0]] if grown else None
-        if rows is None or len(rows) > self._most_rows:
-            rows = decode_rows(_sampled(content, self._most_rows))[0]
-        self._content, self._rows = content, rows
-        return rows
-
-
-def _sampled(content: bytes, most_lines: int) -> bytes:
-    """All of `content`, or every n-th line of it and the last one, at most `most_lines` of them.
-
-    What is left out is not even decoded, which takes most of the time.
-    """
-    every = -(-content.count(b"\n") // max(1, most_lines - 1))
-    if every <= 1:
-        return content
-    lines = content.splitlines(keepends=True)
-    kept = lines[::every]
-    if (len(lines) - 1) % every:
-        kept.append(lines[-1])
-    return b"".join(kept)

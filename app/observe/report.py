@@ -159,7 +159,11 @@ def _facts(run: ReportedRun) -> Iterator[str]:
         busy = sum(span.end - span.start for span in spans)
         yield fact("training", duration(busy), f"of {duration(whole)} since the first start")
         if (share := measured(run).goodput) is not None:
-            yield fact("goodput", f"{share:.1%}", "of that time went into steps that were kept")
+            yield fact(
+                "goodput",
+                f"{share:.1%}",
+                "of the time until it was finished went into steps that were kept",
+            )
     saved = [attempt for attempt in run.checkpoints if attempt.whole and attempt.created_at]
     at = seconds_of(saved[0].created_at or "") if saved else None
     if at is not None:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
-from app.errors import Damaged, IncompatibleRun, NotFound
+from app.console import counted
+from app.errors import Damaged, IncompatibleRun, NotFound, Unserved
 from app.observe.history import Span, spans_of
-from app.observe.rows import Row, stored_rows
-from app.observe.samples import Sample, stored_samples
-from app.run.checkpoints import Manifest, read_manifest
+from app.observe.rows import Row
+from app.observe.samples import Sample, read_samples
+from app.observe.thinned import thinned_rows
+from app.run.checkpoints import Manifest, read_latest, read_manifest
 from app.run.journal import AttemptRecord, read_attempts
 from app.run.layout import REASON, CheckpointName
 from app.run.lease import LeaseRecord, read_lease
@@ -62,6 +64,12 @@ class ReportedRun:
     problems: Sequence[str] = ()
 
     @property
+    def nothing(self) -> bool:
+        """Whether the store holds nothing of such a run."""
+        held = self.record or self.lease or self.waiting
+        return not (held or self.attempts or self.checkpoints or self.problems)
+
+    @property
     def target(self) -> int | None:
         """The step at which the run is finished, if the store says a plausible one."""
         return self.record.target if self.record and _plausible(self.record.target) else None
@@ -89,16 +97,23 @@ class ReportedRun:
 
 
 def read_run(
-    store: ReadableStore, rows_of: Callable[[ReadableStore], Sequence[Row]] = stored_rows
+    store: ReadableStore, rows_of: Callable[[ReadableStore], Sequence[Row]] = thinned_rows
 ) -> ReportedRun:
     """What can be read of the run, and what cannot as `problems`. `rows_of` reads its metrics.
 
-    Raises the store's errors, but neither Damaged nor IncompatibleRun.
+    Raises the store's errors, but those of a single object: Damaged, IncompatibleRun, Unserved.
     """
     problems: list[str] = []
-    view = read_view(store, lambda _: _read(store, load_record, problems))
+    view = read_view(
+        store,
+        lambda _: _read(store, load_record, problems),
+        lambda _: _read(store, read_latest, problems),
+    )
     record, lease = view.record, _read(store, read_lease, problems)
-    attempts = read_attempts(store, view.newest_attempts(_NEWEST_ATTEMPTS))
+    newest = view.newest_attempts(_NEWEST_ATTEMPTS)
+    attempts = read_attempts(store, newest)
+    if missing := len(newest) - len(attempts):
+        problems.append(f"{counted(missing, 'record')} of attempts cannot be read: see the log")
     rows = _read(store, rows_of, problems) or ()
     return ReportedRun(
         name=store.uri.rsplit("/", 1)[-1],
@@ -116,7 +131,7 @@ def read_run(
             ),
             *_set_aside(store, view),
         ],
-        samples=stored_samples(store),
+        samples=_read(store, read_samples, problems) or (),
         lease=lease[0] if lease else None,
         waiting=_read(store, read_waiting, problems),
         problems=problems,
@@ -129,7 +144,7 @@ def _read(
     """A part of a run; None where it cannot be read, and the reason is added to `problems`."""
     try:
         return part(store)
-    except (Damaged, IncompatibleRun) as error:
+    except (Damaged, IncompatibleRun, Unserved) as error:
         problems.append(str(error))
         return None
 
@@ -148,6 +163,8 @@ def _checkpoint(
             state, whole = "removed just now", False
         except (Damaged, IncompatibleRun) as error:
             state, whole = f"damaged: {error}", False
+        except Unserved as error:
+            state, whole = f"damaged: its manifest is not served: {error}", False
     if manifest is None:
         return ReportedCheckpoint(name, size, state, whole)
     for file, entry in manifest.files.items():
@@ -166,7 +183,7 @@ def _set_aside(store: ReadableStore, view: RunView) -> Iterator[ReportedCheckpoi
         try:
             told = json.loads(store.get(name.quarantine_key(REASON), _MOST_REASON)[0])
             reason = str(told["reason"])
-        except (NotFound, Damaged, ValueError, KeyError, TypeError, RecursionError):
+        except (NotFound, Damaged, Unserved, ValueError, KeyError, TypeError, RecursionError):
             pass
         yield ReportedCheckpoint(name, size, f"quarantined: {reason}", whole=False)
 

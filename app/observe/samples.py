@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.errors import Damaged, NotFound
+from app.errors import Damaged, NotFound, Unserved
 from app.observe.rows import Beginning
 from app.run.layout import SAMPLES_KEY
 from app.state.identity import HIGHEST_STEP
@@ -52,16 +52,22 @@ class SampleLog:
 
 
 def stored_samples(store: ReadableStore) -> list[Sample]:
-    """The samples in the store, the oldest first; what cannot be read is left out.
+    """As `read_samples`; nobody depends on samples, so none are read where that cannot be."""
+    try:
+        return read_samples(store)
+    except (Damaged, Unserved) as error:
+        log.warning("the samples are left out: %s", error)
+        return []
 
-    Raises the store's errors.
+
+def read_samples(store: ReadableStore) -> list[Sample]:
+    """The samples in the store, the oldest first; a line that is none is left out.
+
+    Raises Damaged for an object that is far too large, and the store's errors.
     """
     try:
         content, _ = store.get(SAMPLES_KEY, max_bytes=_MOST_BYTES)
     except NotFound:
-        return []
-    except Damaged as error:
-        log.warning("the samples are left out: %s", error)
         return []
     found = []
     for line in content.splitlines()[-_MOST_SAMPLES:]:

@@ -1,7 +1,7 @@
 """The report as a web page that follows its run: `python -m app report --serve`, METRICS_PORT.
 
 It only reads, and answers only GET and HEAD. There is one page for each run, and its name in the
-URL counts only if it is in the list of runs: nobody is led anywhere else.
+URL counts only if the store has a folder of that name: nobody is led anywhere else.
 
 Beside the pages there are a few plain texts for machines: `/healthz`, and in a training process
 `/metrics`. They are read under any name, as Prometheus and an orchestrator ask for them.
@@ -25,13 +25,15 @@ from urllib.parse import unquote, urlsplit
 
 from app.errors import AccessDenied, ConfigError
 from app.observe.index import index, notice
-from app.observe.live import LiveRuns
+from app.observe.live import LiveRuns, Seen
 from app.observe.report import Served, page
+from app.observe.reported_run import ReportedRun
 
 SCRIPT = "/live.js"
 HEALTH, METRICS = "/healthz", "/metrics"
 _PREFIX = "/runs/"
 _AGAIN_SECONDS = 10  # for a browser without scripts
+_MOST_LINKS = 20
 _IDLE_SECONDS = 20.0  # of a connection that asks nothing
 TEXT = "text/plain"
 _HEADERS = {
@@ -157,29 +159,41 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.NOT_FOUND, said)
 
     def _page(self, path: str) -> tuple[HTTPStatus, str]:
-        seen = self.server.shown.runs.all()
-        lines = seen.value or ()
-        names = [line.name for line in lines]
-        served = Served(names, seen.problem, SCRIPT, _AGAIN_SECONDS)
+        runs = self.server.shown.runs
         name = path.removeprefix(_PREFIX) if path.startswith(_PREFIX) else ""
         if path == "/":
-            home = self.server.shown.home
-            name = home if home in names else names[0] if len(names) == 1 else ""
-        if name in names:
-            return self._run(name, served)
-        if seen.value is None:
-            return HTTPStatus.OK, notice("Runs", f"reading {self.server.shown.uri} …", served)
-        if name:
+            folders, home = runs.folders().value or (), self.server.shown.home
+            name = home if home in folders else folders[0] if len(folders) == 1 else ""
+        if name and (seen := runs.run(name)) is not None:
+            return HTTPStatus.OK, self._run(name, seen)
+        if path not in ("/", _PREFIX):
             said = f"{self.server.shown.uri} holds no run of this name"
-            return HTTPStatus.NOT_FOUND, notice("No such run", said, served)
-        return HTTPStatus.OK, index(self.server.shown.uri, lines, served)
+            return HTTPStatus.NOT_FOUND, notice("No such run", said, self._served(None))
+        listed = runs.all()
+        if listed.value is None:
+            reading = f"reading {self.server.shown.uri} …"
+            return HTTPStatus.OK, notice("Runs", reading, self._served(listed.problem))
+        return HTTPStatus.OK, index(
+            self.server.shown.uri, listed.value, self._served(listed.problem)
+        )
 
-    def _run(self, name: str, served: Served) -> tuple[HTTPStatus, str]:
-        seen = self.server.shown.runs.run(name)
-        told = Served(served.runs, seen.problem or served.problem, SCRIPT, _AGAIN_SECONDS)
+    def _run(self, name: str, seen: Seen[ReportedRun]) -> str:
+        served = self._served(seen.problem, name)
         if seen.value is None:
-            return HTTPStatus.OK, notice(name, "reading the run …", told)
-        return HTTPStatus.OK, page(seen.value, told)
+            return notice(name, "reading the run …", served)
+        try:
+            return page(seen.value, served)
+        except Exception:  # a bug of the page, at what this run holds
+            log.exception("the page of run %s was not made", name)
+            return notice(
+                name, "it cannot be shown: a bug of this page, whose log has more", served
+            )
+
+    def _served(self, problem: str | None, name: str = "") -> Served:
+        """With links to the newest runs, the one that is shown among them."""
+        newest = self.server.shown.runs.names()[:_MOST_LINKS]
+        shown = [name] if name and name not in newest else []
+        return Served([*newest, *shown], problem, SCRIPT, _AGAIN_SECONDS)
 
     def _named_well(self) -> bool:
         hosts = self.headers.get_all("Host") or []

@@ -115,15 +115,16 @@ class RunView:
 def read_view(
     store: ReadableStore,
     record_of: Callable[[ReadableStore], StoredRecord | None] = load_record,
+    latest_of: Callable[[ReadableStore], str | None] = read_latest,
 ) -> RunView:
-    """Read the run with one listing. `record_of` reads run.json.
+    """Read the run with one listing. `record_of` reads run.json, `latest_of` LATEST.
 
     Raises Damaged for an unreadable run.json, IncompatibleRun for one of a newer format, and the
     store's errors.
     """
     # Another process may be writing. What LATEST names was there before LATEST, and the record was
     # there before anything but the lease: so LATEST is read first, and the record last.
-    latest = read_latest(store)
+    latest = latest_of(store)
     sizes = {info.key: info.size for info in store.list("")}
     record = record_of(store)
     named = (AttemptName.parse(file_of(key)) for key in sizes if key.startswith(f"{ATTEMPTS}/"))

@@ -11,7 +11,7 @@ takes longer than a moment.
 import logging
 import threading
 import time
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,6 +25,8 @@ _FIRST_AFTER = 2.0  # seconds
 _SHORTEST_PAUSE = 3.0  # seconds between two writes
 _JOIN_SECONDS = 2.0
 
+_Moment = Annotated[float, Field(ge=-62_135_596_800, lt=253_402_300_800)]  # years 1 to 9999
+
 log = logging.getLogger(__name__)
 
 
@@ -36,8 +38,8 @@ class Waiting(BaseModel):
 
     holder: str = Field(min_length=1, max_length=500)
     doing: str = Field(max_length=200)
-    since: float = Field(ge=-1e12, le=1e12)
-    at: float = Field(ge=-1e12, le=1e12)
+    since: _Moment
+    at: _Moment
     every: float = Field(gt=0, le=3_600)
 
 

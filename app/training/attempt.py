@@ -162,7 +162,7 @@ class Attempt(Steps):
             self._log_row(grad_norm, None)
             raise
         if evaluated is not None:
-            self.validation_loss = evaluated
+            self.validation_loss, self.validated_step = evaluated, self.step
         return evaluated
 
     def _log_row(self, grad_norm: Tensor, evaluated: float | None) -> None:

@@ -56,8 +56,10 @@ def _say_command(purpose: str, command: str) -> None:
 
 def _losses(attempt: Attempt) -> str:
     text = f"train loss {attempt.train_loss:.4f}"
-    if attempt.validation_loss is not None:
+    if attempt.validation_loss is not None and attempt.validated_step is not None:
         text += f", validation loss {attempt.validation_loss:.4f}"
+        if attempt.validated_step != attempt.step:
+            text += f" at step {attempt.validated_step:,}"
     return text
 
 
@@ -66,7 +68,10 @@ def _numbers(attempt: Attempt) -> dict[str, float | None]:
         "step": attempt.step,
         "target": attempt.target,
         "train_loss": attempt.train_loss,
-        "validation_loss": attempt.validation_loss,
+        # That of the same weights, or none.
+        "validation_loss": attempt.validation_loss
+        if attempt.validated_step == attempt.step
+        else None,
         "seconds": attempt.journal.record.seconds,
     }
 

@@ -53,7 +53,8 @@ class Sections:
 class Steps:
     """The steps of a run from `start_step` on. `step` counts finished optimizer steps of the run.
 
-    `validation_loss` is the newest one of the run, in nats per token.
+    `validation_loss` is the newest one of the run, in nats per token, and `validated_step` the step
+    it is of, if this process measured it.
     """
 
     sections: Sections
@@ -81,6 +82,7 @@ class Steps:
             z_loss_weight=self.sections.optimizer.z_loss,
             end_token=self.corpus.tokenizer.eos_token_id if masked else None,
         )
+        self.validated_step: int | None = None
         self._micro_step = 0  # of the step that is made
         self._loss: Tensor | None = None  # of the last finished step
         self._moving = False  # the weights are between two steps
@@ -207,9 +209,10 @@ class Steps:
         return interval > 0 and self.step % interval == 0
 
     def _evaluates(self) -> bool:
-        """After the first step of the run too, so that the curve begins at its beginning."""
+        """After the first step of the run and the last one too, so that the curve begins at its
+        beginning, and what the run ends with is the loss of the weights that it ends with."""
         interval = self.sections.data.val_every_steps
-        return self._every(interval) or (interval > 0 and self.step == 1)
+        return self._every(interval) or (interval > 0 and self.step in (1, self.target))
 
     @property
     def train_loss(self) -> float:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from app.console import duration
 from app.errors import Preempted, Unavailable
-from app.heartbeat import beats_so_far
+from app.heartbeat import LONGEST_SILENCE, allowed_silence, beats_so_far
 from app.process import leave, log_bytes
 from app.settings.variables import CheckpointSettings
 from app.training.preemption import STOP_SIGNALS, StopRequest
@@ -45,14 +45,38 @@ class Watch:
     def __init__(self, settings: CheckpointSettings) -> None:
         self._hang, self._grace = settings.hang_seconds, settings.grace_seconds
         self._beats, self._silent, self._since_asked = -1, 0.0, 0.0
+        self._hung_when_asked: bool | None = None
 
-    def look(self, seconds: float, beats: int, *, asked: bool, stepped: bool) -> Verdict | None:
+    def look(
+        self,
+        seconds: float,
+        beats: int,
+        *,
+        asked: bool,
+        stepped: bool,
+        allowed: float = LONGEST_SILENCE,
+    ) -> Verdict | None:
         """`seconds` have passed since the last look. `beats` counts the signs of life until now,
-        `stepped` says that the first step is done."""
+        `stepped` says that the first step is done, `allowed` is the silence that `health` allows
+        at present, in seconds.
+
+        Where that is over when the request to stop comes, `health` may be the reason for the
+        request. A hang that ends with 143 would never be counted, and come again for ever.
+        """
         self._silent = self._silent + seconds if beats == self._beats else 0.0
+        if asked and self._hung_when_asked is None:
+            self._hung_when_asked = self._silent > allowed
         self._since_asked += seconds if asked else 0.0
         self._beats = beats
         if self._since_asked >= max(self._grace, _SHORTEST_GRACE):
+            if self._hung_when_asked and self._silent >= self._since_asked:
+                return Verdict(
+                    Unavailable.exit_code,
+                    f"it hangs: no micro-step, save or data for {duration(self._silent)}, of which "
+                    f"{duration(allowed)} are allowed, and GRACE_SECONDS={self._grace:g} after it "
+                    "was asked to stop it still does not end. Where each thread is stands above; "
+                    "start again to go on from the newest checkpoint",
+                )
             return Verdict(
                 Preempted.exit_code,
                 f"asked to stop, and something does not end: over after GRACE_SECONDS="
@@ -78,7 +102,7 @@ def watched_for_hangs(
     last_resort_seconds: float | None = None,
 ) -> Iterator[None]:
     """In this block the process ends by itself when it hangs (75), or when GRACE_SECONDS are over
-    (143). Only the main thread may enter it.
+    (143, or 75 where it hung before it was asked to stop). Only the main thread may enter it.
 
     `end` is called with the exit code, from another thread. Where that thread has not run for
     `last_resort_seconds`, 16 times HANG_SECONDS by default, the process ends with 1.
@@ -128,7 +152,13 @@ def _watch(
         before, now = now, time.monotonic()
         # A process that was paused (SIGSTOP) did not hang meanwhile.
         passed = min(now - before, 2 * poll_seconds)
-        verdict = watch.look(passed, beats_so_far(), asked=asked, stepped=stop.deferred)
+        verdict = watch.look(
+            passed,
+            beats_so_far(),
+            asked=asked,
+            stepped=stop.deferred,
+            allowed=allowed_silence(),
+        )
         if verdict is not None:
             try:
                 _last_words(verdict)

@@ -12,12 +12,19 @@ def test_without_a_run_the_flags_say_everything(job: Job) -> None:
     code, said, log = job([*words, "--price_per_node_hour", "2"], TOTAL_STEPS="5000")
     assert code == 0, log
     assert "no run to measure" in said
-    assert "64 nodes, one preempted every 7:30; the last step is kept in 100 %" in said
+    assert "64 nodes, one preempted every 7:30; the last step is kept in 0 %" in said
+    assert "no interruption was measured: what is not in the store is taken as lost" in said
+    tried = [int(every.replace(",", "")) for every in re.findall(r"([\d,]+) steps +[\d.]+ %", said)]
+    best = re.search(r"([\d,]+) steps .* best", said)
+    assert best and min(tried) < int(best[1]) < max(tried), "a longer interval loses more"
     assert len(re.findall(r"steps +[\d.]+ % █+", said)) >= 8
     assert said.count(" best") == 2 and "now" in said
     assert re.search(
-        r"from step 0 to 5,000, .*: 2:\d\d:\d\d, 1\d\d\.\d node-hours, \d+\.\d\d", said
+        r"from step 0 to 5,000, .*: [23]:\d\d:\d\d, 1\d\d\.\d node-hours, \d+\.\d\d", said
     )
+    code, said, _ = job([*words, "--kept-share", "1"], TOTAL_STEPS="5000")
+    assert code == 0 and "kept in 100 %" in said and "no step is ever lost" in said
+    assert "no interruption was measured" not in said
 
 
 def test_one_node_that_loses_steps_is_told_the_interval_of_the_formulas(job: Job) -> None:

@@ -109,6 +109,40 @@ def test_what_a_run_measured_of_itself() -> None:
     assert found.goodput == pytest.approx(130 * found.step / 300)
 
 
+def test_the_steps_of_a_run_with_more_attempts_than_are_read_count_from_the_oldest_that_was() -> (
+    None
+):
+    """Steps 1 to 5,000 were made by attempts that are not among these."""
+    attempts = [
+        attempt(201, 1000, seconds=100, start_step=5000, step=5100, ended="exit 143"),
+        attempt(202, 1100, seconds=100, start_step=5100, step=5200),
+    ]
+    rows = [row(step, step - 4000, 201 if step < 5100 else 202) for step in range(5000, 5201, 10)]
+    found = measured(ReportedRun("r", None, rows, attempts))
+    assert (found.wall, found.steps, found.reached) == (200, 200, 5200)
+    assert found.goodput == pytest.approx(1.0)
+
+
+def test_the_time_for_which_a_run_was_finished_is_no_restart_and_no_time_that_was_lost() -> None:
+    month = 30 * 86_400
+    first = attempt(1, 0, seconds=100, step=90, seconds_to_first_step=10.0, ended="target reached")
+    second = attempt(
+        2,
+        100 + month,
+        seconds=100,
+        start_step=90,
+        step=180,
+        seconds_to_first_step=10.0,
+        ended="target reached: step 180",
+    )
+    rows = [row(step, 10 + step, 1) for step in range(91)]
+    rows += [row(step, 20 + step + month, 2) for step in range(91, 181)]
+    found = measured(ReportedRun("r", None, rows, [first, second]))
+    assert (found.wall, found.steps, found.interruptions) == (200, 180, 0)
+    assert found.restart == pytest.approx(9)
+    assert found.goodput == pytest.approx(0.9)
+
+
 def test_a_run_that_has_begun_only_now_has_measured_nothing() -> None:
     nothing = measured(ReportedRun("r", None, [], []))
     assert (nothing.wall, nothing.steps, nothing.interruptions) == (0, 0, 0)

@@ -1,8 +1,12 @@
 """Samples: the newest are kept, as text, and what cannot be read is left out."""
 
-from app.observe.samples import SampleLog, stored_samples
+import pytest
+
+from app.errors import Damaged, Unserved
+from app.observe.samples import SampleLog, read_samples, stored_samples
 from app.run.layout import SAMPLES_KEY
 from app.stores.contract import Store
+from tests.support.asked import Asked
 
 
 def stored(store: Store, log: SampleLog) -> list[tuple[int, str]]:
@@ -44,3 +48,12 @@ def test_what_cannot_be_read_is_left_out(store: Store) -> None:
     assert [sample.text for sample in stored_samples(store)] == ["good"]
     store.put(SAMPLES_KEY, [b"x" * (2 << 20)])
     assert stored_samples(store) == []
+    with pytest.raises(Damaged):
+        read_samples(store)
+
+
+def test_samples_that_the_store_never_serves_stop_no_start(store: Store) -> None:
+    def failing(key: str) -> None:
+        raise Unserved(f"{key}: 500")
+
+    assert stored_samples(Asked(store, failing)) == []

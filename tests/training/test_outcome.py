@@ -4,11 +4,13 @@ import json
 import re
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from app.errors import Preempted, Unavailable
 from app.settings.load import load_settings
+from app.training.outcome import say_how_to_go_on
 from app.training.start import run
 from tests.support.quiet_stop import LONG_TEXT, QuietStop
 from tests.support.train_command import Train
@@ -43,6 +45,35 @@ def test_a_run_that_reached_its_target_says_what_came_out_and_what_is_next(
     ):
         assert re.match(rf"next, {purpose}: .*docker compose (run|up)", line)
     assert f"CHECKPOINT_URI=file://{tmp_path}/store docker compose run --rm train generate" in log
+
+
+@pytest.mark.parametrize("trainer", ["torch", "lightning"])
+def test_the_validation_loss_of_the_result_is_that_of_the_last_step(
+    train: Train, tmp_path: Path, trainer: str
+) -> None:
+    """Though the last step is no multiple of VAL_EVERY_STEPS; without validation there is none."""
+    (tmp_path / "long.txt").write_text(LONG_TEXT)
+    data = {"DATASET": f"{tmp_path}/long.txt", "VAL_TOKENS": "256", "TRAINER": trainer}
+    code, log = train(**data, VAL_EVERY_STEPS="100")
+    assert code == 0, log
+    last = re.search(r"step 4/4 \| .*val loss ([\d.]+)", log)
+    assert last and f", validation loss {last[1]}, 4 steps in " in log
+    code, log = train(**data, VAL_EVERY_STEPS="100")
+    assert code == 0 and "nothing to do" in log and "val loss" not in log
+    code, log = train(**data, VAL_EVERY_STEPS="0", ADDITIONAL_STEPS="2")
+    assert code == 0 and "run tiny: train loss" in log and "validation loss" not in log
+
+
+def test_a_validation_loss_of_an_earlier_step_says_which(
+    job_environment: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "app")
+    attempt = Mock(step=12, start_step=0, target=20, train_loss=2.0, validation_loss=3.0)
+    settings = load_settings({name.lower(): value for name, value in job_environment.items()})
+    for validated, said in ((1, ", validation loss 3.0000 at step 1, 12"), (None, ", 12")):
+        attempt.validated_step = validated
+        say_how_to_go_on(settings, "tiny", attempt)
+        assert f"so far: train loss 2.0000{said} steps" in caplog.text
 
 
 def test_a_finished_run_that_is_started_again_says_what_is_next(train: Train) -> None:

@@ -56,8 +56,8 @@ def silent_process(end: Callable[[int], None]) -> AbstractContextManager[None]:
 
 
 def looks(watch: Watch, *, asked: bool = False, stepped: bool = True) -> Callable[..., int | None]:
-    def look(seconds: float, beats: int) -> int | None:
-        verdict = watch.look(seconds, beats, asked=asked, stepped=stepped)
+    def look(seconds: float, beats: int, asked: bool = asked, allowed: float = 900) -> int | None:
+        verdict = watch.look(seconds, beats, asked=asked, stepped=stepped, allowed=allowed)
         return verdict.code if verdict else None
 
     return look
@@ -84,6 +84,27 @@ def test_the_verdict_names_the_variable_and_says_what_to_do() -> None:
 def test_once_it_is_asked_to_stop_signs_of_life_prolong_nothing() -> None:
     look = looks(Watch(SETTINGS), asked=True)
     assert [look(10, 1), look(9, 2), look(1, 3)] == [None, None, 143]
+
+
+@pytest.mark.parametrize(("silent", "code"), [(301, 75), (299, 143)])
+def test_a_hang_that_the_liveness_probe_ends_is_counted_and_a_preemption_is_not(
+    silent: float, code: int
+) -> None:
+    """The probe asks to stop long before HANG_SECONDS are over; grace is 20 s."""
+    look = looks(Watch(CheckpointSettings(hang_seconds=1800, grace_seconds=20)))
+    assert [look(0, 7), look(silent, 7, allowed=300)] == [None, None]
+    asked = [look(0, 7, True, 300), look(19, 7, True, 300), look(1, 7, True, 300)]
+    assert asked == [None, None, code]
+
+
+def test_who_shows_life_again_after_it_was_asked_to_stop_is_preempted_and_did_not_hang() -> None:
+    look = looks(Watch(CheckpointSettings(hang_seconds=1800, grace_seconds=20)))
+    assert [look(0, 7), look(400, 7, allowed=300)] == [None, None]
+    assert [look(0, 7, True, 300), look(10, 8, True, 300), look(10, 8, True, 300)] == [
+        None,
+        None,
+        143,
+    ]
 
 
 def test_a_grace_of_no_time_leaves_a_healthy_process_the_seconds_of_its_end() -> None:
