@@ -208,6 +208,8 @@ class Meeting:
             now = time.monotonic()
             for node in missing:
                 if (sign := self._read(f"present/{node}")) != shown.get(node):
+                    if node not in shown:
+                        log.info("node %d is here, and prepares", node)
                     since[node], shown[node] = now, sign
             if silent := [node for node in missing if now - since[node] > self.limits.patience]:
                 raise LostPeer(

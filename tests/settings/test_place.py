@@ -183,7 +183,7 @@ def test_another_launcher_may_start_one_process_on_each_machine(
 ) -> None:
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     if refused:
-        with pytest.raises(ConfigError, match="SLURM_STEP_NUM_TASKS=4 .* NUM_NODES=4 machines"):
+        with pytest.raises(ConfigError, match=r"SLURM_STEP_NUM_TASKS=4 .* NUM_NODES=4 machines"):
             place_of_this_process(nodes)
     else:
         assert place_of_this_process(nodes, 3) == Place(nodes=4, node=3)
