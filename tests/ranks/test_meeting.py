@@ -46,7 +46,7 @@ def in_background(act: Callable[[], Assembly]) -> Future[Assembly]:
     def run() -> None:
         try:
             ended.set_result(act())
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - raised by `result`
             ended.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
