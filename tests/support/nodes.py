@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -92,8 +93,10 @@ class Deed:
     nodes: Nodes
     act: Callable[[Nodes], None]
     pids: dict[int, int] = field(default_factory=dict)
+    at: float = 0.0
 
     def __call__(self, process: JobProcess) -> None:
+        self.at = time.monotonic()
         for number in self.nodes.launchers:
             workers = self.nodes.workers(number)
             self.pids |= {100 * number + local: pid for local, pid in workers.items()}
