@@ -19,8 +19,8 @@ STEPS, EVERY = 16, 5
 RUN, UNDISTURBED = "two-nodes", "one-node"
 COMES_SECONDS = 240.0
 PEER_TIMEOUT = 10
-# Two halves of a batch were the same bits as one where this was written; on another processor sums may
-# be made in another order. A step that is missing moves the weights by about the learning rate.
+# Where this was written the two halves of a batch gave the same bits as all of it at once. Another
+# processor may add in another order. A missing step moves weights by about the learning rate.
 LARGEST_DIFFERENCE = 1e-5
 
 COMPARE = f"""
