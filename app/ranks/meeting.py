@@ -120,17 +120,16 @@ class Meeting:
         `write` puts a word into the run's store, for the others to look whether it is there.
         Raises LostPeer with the nodes that did not come, ConfigError for what differs.
         """
-        self._wait_for_arrivals()
-        arrivals = [own, *(self._arrival(node) for node in range(1, self.nodes))]
-        if problems := list(_differences(arrivals)):
-            raise ConfigError(*problems)
+        others = range(1, self.nodes)
+        self._wait_for({node: f"arrival/{node}" for node in others}, "come")
+        self._compare(own)
         write(self._start)
         self._write(_PROBE, self._start)
-        self._wait_for({node: f"sees/{node}" for node in range(1, self.nodes)}, "look at the store")
-        answers = {node: self._text(f"sees/{node}") for node in range(1, self.nodes)}
+        self._wait_for({node: f"sees/{node}" for node in others}, "look at the store")
+        answers = {node: self._text(f"sees/{node}") for node in others}
         if problems := [f"node {node}: {answer}" for node, answer in answers.items() if answer]:
             raise ConfigError(*problems)
-        assembly = Assembly(arrivals=arrivals)
+        assembly = self._compare(own)  # again: one may have been started anew meanwhile
         self._write(_ASSEMBLY, assembly.model_dump_json())
         return assembly
 
@@ -178,7 +177,8 @@ class Meeting:
         """Raises what node 0 has ended with, if it has."""
         if (content := self._read(_OVER)) is None:
             return
-        self._write(f"heard/{self.node}", "")
+        if self._speaks:
+            self._write(f"heard/{self.node}", "")
         over = _Over.model_validate_json(content)
         lines = [f"node 0 has ended: {line}" for line in over.lines if self._speaks]
         if over.code == Preempted.exit_code:
@@ -195,8 +195,13 @@ class Meeting:
                 raise Preempted(f"node {node} was asked to stop before training began")
             raise LostPeer(f"node {node} has ended with exit {int(code)}: its own log says why")
 
-    def _wait_for_arrivals(self) -> None:
-        self._wait_for({node: f"arrival/{node}" for node in range(1, self.nodes)}, "come")
+    def _compare(self, own: Arrival) -> Assembly:
+        """All that have arrived. Raises ConfigError for what differs between them."""
+        texts = [self._text(f"arrival/{node}") for node in range(1, self.nodes)]
+        arrivals = [own, *(Arrival.model_validate_json(text) for text in texts)]
+        if problems := list(_differences(arrivals)):
+            raise ConfigError(*problems)
+        return Assembly(arrivals=arrivals)
 
     def _wait_for(self, keys: Mapping[int, str], what: str) -> None:
         """Until each node has written its key. Raises LostPeer for those that are silent."""
@@ -221,9 +226,6 @@ class Meeting:
                 said = True
                 log.info("waiting for %s of %d to %s", _names(missing), self.nodes, what)
             self._pause()
-
-    def _arrival(self, node: int) -> Arrival:
-        return Arrival.model_validate_json(self._text(f"arrival/{node}"))
 
     def _pause(self) -> None:
         beat()

@@ -138,6 +138,27 @@ def test_the_code_that_node_0_ends_with_is_that_of_all(
     assert ended.value.exit_code == code
 
 
+def test_a_node_that_is_started_again_before_all_are_there_is_taken_as_it_is_now(
+    store: Store,
+) -> None:
+    first = Meeting(store, 1, 2, PATIENT)
+    first.show_presence()
+    gone = in_background(lambda: first.arrive(arrival(1, 1), sees_it))
+    again: list[Future[Assembly]] = []
+
+    def begin_again(word: str) -> None:
+        """While node 0 writes its word, when the first start has arrived already."""
+        again.append(came(store, 1, 2, 3))
+        while b'"processes":3' not in store.get("arrival/1"):
+            pass
+
+    assembly = hosted(store, 2).assemble(arrival(0), begin_again)
+    assert assembly.world_size == 4
+    assert again[0].result(30) == assembly
+    with pytest.raises(NotThisMeeting):
+        gone.result(30)
+
+
 @pytest.mark.parametrize(
     ("code", "error", "text"),
     [
