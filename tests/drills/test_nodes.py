@@ -168,6 +168,21 @@ def test_what_differs_between_the_nodes_is_said_with_both_values(nodes: Nodes) -
     assert read_view(store_of(nodes)).record is None
 
 
+def test_torchrun_on_each_node_makes_the_same_run_and_finds_it_finished(
+    nodes: Nodes, undisturbed: Callable[[int], Outcome]
+) -> None:
+    nodes.module, nodes.processes = "torch.distributed.run", [1, 1]
+    # Without these it asks for the name of this machine, which a container without network has not.
+    here = ("--local-addr", "127.0.0.1", "--master-addr", "127.0.0.1", "--nnodes", "2")
+    nodes.words = (*here, "--nproc-per-node", "1", "-m", "app", "train")
+    ended = nodes.run()
+    assert codes(ended) == [0, 0], logs(ended)
+    assert outcome(store_of(nodes)).differences(undisturbed(2)) == []
+    again = nodes.run()
+    assert codes(again) == [0, 0], logs(again)
+    assert "nothing to do" in again[0].log
+
+
 def test_a_finished_run_needs_no_other_node(nodes: Nodes) -> None:
     """A pod that was made again after the last step would wait for one that never comes."""
     nodes.job = nodes.job.with_(TOTAL_STEPS="1")

@@ -46,6 +46,8 @@ class Nodes:
     address: str = "127.0.0.1"
     prefixes: list[list[str]] = field(default_factory=list)
     launchers: dict[int, JobProcess] = field(default_factory=dict)
+    module: str = "app"  # or torchrun, which is told in `words` what to run
+    words: Sequence[str] = ("train",)
 
     def node(self, number: int, port: int, **changes: str) -> JobRunner:
         return PrefixedRunner(
@@ -59,7 +61,8 @@ class Nodes:
                 "MASTER_PORT": str(port),
                 **changes,
             },
-            prefix=self.prefixes[number] if self.prefixes else (),
+            self.module,
+            self.prefixes[number] if self.prefixes else (),
         )
 
     def run(
@@ -72,8 +75,10 @@ class Nodes:
 
         def ended(number: int) -> Finished:
             runner = self.node(number, port, **changes.get(number, {}))
+            torchrun = ("--node-rank", str(number), "--master-port", str(port))
             return runner.run(
-                "train",
+                *(torchrun if self.module != "app" else ()),
+                *self.words,
                 when=when if number == 0 else None,
                 begin=lambda process: self.launchers.__setitem__(number, process),
             )
