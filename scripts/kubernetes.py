@@ -36,6 +36,10 @@ _JOBSET_HEADER = """\
 # that replaces its pod itself waits up to 10 minutes after the seventh one.
 """
 
+_RUNTIME_HEADER = """\
+# Made from k8s/base by scripts/kubernetes.py. What an administrator applies once.
+"""
+
 
 def job_yaml() -> str:
     """k8s/job.yaml: the resources of the base as they stand there."""
@@ -89,11 +93,57 @@ def jobset() -> Manifest:
     }
 
 
+def multi_node_jobset(nodes: int = 2) -> Manifest:
+    """The JobSet with a pod for each node. One that fails stops the others, so none is retried
+    alone."""
+    found = jobset()
+    job = found["spec"]["replicatedJobs"][0]["template"]["spec"]
+    job |= {"completions": nodes, "parallelism": nodes}
+    found["spec"]["network"] = {"enableDNSHostnames": True, "publishNotReadyAddresses": True}
+    return found
+
+
+def training_runtime() -> Manifest:
+    """What a TrainJob of Kubeflow is made from. Trainer looks for the names `node`, and sets
+    completions and parallelism itself."""
+    spec = multi_node_jobset()["spec"]
+    (replicated,) = spec["replicatedJobs"]
+    replicated["name"] = "node"
+    ancestor = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
+    job = replicated["template"]["spec"]
+    replicated["template"] = {"metadata": {"labels": ancestor}, "spec": job}
+    job |= {"completions": 1, "parallelism": 1}
+    for rule in job["podFailurePolicy"]["rules"]:
+        if "onExitCodes" in rule:
+            rule["onExitCodes"]["containerName"] = "node"
+    pod = job["template"]["spec"]
+    pod["containers"][0]["name"] = "node"
+    # No claim of one node, and what the component s3 adds to a Job and a JobSet.
+    pod["volumes"][0] = {"name": "data", "emptyDir": {"sizeLimit": "40Gi"}}
+    pod["containers"][0]["envFrom"].append({"secretRef": {"name": "smollm2-s3", "optional": True}})
+    return {
+        "apiVersion": "trainer.kubeflow.org/v1alpha1",
+        "kind": "ClusterTrainingRuntime",
+        "metadata": {
+            "name": "smollm2-train",
+            "labels": {"trainer.kubeflow.org/framework": "torch"},
+        },
+        "spec": {
+            "mlPolicy": {"numNodes": 2, "torch": {"numProcPerNode": "auto"}},
+            "template": {"spec": spec},
+        },
+    }
+
+
 def made() -> dict[Path, str]:
     """What each of the files has to hold."""
     return {
         K8S / "job.yaml": job_yaml(),
         K8S / "overlays/jobset/jobset.yaml": _JOBSET_HEADER + _dumped(jobset()),
+        K8S / "overlays/jobset-multi-node/jobset.yaml": (
+            _JOBSET_HEADER + _dumped(multi_node_jobset())
+        ),
+        K8S / "overlays/kubeflow/runtime.yaml": _RUNTIME_HEADER + _dumped(training_runtime()),
     }
 
 

@@ -49,7 +49,7 @@ def test_every_overlay_is_right(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("components", SETS, ids=list(SPOT))
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", [name for name in OVERLAYS if name != "kubeflow"])
 def test_every_overlay_is_right_with_components(overlay: str, components: tuple[str, ...]) -> None:
     docs = built(overlay, *components)
     assert problems(docs) == []
@@ -186,6 +186,47 @@ def test_the_jobset_tells_what_was_preempted_from_what_is_hopeless() -> None:
     }
     ((_, job),) = job_specs(built("jobset"))
     assert job["template"] == base_job()["spec"]["template"]
+
+
+@pytest.mark.parametrize(
+    ("overlay", "first_pod"),
+    [
+        ("multi-node", "smollm2-train-0.smollm2-train"),
+        ("jobset-multi-node", "smollm2-train-train-0-0.smollm2-train"),
+    ],
+)
+def test_the_pods_of_several_nodes_find_the_first_one_by_its_name(
+    overlay: str, first_pod: str
+) -> None:
+    docs = built(overlay)
+    values = config(docs)
+    assert values["MASTER_ADDR"] == first_pod
+    assert values["CHECKPOINT_URI"].startswith("s3://")
+    ((kind, job),) = job_specs(docs)
+    nodes = int(values["NUM_NODES"])
+    assert (job["completions"], job["parallelism"]) == (nodes, nodes)
+    assert job["completionMode"] == "Indexed"
+    gpus = int(job["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
+    together = int(values["BATCH_SIZE"]) * nodes * gpus
+    assert int(values["GLOBAL_BATCH_SIZE"]) % together == 0
+    if kind == "Job":
+        service = of_kind(docs, "Service")
+        assert service["metadata"]["name"] == job["template"]["spec"]["subdomain"]
+        assert service["spec"]["clusterIP"] == "None"
+        assert service["spec"]["publishNotReadyAddresses"] is True
+        selector = service["spec"]["selector"].items()
+        assert selector <= job["template"]["metadata"]["labels"].items()
+
+
+def test_a_train_job_names_the_runtime_that_is_made_for_it() -> None:
+    docs = built("kubeflow")
+    runtime = of_kind(docs, "ClusterTrainingRuntime")
+    assert of_kind(docs, "TrainJob")["spec"]["runtimeRef"]["name"] == runtime["metadata"]["name"]
+    (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    labels = replicated["template"]["metadata"]["labels"]
+    assert labels == {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
+    (pod,) = pods(docs)
+    assert (replicated["name"], pod["containers"][0]["name"]) == ("node", "node")
 
 
 def test_the_manifest_runs_as_the_user_of_the_image() -> None:

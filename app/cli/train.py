@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import app
 from app.cli.arguments import Commands
-from app.console import setup_logging
+from app.console import counted, setup_logging
 from app.data.data_dir import DataDir
-from app.errors import Preempted, WorkersEnded
+from app.errors import ConfigError, Preempted, WorkersEnded
 from app.heartbeat import show_life_of
 from app.ranks.launcher import Launcher, Patience, command_line
 from app.ranks.orphan import stop_with
-from app.settings.combined import Settings
-from app.settings.place import place_of_this_process
+from app.settings.combined import Settings, impossible_nodes
+from app.settings.place import Place, place_of_this_process
 from app.settings.values import as_typed
 from app.settings.variables import variables
 from app.training.preemption import Interrupted, StopRequest
@@ -31,7 +31,7 @@ def add_commands(commands: Commands) -> None:
 
 def train(settings: Settings, _: argparse.Namespace, stop: StopRequest) -> None:
     """Raises WorkersEnded where the run was trained by several processes, with their code."""
-    place = place_of_this_process()
+    place = _place(settings)
     if place.launcher is not None:
         stop_with(place.launcher)
     settings = replace(settings, place=place)
@@ -55,7 +55,7 @@ def train(settings: Settings, _: argparse.Namespace, stop: StopRequest) -> None:
     if place.rank:
         _follow(settings, stop)
         return
-    processes = 1
+    processes, alone = 1, place.is_alone and place.nodes == 1
     show_life_of(settings.run_place)
     # Before the libraries load, so that a notice that comes meanwhile is seen too.
     # What a library prints is a part of the log: whoever reads stdout may go away.
@@ -66,7 +66,7 @@ def train(settings: Settings, _: argparse.Namespace, stop: StopRequest) -> None:
     ):
         if place.is_alone:
             processes = _processes(settings)
-        if processes == 1:
+        if processes == 1 and (alone or not place.is_alone):
             from app.training.start import run
 
             run(settings, stop)
@@ -75,14 +75,34 @@ def train(settings: Settings, _: argparse.Namespace, stop: StopRequest) -> None:
 
 
 def _follow(settings: Settings, stop: StopRequest) -> None:
-    """Only rank 0 says what all do."""
-    with contextlib.redirect_stdout(sys.stderr), watched_for_hangs(settings.checkpoints, stop):
+    """Only rank 0 says what all do. Of another node, its first process is asked whether it lives,
+    and is told that the machine will vanish."""
+    with contextlib.ExitStack() as watched:
+        watched.enter_context(contextlib.redirect_stdout(sys.stderr))
+        watched.enter_context(watched_for_hangs(settings.checkpoints, stop))
+        if settings.place.leads_node:
+            show_life_of(settings.run_place)
+            watched.enter_context(
+                watched_for_notices(settings.checkpoints, settings.metadata_servers)
+            )
         from app.training.follower import follow
 
         try:
             follow(settings, stop)
         except Interrupted as end:
             raise Preempted from end
+
+
+def _place(settings: Settings) -> Place:
+    """Raises ConfigError for what cannot be."""
+    if problems := list(impossible_nodes(settings)):
+        raise ConfigError(*problems)
+    processes = settings.processes
+    place = place_of_this_process(processes.num_nodes, processes.node_rank)
+    if processes.num_nodes > 1 and place.is_alone:
+        address, port = processes.master_addr or place.address, processes.master_port
+        place = replace(place, address=address, port=port)
+    return place
 
 
 def _processes(settings: Settings) -> int:
@@ -102,9 +122,28 @@ def _launch(settings: Settings, processes: int) -> None:
         for variable in variables()
         if settings.sources.get(variable.name) == "flag"
     }
-    log.info("%d processes train this run on this machine", processes)
+    place = settings.place
+    if place.nodes == 1:
+        log.info("%d processes train this run on this machine", processes)
+    else:
+        log.info(
+            "node %d of %d, with %s; node 0 is at %s:%d",
+            place.node,
+            place.nodes,
+            counted(processes, "process", "processes"),
+            place.address,
+            place.port,
+        )
     if settings.processes.devices == "auto":
         log.warning("several GPUs in one run were never tried before: DEVICES=1 uses one of them")
-    patience = Patience(settings.checkpoints.grace_seconds, settings.processes.peer_timeout)
-    if code := Launcher(command_line(flags), processes, patience).run():
+    checkpoints = settings.checkpoints
+    patience = Patience(
+        checkpoints.grace_seconds, settings.processes.peer_timeout, checkpoints.lease_ttl
+    )
+    code = Launcher(command_line(flags), processes, patience, place=place).run()
+    if place.node:
+        log.info(
+            "node %d ends (exit %d); what the run did, rank 0 says on node 0", place.node, code
+        )
+    if code:
         raise WorkersEnded(code)

@@ -163,7 +163,8 @@ class _Handler(BaseHTTPRequestHandler):
         name = path.removeprefix(_PREFIX) if path.startswith(_PREFIX) else ""
         if path == "/":
             folders, home = runs.folders().value or (), self.server.shown.home
-            name = home if home in folders else folders[0] if len(folders) == 1 else ""
+            only = folders[0] if len(folders) == 1 else ""
+            name = home if home and home in folders else only
         if name and (seen := runs.run(name)) is not None:
             return HTTPStatus.OK, self._run(name, seen)
         if path not in ("/", _PREFIX):

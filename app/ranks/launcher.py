@@ -3,11 +3,13 @@
 torchrun would do the first two. But whatever its workers end with, it ends with 1, and an
 orchestrator needs the code: whether to start again is written there.
 
-Rank 0 is started alone. It looks at settings, store and data, so that what is wrong is said once
-and costs seconds. Then it says at which port it waits, and the others are started.
+The first process is started alone. It looks at settings, store and data, so that what is wrong is
+said once and costs seconds. Where there are several nodes, it meets those of the others. Then it
+says at which port rank 0 waits, and the others of this node are started.
 """
 
 import logging
+import math
 import os
 import select
 import signal
@@ -15,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -36,10 +38,11 @@ _LAST = (Preempted.exit_code, LostPeer.exit_code, EXIT_OK)
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds. `grace` is GRACE_SECONDS, `peer` is PEER_TIMEOUT."""
+    """Seconds. `grace` is GRACE_SECONDS, `peer` is PEER_TIMEOUT, `lease` is LEASE_TTL."""
 
     grace: float
     peer: float
+    lease: float = 30.0
 
 
 @dataclass
@@ -76,7 +79,8 @@ def kills_for_memory() -> int:
 
 
 class Launcher:
-    """Runs `command` as `size` processes. `run` returns the exit code that says how they ended."""
+    """Runs `command` as `size` processes of this node, which `place` names. `run` returns the exit
+    code that says how they ended."""
 
     def __init__(
         self,
@@ -84,10 +88,20 @@ class Launcher:
         size: int,
         patience: Patience,
         kills_for_memory: Callable[[], int] = kills_for_memory,
+        place: Place | None = None,
     ) -> None:
         """`kills_for_memory` counts processes that the system has killed since memory ran out."""
         self._kills_for_memory, self._kills = kills_for_memory, kills_for_memory()
         self._command, self._size, self._patience = command, size, patience
+        # A guess, until all nodes have said how many they start.
+        place = place or Place()
+        self._place = replace(
+            place,
+            rank=place.node * size,
+            world_size=place.nodes * size,
+            launcher=os.getpid(),
+            neighbours=size if place.nodes > 1 else 0,
+        )
         self._workers: list[_Worker] = []
         self._trains = False  # all have joined: from here on they notice what happens to others
         self._asked_at: float | None = None  # since when they are to end
@@ -102,7 +116,7 @@ class Launcher:
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._hand_on)
         reader, writer = os.pipe()
-        self._start(0, 0, news=writer)
+        self._start(0, news=writer)
         os.close(writer)
         unread = b""
         open_pipe = True
@@ -122,8 +136,10 @@ class Launcher:
         os.close(reader)
         return self._code()
 
-    def _start(self, rank: int, port: int, news: int | None = None) -> None:
-        place = Place(rank, rank, self._size, port=port, launcher=os.getpid(), news=news)
+    def _start(self, number: int, news: int | None = None) -> None:
+        """Process `number` of this node."""
+        first = self._place
+        place = replace(first, rank=first.rank + number, local_rank=number, news=news)
         # A group of its own: else Ctrl-C would reach it twice, and that ends it at once.
         process = subprocess.Popen(
             self._command,
@@ -131,7 +147,7 @@ class Launcher:
             process_group=0,
             pass_fds=[] if news is None else [news],
         )
-        worker = _Worker(rank, process)
+        worker = _Worker(place.rank, process)
         self._workers.append(worker)
         if self._asked_at is not None:  # the signal came while it was started
             worker.send(signal.SIGTERM)
@@ -139,9 +155,21 @@ class Launcher:
     def _note(self, line: bytes) -> None:
         if line == TRAINING:
             self._trains = True
-        elif line.startswith(JOINING) and self._asked_at is None:
-            for rank in range(1, self._size):
-                self._start(rank, int(line.split()[1]))
+        elif line.startswith(JOINING):
+            port, *seats = (int(word) for word in line.split()[1:])
+            self._place = replace(self._place, port=port)
+            if seats:
+                self._take_seats(*seats)
+            for number in range(1, self._size) if self._asked_at is None else ():
+                self._start(number)
+
+    def _take_seats(self, first: int, size: int) -> None:
+        """All nodes are there, and our processes are those from rank `first` on."""
+        self._place = replace(self._place, rank=first, world_size=size)
+        self._workers[0].rank = first
+        if self._place.node:
+            ours = ", ".join(str(first + number) for number in range(self._size))
+            log.info("all nodes are here; of %d ranks these are ours: %s", size, ours)
 
     def _living(self) -> list[_Worker]:
         return [worker for worker in self._workers if worker.code is None]
@@ -159,7 +187,7 @@ class Launcher:
         others = self._living()
         if code is not None and code < 0 and worker.counts:
             self._say_killed(worker, -code)
-        if code == EXIT_OK and (worker.rank or self._trains):
+        if code == EXIT_OK and (worker is not self._workers[0] or self._trains):
             return
         self._failed_at = self._failed_at or time.monotonic()
         preempted = code in (Preempted.exit_code, -signal.SIGTERM)
@@ -195,12 +223,16 @@ class Launcher:
             worker.paused = worker.paused + passed if _is_paused(worker.process.pid) else 0.0
             if worker.paused > self._patience.peer:
                 self._kill([worker], "it is paused, and the others do not wait for longer")
+        if self._failed_at and now - self._failed_at > self._longest_end():
+            self._kill([worker for worker in living if worker.rank], "it hangs")
+
+    def _longest_end(self) -> float:
+        """How long after the first failure a process that does not hang may be at work."""
+        patience, rank_0 = self._patience, self._workers[0].code
+        if self._place.node:  # it may be the one that commits, where node 0 is gone
+            return patience.peer + 2 * patience.grace + 2 * patience.lease
         # Who waits for what rank 0 still commits has ended: what is left of the others hangs.
-        rank_0 = self._workers[0].code
-        if self._failed_at and (rank_0 is None or rank_0 >= 0):
-            late = now - self._failed_at > self._patience.peer + self._patience.grace
-            if late:
-                self._kill([worker for worker in living if worker.rank], "it hangs")
+        return patience.peer + patience.grace if rank_0 is None or rank_0 >= 0 else math.inf
 
     def _kill(self, workers: Sequence[_Worker], why: str) -> None:
         for worker in workers:
@@ -211,10 +243,9 @@ class Launcher:
 
     def _code(self) -> int:
         """The code that decides, of those that ended by themselves."""
-        rank_0 = self._workers[0].code
-        if rank_0 == EXIT_OK:
-            return EXIT_OK  # it has committed the last step
         codes = {_exit_code(worker) for worker in self._workers if worker.counts}
+        if self._workers[0].code == EXIT_OK or (self._place.node and EXIT_OK in codes):
+            return EXIT_OK  # rank 0 has committed the last step, and said so to the other nodes
         if not codes:  # each had to be killed
             return Preempted.exit_code if self._handed_on else LostPeer.exit_code
         signals = sorted(code for code in codes if code not in (*_DECISIVE, *_LAST))

@@ -6,10 +6,12 @@ go over NCCL, between the cards: so a decision waits for no card, and its failur
 """
 
 import contextlib
+import logging
 import os
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from enum import IntEnum
 
@@ -20,14 +22,27 @@ from torch._C._distributed_c10d import TCPStore
 from torch.distributed.distributed_c10d import Store, _abort_process_group
 from torch.distributed.rendezvous import rendezvous
 
-from app.errors import LostPeer
+from app.errors import LostPeer, Unavailable
 from app.failures import first_line
 from app.heartbeat import beat
+from app.ranks.meeting import (
+    Assembly,
+    Meeting,
+    MeetingLimits,
+    NotThisMeeting,
+    answer_within,
+)
+from app.settings.network import talk_over_interface_to
 from app.settings.place import JOINING, TRAINING, Place
+
+log = logging.getLogger(__name__)
 
 _FIRST_SECONDS = 300.0  # until the first step is done, which may be compiled
 _SLICE_SECONDS = 0.5  # of a wait: between two of them Python hears signals
 _MEETING_SECONDS = 0.2
+_CONNECTING_SECONDS = 5.0
+_SAID_AFTER = 5.0  # seconds of waiting for node 0
+_SHORTEST_ANSWER = 10.0
 _POLL_SECONDS = 0.0005  # for what is on a card
 
 
@@ -48,6 +63,9 @@ class Team:
         self.place, self.rank, self.size = place, place.rank, place.world_size
         self.stopping = self.joined = False
         self._timeout, self._patience = peer_timeout, max(_FIRST_SECONDS, peer_timeout)
+        self._answer_seconds = max(peer_timeout, _SHORTEST_ANSWER)
+        self.meeting: Meeting | None = None  # of the nodes, where there are several
+        self.assembly: Assembly | None = None  # of them, once all are there
         self._meeting: Store | None = None
         self._hosts: dist.ProcessGroup | None = None
 
@@ -57,7 +75,7 @@ class Team:
 
     def call(self) -> None:
         """Rank 0 has found nothing wrong: the others may come. They find the port in its news."""
-        if not self.is_many:
+        if not self.is_many or self.meeting is not None:
             return
         if self.place.under_torchrun:
             self._meeting = self._meet()
@@ -68,12 +86,73 @@ class Team:
         self._meeting = self._meet(port, listening.detach())
         self._tell(JOINING + b" %d" % port)
 
+    def host_nodes(self) -> None:
+        """For rank 0 with several nodes: let the others come, who wait while it looks at the data.
+
+        Raises Unavailable if the port is taken.
+        """
+        if self.place.under_torchrun:
+            self._meeting = self._meet()
+        else:
+            address, port = self.place.address, self.place.port
+            try:
+                listening = _listening_for_nodes(address, port)
+            except OSError as error:
+                raise Unavailable(
+                    f"MASTER_PORT={port} of this machine is taken ({error.strerror}): another "
+                    "attempt is ending here, or another program has it; start again, or set another"
+                ) from error
+            self._meeting = self._meet(port, listening.detach())
+        self.meeting = self._meeting_at(self._meeting)
+
+    def find_nodes(self, patience: float | None = None) -> Meeting:
+        """For the first process of another node: the meeting, as soon as node 0 holds it.
+
+        Raises LostPeer if it does not within `patience` seconds, which are 300 by default.
+        """
+        patience = self._patience if patience is None else patience
+        until = time.monotonic() + patience
+        said = time.monotonic() + _SAID_AFTER
+        while True:
+            try:
+                if not self.place.under_torchrun:
+                    address = self.place.address, self.place.port
+                    socket.create_connection(address, _CONNECTING_SECONDS).close()
+                self._meeting = self._meet(self.place.port)
+                self.meeting = self._meeting_at(self._meeting)
+                self.meeting.show_presence()
+            except (OSError, RuntimeError, NotThisMeeting) as error:
+                why = f"MASTER_ADDR={self.place.address}, port {self.place.port}: {error}"
+                if time.monotonic() > until:
+                    raise LostPeer(f"node 0 was not found in {patience:g} s ({why})") from error
+                if time.monotonic() > said:
+                    said = float("inf")
+                    log.warning("waiting for node 0 (%s)", why)
+                beat()
+                time.sleep(_SLICE_SECONDS)
+            else:
+                return self.meeting
+
+    def take_seats(self, assembly: Assembly) -> None:
+        """All nodes are there: which rank this process has follows from how many each brings."""
+        self.assembly, node = assembly, self.place.node
+        first, size = assembly.first_rank(node), assembly.world_size
+        place = replace(self.place, rank=first + self.place.local_rank, world_size=size)
+        if place.under_torchrun and place != self.place:
+            raise LostPeer("torchrun has given the nodes other numbers of processes: start again")
+        self.place, self.rank, self.size = place, place.rank, size
+        self._tell(JOINING + b" %d %d %d" % (place.port, first, size))
+
     def join(self, device: torch.device) -> None:
         """Wait until all processes are there. Raises LostPeer if they do not come."""
         cuda = device.type == "cuda"
         timeout = timedelta(seconds=self._patience)
+        if self.place.nodes > 1:
+            talk_over_interface_to(self.place.address)
         try:
             meeting = self._meeting or self._meet(self.place.port)
+            if self.meeting is None and self.place.nodes > 1:
+                self.meeting = self._meeting_at(meeting)
             self._gather_at(meeting)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if cuda else "gloo",
@@ -83,7 +162,7 @@ class Team:
                 timeout=timeout,
             )
             self._hosts = dist.new_group(backend="gloo", timeout=timeout) if cuda else None
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, TimeoutError, NotThisMeeting) as error:
             raise LostPeer(
                 f"rank {self.rank} of {self.size} did not find the others at "
                 f"{self.place.address}:{self.place.port}: {first_line(error)}"
@@ -96,15 +175,29 @@ class Team:
         """Wait for each other in Python, which hears signals. The others wait for as long as
         rank 0 loads a checkpoint."""
         meeting.set(f"here/{self.rank}", "")
-        everyone = [f"here/{rank}" for rank in range(self.size)]
+        everyone = range(self.size) if self.rank == 0 else ()
         until = time.monotonic() + self._patience
-        while not meeting.check(["go"] if self.rank else everyone):
+        while not self._has(meeting, [f"here/{rank}" for rank in everyone] or ["go"]):
+            if self.meeting is not None and self.rank:
+                self.meeting.raise_if_over()
+            if self.meeting is not None and self.rank == 0:
+                self.meeting.raise_if_one_left()
             if self.rank == 0 and time.monotonic() > until:
-                raise LostPeer(f"not all {self.size} processes came within {self._patience:g} s")
+                missing = [rank for rank in everyone if not meeting.check([f"here/{rank}"])]
+                raise LostPeer(
+                    f"not all {self.size} processes came within {self._patience:g} s; missing: "
+                    f"rank {' and '.join(map(str, missing))}"
+                )
             beat()
             time.sleep(_MEETING_SECONDS)
         if self.rank == 0:
             meeting.set("go", "")
+
+    def _has(self, meeting: Store, keys: list[str]) -> bool:
+        def ask() -> bool:
+            return bool(meeting.check(keys))
+
+        return answer_within(self._answer_seconds, ask) if self.place.node else ask()
 
     def _tell(self, line: bytes) -> None:
         """News for the launcher. One that has ended needs none."""
@@ -190,13 +283,20 @@ class Team:
             time.sleep(_POLL_SECONDS)
         self._wait(work)
 
+    def _meeting_at(self, store: Store) -> Meeting:
+        limits = MeetingLimits(self._patience, self._answer_seconds)
+        place, speaks = self.place, self.place.local_rank == 0
+        return Meeting(store, place.node, place.nodes, limits, speaks=speaks)
+
     def _meet(self, port: int = 0, listening: int | None = None) -> Store:
         timeout = timedelta(seconds=self._patience)
         if self.place.under_torchrun:
             meeting: Store = next(rendezvous("env://", timeout=timeout))[0]
             return meeting
+        # Node 0 reaches itself whatever the others call it.
+        at_home = self.place.nodes > 1 and self.place.node == 0
         return TCPStore(
-            self.place.address,
+            "127.0.0.1" if at_home else self.place.address,
             port,
             self.size,
             is_master=listening is not None,
@@ -224,3 +324,13 @@ class Team:
     def _lost(self, seconds: float | None = None) -> LostPeer:
         how = "is gone" if seconds is None else f"was silent for {seconds:g} s (PEER_TIMEOUT)"
         return LostPeer(f"another process of the run {how}: start again to go on")
+
+
+def _listening_for_nodes(address: str, port: int) -> socket.socket:
+    """At every address of this machine: it may have another one than the nodes know it by. Where
+    they are nodes of one machine, at that one. Raises OSError."""
+    if address in ("127.0.0.1", "localhost"):
+        return socket.create_server(("127.0.0.1", port))
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))

@@ -5,6 +5,7 @@
     inputs/                                 what the next image may not have: text, tokenizer
     lease.json                              who may write, and what that process is doing
     waiting.json                            what a start does that may not write yet
+    nodes.json                              for seconds: whether all machines see one store
     attempts/e000003-from-0000000040-e000001.json   attempt 3, which went on from step 40 of epoch 1
     checkpoints/step-0000000020-e000001/    step 20, written under lease epoch 1
         …files…                             written first
@@ -31,6 +32,7 @@ TEXT_KEY = f"{INPUTS}/builtin-text.json.z"
 TOKENIZER_KEY = f"{INPUTS}/tokenizer.json.z"
 LEASE = "lease.json"
 WAITING = "waiting.json"
+NODES = "nodes.json"
 ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
@@ -120,7 +122,8 @@ def of_a_run(key: str) -> bool:
     """Whether `key` lies where a run keeps something, also what the store itself writes there."""
     first, _, rest = key.partition("/")
     if not rest:
-        return first in (RECORD, SOURCE, LEASE, WAITING, LATEST) or first.startswith(RESERVED)
+        known = (RECORD, SOURCE, LEASE, WAITING, NODES, LATEST)
+        return first in known or first.startswith(RESERVED)
     if first in (CHECKPOINTS, QUARANTINE, EVALUATIONS):
         folder, _, file = rest.partition("/")
         return CheckpointName.parse(folder) is not None and bool(file)

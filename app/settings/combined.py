@@ -81,14 +81,6 @@ class Settings:
 def impossible_combinations(settings: Settings) -> Iterator[str]:
     """One line for each, with what to set instead."""
     batch, model, data = settings.batch, settings.model, settings.data
-    processes = settings.processes
-    if processes.num_nodes > 1:
-        yield (
-            f"NUM_NODES={processes.num_nodes}: a run on several machines is not built yet; set "
-            "NUM_NODES=1, and DEVICES for several processes on one machine"
-        )
-    elif processes.node_rank:
-        yield f"NODE_RANK={processes.node_rank}, but NUM_NODES=1: unset one of them"
     if rest := batch.global_batch_size % batch.batch_size:
         divisor = next(n for n in range(batch.batch_size, 0, -1) if not batch.global_batch_size % n)
         multiple = batch.global_batch_size - rest or batch.batch_size
@@ -122,3 +114,19 @@ def impossible_combinations(settings: Settings) -> Iterator[str]:
         )
     if data.dataset == "builtin" and not settings.is_default("DATASET_CONFIG"):
         yield "DATASET_CONFIG has no meaning with DATASET=builtin: unset it or name a dataset"
+
+
+def impossible_nodes(settings: Settings) -> Iterator[str]:
+    """What `train` cannot use of NUM_NODES and the like; other commands do not look at them."""
+    processes = settings.processes
+    if processes.num_nodes == 1:
+        if processes.node_rank:
+            yield f"NODE_RANK={processes.node_rank}, but NUM_NODES=1: unset one of them"
+        return
+    several = f"NUM_NODES={processes.num_nodes}"
+    if settings.is_default("NODE_RANK"):
+        yield f"{several}, but NODE_RANK is not set: give each machine its number, from 0"
+    elif processes.node_rank >= processes.num_nodes:
+        yield f"NODE_RANK={processes.node_rank}, but {several}: numbers begin with 0"
+    if not processes.master_addr:
+        yield f"{several}, but MASTER_ADDR is not set: it is the address of machine 0, for all"

@@ -41,11 +41,13 @@ def load_settings(flags: Mapping[str, str] | None = None) -> Settings:
     Raises ConfigError, with one line for each problem, and AccessDenied for a `.env` that cannot
     be read.
     """
-    environment, problems = other_names(_environment())
+    file, flag = _by_name(read_env_file()), _by_name(flags or {})
+    nodes = flag.get("NUM_NODES") or file.get("NUM_NODES", "")
+    environment, problems = other_names(_environment(), nodes)
     places: dict[Source, Mapping[str, str]] = {
-        "file": _by_name(read_env_file()),
+        "file": file,
         "environment": _by_name(environment),
-        "flag": _by_name(flags or {}),
+        "flag": flag,
     }
     given = {name: text for place in places.values() for name, text in place.items()}
     sources = _sources(places)

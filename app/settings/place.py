@@ -1,7 +1,8 @@
 """Where this process stands among those that train a run together, and who has started it.
 
 Read from the environment: what torchrun, and the job's own launcher, say to each process that they
-start, and the names under which other launchers give the variables of `ProcessSettings`.
+start, and the names under which other launchers give the variables of `ProcessSettings`. A node is
+one machine of those that train the run, or a pod or container in its place.
 """
 
 import os
@@ -28,7 +29,8 @@ _FOREIGN_LAUNCHERS = {
     "MV2_COMM_WORLD_SIZE": "mpirun",
     "JSM_NAMESPACE_SIZE": "jsrun",
 }
-# What rank 0 says to the launcher: at which port it waits, and that all have come.
+# What the first process says to the launcher: the port at which the others are waited for, and
+# with several nodes its rank and the number of all processes; and that all have come.
 JOINING, TRAINING = b"port", b"training"
 _LAUNCHER, _NEWS = "APP_LAUNCHER", "APP_LAUNCHER_NEWS"
 
@@ -38,7 +40,10 @@ class Place:
     """One process of `world_size`, which find each other at `address` and `port`.
 
     `launcher` is the process id of the job's own launcher, None under torchrun and for a job of one
-    process. To `news`, a file descriptor, rank 0 writes for the launcher how far it is.
+    process. To `news`, a file descriptor, the first process of a node writes for the launcher how
+    far it is. With several `nodes`, `neighbours` is the number of processes on this one, itself
+    included. The first process of a node begins with a `rank` and a `world_size` that hold if each
+    node has as many processes; the nodes' meeting says what they are.
     """
 
     rank: int = 0
@@ -48,6 +53,14 @@ class Place:
     port: int = 0
     launcher: int | None = None
     news: int | None = None
+    node: int = 0
+    nodes: int = 1
+    neighbours: int = 0
+
+    @property
+    def leads_node(self) -> bool:
+        """Whether it speaks for its node, of several."""
+        return self.nodes > 1 and self.local_rank == 0
 
     @property
     def is_alone(self) -> bool:
@@ -60,42 +73,46 @@ class Place:
     def environment(self) -> dict[str, str]:
         """The environment of the process with this place, which the launcher starts.
 
-        Processes of one machine talk over the loopback interface, and share its cores.
+        Processes of one node share its cores. Where there is no other node, they talk over the
+        loopback interface.
         """
+        here = self.neighbours or self.world_size
         own = {
             "RANK": self.rank,
             "LOCAL_RANK": self.local_rank,
             "WORLD_SIZE": self.world_size,
-            "LOCAL_WORLD_SIZE": self.world_size,
+            "LOCAL_WORLD_SIZE": here,
             "MASTER_ADDR": self.address,
             "MASTER_PORT": self.port or None,
+            "NUM_NODES": self.nodes if self.nodes > 1 else None,
+            "NODE_RANK": self.node if self.nodes > 1 else None,
             _LAUNCHER: self.launcher,
             _NEWS: self.news,
         }
         allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
-        threads = max(1, len(allowed) // self.world_size)
         return {
-            "GLOO_SOCKET_IFNAME": "lo",
-            "OMP_NUM_THREADS": str(threads),
+            **({} if self.nodes > 1 else {"GLOO_SOCKET_IFNAME": "lo"}),
+            "OMP_NUM_THREADS": str(max(1, len(allowed) // here)),
             **{name: value for name, value in os.environ.items() if name not in own},
             **{name: str(value) for name, value in own.items() if value is not None},
         }
 
 
-def place_of_this_process() -> Place:
-    """As the environment says it.
+def place_of_this_process(nodes: int = 1, node: int = 0) -> Place:
+    """As the environment says it. `nodes` and `node` are NUM_NODES and NODE_RANK.
 
-    Raises ConfigError for a launcher that is not known, and for several machines.
+    Raises ConfigError for a launcher that is not known, and for what cannot be.
     """
     for name, launcher in _FOREIGN_LAUNCHERS.items():
-        if _count(name) > 1:
+        if _count(name) > 1 and _count(name) != nodes:
             raise ConfigError(
                 f"{name}={_count(name)} (from the environment) cannot be used: the job starts its "
-                f"own processes, as many as DEVICES says; start it without {launcher}"
+                f"own processes, as many as DEVICES says; start it without {launcher}, or one on "
+                f"each of NUM_NODES={_count(name)} machines"
             )
     size = _count("WORLD_SIZE")
-    if size <= 1:
-        return Place()
+    if size <= 1 and not os.environ.get(_LAUNCHER):
+        return Place(node=node, nodes=nodes)
     named = {name: os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
     for name, text in named.items():
         if not text.isdecimal():
@@ -104,14 +121,14 @@ def place_of_this_process() -> Place:
                 "torchrun sets both; unset WORLD_SIZE to let the job start its own processes"
             )
     rank, local_rank, local_size = (int(text) for text in named.values())
-    if local_size != size:
-        raise ConfigError(
-            f"WORLD_SIZE={size}, but LOCAL_WORLD_SIZE={local_size}: a run on several machines is "
-            "not built yet; start torchrun with --nnodes=1"
-        )
-    if rank >= size or local_rank >= size:
-        raise ConfigError(f"RANK={rank} and LOCAL_RANK={local_rank} have to be below {size}")
     started_by, news = os.environ.get(_LAUNCHER), os.environ.get(_NEWS)
+    if not started_by:  # torchrun has its own numbers, and gives each machine as many processes
+        nodes, node = size // max(1, local_size), rank // max(1, local_size)
+    if rank >= size or local_rank >= local_size or local_size > size:
+        raise ConfigError(
+            f"RANK={rank} has to be below WORLD_SIZE={size}, and LOCAL_RANK={local_rank} below "
+            f"LOCAL_WORLD_SIZE={local_size}, which is not above WORLD_SIZE"
+        )
     return Place(
         rank,
         local_rank,
@@ -120,21 +137,28 @@ def place_of_this_process() -> Place:
         _count("MASTER_PORT"),
         int(started_by) if started_by else None,
         int(news) if news else None,
+        node,
+        nodes,
+        local_size if nodes > 1 else 0,
     )
 
 
-def other_names(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+def other_names(
+    environment: Mapping[str, str], nodes: str = ""
+) -> tuple[dict[str, str], list[str]]:
     """`environment` with what other launchers call the variables of processes under our names.
 
     Beside it one line for each contradiction. An index of a Kubernetes Job is the number of a
     machine only where there are several: a Job may as well run many runs of one machine each.
+    `nodes` is NUM_NODES where a flag or a file says it.
     """
     found: dict[str, str] = dict(environment)
     problems: list[str] = []
     if environment.get("RANK") and environment.get("WORLD_SIZE"):
         return found, problems  # one that was started already: torchrun has read its own names
     names = dict(_OTHER_NAMES)
-    if (environment.get("NUM_NODES") or environment.get("PET_NNODES") or "1") != "1":
+    nodes = nodes or environment.get("NUM_NODES") or environment.get("PET_NNODES") or "1"
+    if nodes != "1":
         names[_JOB_INDEX] = "NODE_RANK"
     given_by: dict[str, str] = {}
     for other, ours in names.items():

@@ -304,7 +304,7 @@ class ProcessSettings(Section):
     node_rank: int = _field(0, "number of this machine among them, from 0", ge=0, lt=10_000)
     master_addr: str | None = _field(None, "address of machine 0, where processes find each other")
     master_port: int = _field(
-        29500, "port there; the processes of one machine find a free one", ge=1, le=65_535
+        29500, "port there, open for the other machines; one machine needs none", ge=1, le=65_535
     )
     peer_timeout: float = _field(
         60, "a process that is silent for so long is lost: exit 75", "seconds", ge=5, le=86_400

@@ -59,15 +59,19 @@ class Agreement:
         finally:
             self._by_itself = False
 
-    def committed(self) -> None:
-        """For rank 0: the last step is in the store. The others may be gone by now."""
+    def committed(self, *, last: bool) -> None:
+        """For rank 0: nothing is left to commit. `last` says that the run has reached its target.
+        The others may be gone by now."""
         with contextlib.suppress(LostPeer):
-            self._team.agree(Wish.GO_ON, patience=_FAREWELL_SECONDS)
+            wish = Wish.GO_ON if last else Wish.STOP
+            self._team.agree(wish, patience=_FAREWELL_SECONDS)
 
-    def wait_for_the_commit(self) -> None:
-        """For the others, who commit the last step where rank 0 dies in it. Raises LostPeer."""
-        if self._team.is_many:
-            self._team.agree(Wish.GO_ON, patience=math.inf)
+    def wait_for_the_commit(self) -> bool:
+        """For the others, who commit the last step where rank 0 dies in it: whether the run has
+        reached its target. Raises LostPeer."""
+        if not self._team.is_many:
+            return True
+        return self._team.agree(Wish.GO_ON, patience=math.inf) == Wish.GO_ON
 
     def _agree(self, wish: Wish) -> Wish:
         """The grace period of one that was asked to stop is that of all, from now on."""

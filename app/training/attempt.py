@@ -113,7 +113,7 @@ class Attempt(Steps):
             raise failure
         self._save_last()
         committed = self.checkpointing.wait_for_commits(self.step)
-        self.agreement.committed()
+        self.agreement.committed(last=self.step >= self.target and committed)
         newest = self.checkpointing.newest_committed
         if self.step < self.target or not committed:
             raise Preempted(

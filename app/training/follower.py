@@ -14,16 +14,19 @@ from app.data.sample_order import BatchGeometry
 from app.data.token_progress import TokenProgress
 from app.data.token_stream import TokenStream
 from app.data.tokenizer import read_tokenizer
-from app.errors import Damaged, LostPeer
+from app.errors import EXIT_OK, Damaged, LostPeer, Preempted
 from app.model.smollm2 import SmolLM2
 from app.ranks.checksum import DifferentWeights
+from app.ranks.meeting import NodeEnded
 from app.ranks.team import Team
 from app.settings.combined import Settings
 from app.settings.recipes import with_fitting_batch, with_recipe
 from app.state.snapshot import make_moments
 from app.training.agreement import Agreement
 from app.training.compute import resolve_compute, take_device
+from app.training.groundwork import Groundwork
 from app.training.loop import train_until_stopped, trainer_named
+from app.training.nodes import come_to_nodes
 from app.training.optimizer import build_optimizer
 from app.training.out_of_memory import memory_failures
 from app.training.plan import NOTHING_TO_DO, Plan, check_settings, share_state
@@ -31,7 +34,7 @@ from app.training.preemption import GracePeriod, StopRequest
 from app.training.rescue import Remains, rescue
 from app.training.schedule import Schedule
 from app.training.step_clock import StepClock
-from app.training.steps import Sections, Steps
+from app.training.steps import Sections, Steps, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +82,26 @@ def follow(settings: Settings, stop: StopRequest) -> None:
     """
     trainer = trainer_named(settings.run.trainer)
     team = Team(settings.place, settings.processes.peer_timeout)
+    try:
+        if team.place.leads_node:
+            with come_to_nodes(settings, team) as ground:
+                if ground is not None:
+                    _follow(settings, team, stop, trainer, ground)
+        else:
+            _follow(settings, team, stop, trainer)
+    except NodeEnded as end:
+        if end.exit_code != EXIT_OK:
+            raise
+
+
+def _follow(
+    settings: Settings,
+    team: Team,
+    stop: StopRequest,
+    trainer: Trainer,
+    ground: Groundwork | None = None,
+) -> None:
+    """`ground` is what the first process of a node brings for its neighbours."""
     with memory_failures(settings):
         take_device(settings)
         compute = resolve_compute(settings.compute)
@@ -86,15 +109,17 @@ def follow(settings: Settings, stop: StopRequest) -> None:
         content = team.document()
         if content == NOTHING_TO_DO:
             return
-        plan = Plan.model_validate_json(content)
-        settings = _as_decided(plan, settings)
+        plan = Plan.model_validate_json(content).on_node(team.place.node)
+        settings = _as_decided(plan, replace(settings, place=team.place))
         check_settings(plan, settings, team.rank)
-        follower = _follower(plan, settings, team, stop)
+        follower = _follower(plan, settings, team, stop, ground)
     failure = train_until_stopped(trainer, follower, settings)
     try:
         if failure is None:
             follower.check_same_weights()
-            follower.agreement.wait_for_the_commit()
+            reached = follower.agreement.wait_for_the_commit()
+            if not reached and team.place.nodes > 1:
+                raise Preempted  # the launcher of this node hears nothing of rank 0
     except (LostPeer, DifferentWeights) as difference:
         failure = difference
     if isinstance(failure, LostPeer) and (remains := follower.remains()) is not None:
@@ -114,7 +139,9 @@ def _as_decided(plan: Plan, settings: Settings) -> Settings:
     return with_fitting_batch(settings)
 
 
-def _follower(plan: Plan, settings: Settings, team: Team, stop: StopRequest) -> Follower:
+def _follower(
+    plan: Plan, settings: Settings, team: Team, stop: StopRequest, ground: Groundwork | None
+) -> Follower:
     config = plan.record.identity.config
     if config is None:
         raise Damaged("run.json has no shape of a model")
@@ -144,7 +171,7 @@ def _follower(plan: Plan, settings: Settings, team: Team, stop: StopRequest) -> 
         optimizer=optimizer,
         schedule=Schedule(settings.optimizer, plan.record.horizons),
         corpus=TokenStream(
-            FollowedTokens(plan.tokens, plan.source, tokenizer),
+            ground.data if ground else FollowedTokens(plan.tokens, plan.source, tokenizer),
             TokenProgress(),
             agreement.waits_and_stops,
             seed=settings.run.seed,

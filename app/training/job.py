@@ -8,6 +8,7 @@ from app.data.sample_order import BatchGeometry
 from app.data.tokenizer import TokenizerFiles, load_tokenizer
 from app.errors import AccessDenied, ConfigError, NotFound, Unavailable
 from app.settings.combined import Settings, impossible_combinations
+from app.settings.place import Place
 from app.settings.presets import FOLLOW_TOKENIZER, ModelConfig
 from app.settings.recipes import with_fitting_batch, with_recipe
 from app.state.identity import Identity
@@ -37,6 +38,15 @@ class Job:
         """This job with another tokenizer, and with an embedding that fits it."""
         config = _fitting(self.model_name, self.config, self.init, tokenizer)
         return replace(self, tokenizer=tokenizer, config=config)
+
+    def at(self, place: Place) -> "Job":
+        """This job with the share of a step that `place` has."""
+        settings = with_fitting_batch(replace(self.settings, place=place))
+        batch, seq_len = settings.batch, self.geometry.seq_len
+        geometry = BatchGeometry(
+            batch.batch_size, batch.global_batch_size, seq_len, place.world_size, place.rank
+        )
+        return replace(self, settings=settings, geometry=geometry)
 
     def without_validation(self) -> "Job":
         settings = self.settings

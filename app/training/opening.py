@@ -32,6 +32,7 @@ from app.training.announcement import announce
 from app.training.attempt import Attempt
 from app.training.checkpointing import Checkpointing
 from app.training.held_run import HeldRun
+from app.training.nodes import node_folders
 from app.training.optimizer import build_optimizer
 from app.training.outcome import say_what_is_next
 from app.training.plan import Plan, send_plan, settings_in_common
@@ -133,6 +134,7 @@ def _bring_in_the_others(
         tokenizer=job.tokenizer.directory,
         holder=run.lease.holder,
         epoch=run.lease.epoch,
+        nodes=node_folders(run.team),
     )
     send_plan(run.team, plan, model, optimizer)
 

@@ -31,6 +31,15 @@ _THE_SAME = (
 )
 
 
+class NodeFolders(BaseModel):
+    """Where the processes of one node find the shards and the tokenizer."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tokens: Path
+    tokenizer: Path
+
+
 class Plan(BaseModel):
     """`step` is finished; with `resumed` its moments are sent too. `validation_loss` in nats.
 
@@ -52,6 +61,11 @@ class Plan(BaseModel):
     tokenizer: Path
     holder: str
     epoch: int
+    nodes: list[NodeFolders] = []
+
+    def on_node(self, node: int) -> "Plan":
+        """With the folders of that node, where there are several."""
+        return self.model_copy(update=dict(self.nodes[node])) if self.nodes else self
 
 
 NOTHING_TO_DO = b"nothing to do"  # in place of a plan

@@ -13,7 +13,7 @@ from app.failures import disk_failures
 from app.model.smollm2 import SmolLM2
 from app.observe.metrics import check_logs
 from app.run.checkpoints import check_sizes, read_manifest
-from app.run.layout import LEASE, RECORD
+from app.run.layout import LEASE, NODES, RECORD, WAITING
 from app.run.record import check_identity, same_dataset
 from app.run.recorded_source import difference
 from app.run.retention import abandoned_writes
@@ -118,8 +118,9 @@ def check_against_record(
 
 
 def _traces(view: RunView) -> list[str]:
-    """What is there of the run. A start writes the lease first, then the record, then the rest."""
-    return sorted(set(view.objects) - {LEASE})
+    """What is there of the run. A start writes the lease first, then the record, then the rest.
+    What it tells before that, of itself and to other nodes, is no part of the run."""
+    return sorted(set(view.objects) - {LEASE, WAITING, NODES})
 
 
 def check_resume(resume: Resume, view: RunView) -> None:

@@ -88,7 +88,7 @@ class Arena:
             def deadly(uri: str, run_name: str) -> DeadlyStore:
                 return DeadlyStore(open_store(uri, run_name), failpoint)
 
-            with mock.patch("app.training.start.open_store", deadly):
+            with mock.patch("app.training.groundwork.open_store", deadly):
                 return job(["train"])
 
         return train

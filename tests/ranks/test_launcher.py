@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from app.ranks.launcher import Launcher, Patience
+from app.settings.place import Place
 
 pytestmark = pytest.mark.usefixtures("own_handlers")
 
@@ -112,3 +113,37 @@ def test_workers_share_the_cores_and_the_loopback_interface() -> None:
         "os._exit(0 if right else 78)\n"
     )
     assert Launcher([sys.executable, "-c", script], 2, Patience(60, 1), lambda: 0).run() == 0
+
+
+@pytest.mark.parametrize(
+    ("deeds", "code"),
+    [
+        (("0", "is killed"), 0),  # rank 0 has said that the last step is committed
+        (("is killed", "0"), 0),
+        (("143", "143"), 143),
+        (("75", "is killed"), 75),
+        (("143", "75"), 143),
+    ],
+    ids=str,
+)
+def test_the_code_of_another_node_is_that_of_its_own_processes(
+    deeds: tuple[str, ...], code: int
+) -> None:
+    command = [sys.executable, "-c", WORKER, ",".join(["", "", *deeds]), ""]
+    place = Place(address="127.0.0.1", port=1, node=1, nodes=2)
+    assert Launcher(command, 2, Patience(60, 0.5), lambda: 0, place).run() == code
+
+
+def test_the_processes_of_a_node_take_the_ranks_that_the_nodes_meeting_gave_them() -> None:
+    script = (
+        "import os\n"
+        "if news := os.environ.get('APP_LAUNCHER_NEWS'):\n"
+        "    os.write(int(news), b'port 29500 7 9\\ntraining\\n')\n"
+        "    os._exit(0 if os.environ['RANK'] == '2' else 78)\n"
+        "e = os.environ\n"
+        "named = [e[n] for n in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'NODE_RANK', 'NUM_NODES')]\n"
+        "os._exit(0 if named == ['8', '9', '1', '1', '2'] else 78)\n"
+    )
+    place = Place(address="127.0.0.1", port=29500, node=1, nodes=2)
+    command = [sys.executable, "-c", script]
+    assert Launcher(command, 2, Patience(60, 1), lambda: 0, place).run() == 0

@@ -3,6 +3,7 @@
 import pytest
 
 from app.errors import ConfigError
+from app.settings.combined import impossible_nodes
 from app.settings.load import load_settings
 from app.settings.place import Place, place_of_this_process
 from tests.support.refused_settings import problems
@@ -51,12 +52,36 @@ def test_what_the_launcher_hands_a_worker_is_read_back(monkeypatch: pytest.Monke
     assert not place.under_torchrun
 
 
+def test_torchruns_worker_on_another_machine_knows_its_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_all(monkeypatch, **{**TORCHRUN, "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"})
+    place = place_of_this_process()
+    assert (place.node, place.nodes, place.neighbours) == (1, 2, 2)
+    assert not place.leads_node
+
+
+def test_a_worker_of_several_nodes_gets_their_names_and_no_interface(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    place = Place(4, 0, 6, "first", 29500, launcher=77, node=2, nodes=3, neighbours=2)
+    environment = place.environment()
+    assert "GLOO_SOCKET_IFNAME" not in environment
+    named = ("NUM_NODES", "NODE_RANK", *TORCHRUN, "APP_LAUNCHER")
+    set_all(monkeypatch, **{name: environment[name] for name in named})
+    processes = load_settings().processes
+    assert (processes.num_nodes, processes.node_rank, processes.master_addr) == (3, 2, "first")
+    assert place_of_this_process(processes.num_nodes, processes.node_rank) == place
+    assert place.leads_node
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
         ({"RANK": ""}, "WORLD_SIZE=4 .* but RANK='' is no number"),
-        ({"LOCAL_WORLD_SIZE": "2"}, "WORLD_SIZE=4, but LOCAL_WORLD_SIZE=2: .* several machines"),
-        ({"RANK": "4"}, "have to be below 4"),
+        ({"LOCAL_WORLD_SIZE": "2"}, "LOCAL_RANK=3 below LOCAL_WORLD_SIZE=2"),
+        ({"RANK": "4"}, "RANK=4 has to be below WORLD_SIZE=4"),
     ],
 )
 def test_a_place_that_cannot_be_is_refused(
@@ -108,9 +133,15 @@ def test_a_contradiction_is_refused_with_both_names(
     assert problems().startswith(text)
 
 
-def test_several_machines_are_refused_until_they_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PET_NNODES", "2")
-    assert problems().startswith("NUM_NODES=2: a run on several machines is not built yet")
+@pytest.mark.parametrize("where", ["environment", "flag"])
+def test_the_index_of_a_job_is_the_number_of_the_machine_where_there_are_several(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
+    if where == "environment":
+        monkeypatch.setenv("PET_NNODES", "2")
+    processes = load_settings({"num_nodes": "2"} if where == "flag" else {}).processes
+    assert (processes.num_nodes, processes.node_rank) == (2, 1)
 
 
 def test_the_index_of_a_job_of_single_machines_says_nothing(
@@ -120,11 +151,42 @@ def test_the_index_of_a_job_of_single_machines_says_nothing(
     assert load_settings().processes.node_rank == 0
 
 
-def test_a_number_of_this_machine_without_others_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("given", "texts"),
+    [
+        ({"NODE_RANK": "1"}, ["NODE_RANK=1, but NUM_NODES=1: unset one of them"]),
+        (
+            {"NUM_NODES": "2"},
+            ["NUM_NODES=2, but NODE_RANK is not set", "NUM_NODES=2, but MASTER_ADDR is not set"],
+        ),
+        (
+            {"NUM_NODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "here"},
+            ["NODE_RANK=2, but NUM_NODES=2: numbers begin with 0"],
+        ),
+        ({"NUM_NODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "here"}, []),
+    ],
+)
+def test_what_train_cannot_use_of_several_machines_stops_no_other_command(
+    given: dict[str, str], texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("NODE_RANK", "1")
-    assert problems() == "NODE_RANK=1, but NUM_NODES=1: unset one of them"
+    set_all(monkeypatch, **given)
+    found = list(impossible_nodes(load_settings()))
+    assert len(found) == len(texts)
+    assert all(line.startswith(text) for line, text in zip(found, texts, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "refused"), [(1, True), (2, True), (4, False)], ids=["none", "others", "these"]
+)
+def test_another_launcher_may_start_one_process_on_each_machine(
+    nodes: int, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    if refused:
+        with pytest.raises(ConfigError, match=r"SLURM_STEP_NUM_TASKS=4 .* NUM_NODES=4 machines"):
+            place_of_this_process(nodes)
+    else:
+        assert place_of_this_process(nodes, 3) == Place(nodes=4, node=3)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "65", "all", "1.5"])

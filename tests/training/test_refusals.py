@@ -223,7 +223,7 @@ def test_a_first_checkpoint_that_is_made_while_this_start_prepares_is_none_that_
     def before_the_first_checkpoint(store: Store) -> RunView:
         return dataclasses.replace(read_view(store), checkpoints=[], latest=None)
 
-    monkeypatch.setattr("app.training.start.read_view", before_the_first_checkpoint)
+    monkeypatch.setattr("app.training.groundwork.read_view", before_the_first_checkpoint)
     code, log = train(ADDITIONAL_STEPS="2")
     assert code == 0 and "resumed from step 4" in log, log
 

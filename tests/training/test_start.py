@@ -390,7 +390,7 @@ def test_what_a_killed_attempt_left_half_written_is_gone_after_the_next_start(
 ) -> None:
     century = StoreLimits(stale_upload=100 * 365 * 86_400)  # moto dates every upload to 2010
     monkeypatch.setattr(
-        "app.training.start.open_store", functools.partial(open_store, limits=century)
+        "app.training.groundwork.open_store", functools.partial(open_store, limits=century)
     )
     uri = f"s3://{bucket}/x" if place == "s3" else f"file://{tmp_path}/store"
     assert train(CHECKPOINT_URI=uri)[0] == 0
@@ -485,7 +485,7 @@ def test_a_missing_bucket_and_a_dead_endpoint(
     assert_refused(train(CHECKPOINT_URI="s3://no-such-bucket/x"), 78, "no-such-bucket")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     at_once = functools.partial(open_store, limits=StoreLimits(restart_wait=0))
-    monkeypatch.setattr("app.training.start.open_store", at_once)
+    monkeypatch.setattr("app.training.groundwork.open_store", at_once)
     assert_refused(train(CHECKPOINT_URI="s3://bucket/x"), 75, "127.0.0.1:9")
 
 
@@ -513,7 +513,7 @@ def test_a_library_that_ends_the_process_is_a_bug_that_costs_no_step(
 def test_a_library_that_ends_the_process_before_the_training_is_a_bug_too(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.training.start.open_store", Mock(side_effect=SystemExit(0)))
+    monkeypatch.setattr("app.training.groundwork.open_store", Mock(side_effect=SystemExit(0)))
     assert train()[0] == 1
 
 
