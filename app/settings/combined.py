@@ -89,6 +89,11 @@ def impossible_combinations(settings: Settings) -> Iterator[str]:
         )
     elif processes.node_rank:
         yield f"NODE_RANK={processes.node_rank}, but NUM_NODES=1: unset one of them"
+    if settings.compute.device == "mps" and processes.devices not in ("auto", "1"):
+        yield (
+            f"DEVICES={processes.devices}, but an Apple GPU serves one process: set DEVICES=1, or "
+            "DEVICE=cpu"
+        )
     if rest := batch.global_batch_size % batch.batch_size:
         divisor = next(n for n in range(batch.batch_size, 0, -1) if not batch.global_batch_size % n)
         multiple = batch.global_batch_size - rest or batch.batch_size

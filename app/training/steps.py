@@ -29,6 +29,7 @@ from app.settings.variables import (
     LogSettings,
     OptimizerSettings,
 )
+from app.state.snapshot import shared_tensors
 from app.training.agreement import Agreement
 from app.training.compute import Compute
 from app.training.evaluation import evaluate
@@ -183,8 +184,10 @@ class Steps:
         return loss
 
     def check_same_weights(self) -> None:
-        """Raises DifferentWeights, on all processes, where one has other weights than the rest."""
-        check_same_weights(self.team, self.model.state_dict(), self.step)
+        """Raises DifferentWeights, on all processes, where one has other weights, or moments, than
+        the rest."""
+        if self.team.is_many:
+            check_same_weights(self.team, shared_tensors(self.model, self.optimizer), self.step)
 
     def _raise_if_stopping(self) -> None:
         if self.agreement.waits_and_stops():
