@@ -6,6 +6,7 @@ replaces the rest, so that no step is counted twice.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from app.failures import disk_failures
@@ -85,6 +86,11 @@ class MetricsLog:
         if len(self._lines) > self._most_rows:
             self._close_files()
             self._open(decode_rows(b"".join(self._lines))[0])
+
+    def show_ranks(self, step_seconds: Sequence[float]) -> None:
+        """Serve what each rank needed for its own part of the last step, in seconds."""
+        if self._prometheus:
+            self._prometheus.show_ranks(step_seconds)
 
     def objects(self) -> dict[str, Beginning]:
         """What a checkpoint takes along into the store, by key: the rows until now."""

@@ -6,7 +6,7 @@ They are made from the rows alone, so whatever is lost of them can be made again
 import csv
 import io
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -127,6 +127,12 @@ class PrometheusTracker:
             field.name: Gauge(f"train_{field.name}", field.name, ["run"], registry=registry)
             for field in fields(Row)
         }
+        self._rank_seconds = Gauge(
+            "smollm2_rank_step_seconds",
+            "seconds of a rank's own part of the last step, without waiting for others",
+            ["run", "rank"],
+            registry=registry,
+        )
         self._run_name = run_name
         try:
             self._server, self._thread = start_http_server(port, registry=registry)
@@ -139,6 +145,11 @@ class PrometheusTracker:
         for name, value in vars(row).items():
             if value is not None:
                 self._gauges[name].labels(self._run_name).set(value)
+
+    def show_ranks(self, step_seconds: Sequence[float]) -> None:
+        """Seconds by rank."""
+        for rank, seconds in enumerate(step_seconds):
+            self._rank_seconds.labels(self._run_name, str(rank)).set(seconds)
 
     def objects(self) -> dict[str, Beginning]:
         return {}

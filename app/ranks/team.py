@@ -63,7 +63,7 @@ class Team:
         self._timeout, self._patience = peer_timeout, max(_FIRST_SECONDS, peer_timeout)
         self._meeting: Store | None = None
         self._cards: dist.ProcessGroup | None = None  # None on a CPU
-        self._told, self._waited = 0, 0.0  # microseconds of the last step, seconds since then
+        self._told, self._waited = 0, 0.0  # microseconds, and seconds
         self.step_seconds = [0.0] * self.size
 
     @property
@@ -129,9 +129,14 @@ class Team:
         self._patience = self._timeout
 
     def tell(self, seconds: float) -> None:
-        """How long the last step took, of which the time spent waiting for others is taken off.
-        The next agreement takes it along, so it costs no message of its own."""
-        self._told, self._waited = max(0, round(1e6 * (seconds - self._waited))), 0.0
+        """How long this process needed for its own part of the last step. The next agreement takes
+        it along, so it costs no message of its own."""
+        self._told = max(0, round(1e6 * seconds))
+
+    def take_waited(self) -> float:
+        """Seconds spent waiting for the others, since the last call."""
+        waited, self._waited = self._waited, 0.0
+        return waited
 
     def agree(self, wish: Wish, patience: float | None = None) -> Wish:
         """The greatest wish of all, for which `patience` seconds are waited, if that is given.

@@ -13,6 +13,7 @@ from torch import Tensor
 from app.errors import ConfigError, LostPeer, Preempted
 from app.failures import first_line
 from app.ranks.checksum import DifferentWeights
+from app.ranks.slow import SlowRanks
 from app.run.clock import seconds_of_this_process
 from app.run.journal import AttemptJournal, summary
 from app.run.lease import Doing, Lease
@@ -36,7 +37,7 @@ class Attempt(Steps):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._doing = "training"
+        self._doing, self._slow = "training", SlowRanks()
 
     def begin(self) -> None:
         """See `Steps`."""
@@ -70,6 +71,8 @@ class Attempt(Steps):
         if first:
             self.journal.note(seconds_to_first_step=seconds_of_this_process())
         self.journal.note(step=self.step, seconds=self.clock.seconds)
+        if self.team.is_many and (line := self._slow.news(self.team.step_seconds)):
+            log.warning(line)
         last = self.step == self.target
         evaluates = self._evaluates()
         logs = evaluates or last or self._every(self.sections.logs.log_every_steps)
@@ -91,8 +94,7 @@ class Attempt(Steps):
         self.checkpointing.saver.raise_if_failed()
         if self.lease.lost:
             self.lease.check()
-        self.corpus.take_waited()
-        self.clock.next_step()
+        self._next_step()
         return self.agreement.stopping or last
 
     def finish(self, failure: BaseException | None = None) -> None:
@@ -170,6 +172,8 @@ class Attempt(Steps):
         self.step_log.log_row(
             self.step, self.model, self.train_loss, rate, float(grad_norm), evaluated
         )
+        if self.team.is_many:
+            self.step_log.metrics.show_ranks(self.team.step_seconds)
 
     def _save(self) -> None:
         if not self.checkpointing.has_saved(self.step):

@@ -54,8 +54,7 @@ class Follower(Steps):
             self.validation_loss = self.validation_loss if evaluated is None else evaluated
         if last or self._every(self.sections.checkpoints.checkpoint_every_steps):
             self.check_same_weights()
-        self.corpus.take_waited()
-        self.clock.next_step()
+        self._next_step()
         return self.agreement.stopping or last
 
     def remains(self) -> Remains | None:

@@ -40,6 +40,11 @@ class StepClock:
         self.step_seconds += weight * (elapsed - self.step_seconds)
 
     @property
+    def last_seconds(self) -> float:
+        """Of the last step. At least one is done."""
+        return self._recent[-1]
+
+    @property
     def median_seconds(self) -> float:
         """Of the newest steps: one that was compiled or disturbed does not change it. At least one
         step is done."""

@@ -33,6 +33,7 @@ from app.state.snapshot import shared_tensors
 from app.training.agreement import Agreement
 from app.training.compute import Compute
 from app.training.evaluation import evaluate
+from app.training.own_part import OwnPart
 from app.training.preemption import GracePeriod, StopRequest
 from app.training.schedule import Schedule
 from app.training.step_clock import StepClock
@@ -86,6 +87,7 @@ class Steps:
         self._loss: Tensor | None = None  # of the last finished step
         self._moving = False  # the weights are between two steps
         self._finite = torch.ones((), dtype=torch.bool, device=self.compute.device)
+        self._own_part = OwnPart(self.compute.device)
 
     def loader(self) -> DataLoader[Tensor]:
         """Micro-batches (B, T + 1) of all steps that are left."""
@@ -109,6 +111,7 @@ class Steps:
         if self.compute.compile:
             compiling_begins()
         self.clock.start()
+        self._own_part.begins()
 
     def learning_rate(self) -> float:
         """The rate for the step that is about to be made; also set in the optimizer."""
@@ -138,6 +141,7 @@ class Steps:
 
     def reduce_gradients(self, loss: Tensor) -> None:
         """Give each process the gradients, and the `loss`, of the whole step. Raises LostPeer."""
+        self._own_part.ends()
         reduce_gradients(self.model.parameters(), loss, self.team, self.geometry.share)
 
     def update_begins(self) -> None:
@@ -203,8 +207,16 @@ class Steps:
         self._moving = False
         self.clock.step_done(waited=self.corpus.take_waited())
         steps_take(self.clock.median_seconds)
+        self.team.tell(self._own_part.seconds(self.clock.last_seconds - self.team.take_waited()))
         self._loss = loss.detach().clone()
         self._finite &= torch.isfinite(loss) & torch.isfinite(grad_norm)
+
+    def _next_step(self) -> None:
+        """All that is done between two steps is done."""
+        self.corpus.take_waited()
+        self.team.take_waited()
+        self.clock.next_step()
+        self._own_part.begins()
 
     def _every(self, interval: int) -> bool:
         return interval > 0 and self.step % interval == 0

@@ -41,6 +41,17 @@ def test_prometheus_serves_the_newest_row_and_a_taken_port_is_named(tmp_path: Pa
     log.close()
 
 
+def test_prometheus_serves_what_each_rank_needs_for_a_step(tmp_path: Path) -> None:
+    port = free_port()
+    log = MetricsLog(tmp_path, "none", [], PrometheusTracker(port, "run"))
+    log.show_ranks([0.25, 0.5])
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    log.close()
+    assert 'smollm2_rank_step_seconds{rank="0",run="run"} 0.25' in text
+    assert 'smollm2_rank_step_seconds{rank="1",run="run"} 0.5' in text
+
+
 def test_how_saving_goes_is_in_every_form(tmp_path: Path) -> None:
     port = free_port()
     log = MetricsLog(tmp_path, LogSettings().loggers, [], PrometheusTracker(port, "run"))

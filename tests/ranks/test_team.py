@@ -33,6 +33,19 @@ def test_all_hear_the_same() -> None:
     assert in_team(3, spoken) == [ours] * 3
 
 
+def told(team: Team) -> list[list[float]]:
+    heard = []
+    for step in (1, 2):
+        team.tell(step * (team.rank + 0.5))
+        team.agree(Wish.GO_ON)
+        heard.append(team.step_seconds)
+    return heard
+
+
+def test_an_agreement_takes_along_what_each_has_told_of_its_last_step() -> None:
+    assert in_team(3, told) == [[[0.5, 1.5, 2.5], [1.0, 3.0, 5.0]]] * 3
+
+
 def test_a_team_of_one_has_no_process_group_and_says_everything_to_itself() -> None:
     team = Team(Place(), 60)
     assert team.agree(Wish.STOP) is Wish.STOP
