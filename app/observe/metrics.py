@@ -88,7 +88,7 @@ class MetricsLog:
             self._open(decode_rows(b"".join(self._lines))[0])
 
     def show_ranks(self, step_seconds: Sequence[float]) -> None:
-        """Serve what each rank needed for its own part of the last step, in seconds."""
+        """Serve what each rank needs for its own part of a step, in seconds."""
         if self._prometheus:
             self._prometheus.show_ranks(step_seconds)
 

@@ -129,7 +129,7 @@ class PrometheusTracker:
         }
         self._rank_seconds = Gauge(
             "smollm2_rank_step_seconds",
-            "seconds of a rank's own part of the last step, without waiting for others",
+            "seconds of a rank's own part of a step, without waiting for others",
             ["run", "rank"],
             registry=registry,
         )

@@ -44,9 +44,7 @@ class Wish(IntEnum):
 
 
 class Team:
-    """`stopping` says that the team has agreed to stop. `step_seconds` are those of each rank for
-    its own part of a step, as it has told them last.
-    """
+    """`stopping` says that the team has agreed to stop."""
 
     def __init__(self, place: Place, peer_timeout: float) -> None:
         """A process is lost if it is silent for `peer_timeout` seconds.
@@ -63,8 +61,9 @@ class Team:
         self._timeout, self._patience = peer_timeout, max(_FIRST_SECONDS, peer_timeout)
         self._meeting: Store | None = None
         self._cards: dist.ProcessGroup | None = None  # None on a CPU
-        self._told, self._waited = 0, 0.0  # microseconds, and seconds
-        self.step_seconds = [0.0] * self.size
+        self._waited = 0.0
+        self._told: int | None = None  # microseconds, until an agreement has taken it along
+        self._heard: list[float] | None = None
 
     @property
     def is_many(self) -> bool:
@@ -129,9 +128,14 @@ class Team:
         self._patience = self._timeout
 
     def tell(self, seconds: float) -> None:
-        """How long this process needed for its own part of the last step. The next agreement takes
-        it along, so it costs no message of its own."""
+        """How long this process needs for its own part of a step. All tell it after the same step:
+        the next agreement takes it along, so it costs no message of its own."""
         self._told = max(0, round(1e6 * seconds))
+
+    def take_told(self) -> list[float] | None:
+        """What each rank has told, once; None where nothing is new."""
+        heard, self._heard = self._heard, None
+        return heard
 
     def take_waited(self) -> float:
         """Seconds spent waiting for the others, since the last call."""
@@ -145,12 +149,15 @@ class Team:
         """
         if not self.is_many:
             return wish
-        # Only one rank has anything but 0 in its place: the greatest is what it has told.
-        numbers = torch.zeros(1 + self.size, dtype=torch.int64)
-        numbers[0], numbers[1 + self.rank] = wish, self._told
+        numbers = torch.zeros(1 if self._told is None else 1 + self.size, dtype=torch.int64)
+        numbers[0] = wish
+        if self._told is not None:
+            # Only one rank has anything but 0 in its place: the greatest is what it has told.
+            numbers[1 + self.rank] = self._told
         self._wait(dist.all_reduce(numbers, dist.ReduceOp.MAX, async_op=True), patience)
         greatest, *told = numbers.tolist()
-        self.step_seconds = [micros / 1e6 for micros in told]
+        if told:
+            self._told, self._heard = None, [micros / 1e6 for micros in told]
         agreed = Wish(greatest)
         self.stopping = self.stopping or agreed >= Wish.STOP
         return agreed

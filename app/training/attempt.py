@@ -71,8 +71,7 @@ class Attempt(Steps):
         if first:
             self.journal.note(seconds_to_first_step=seconds_of_this_process())
         self.journal.note(step=self.step, seconds=self.clock.seconds)
-        if self.team.is_many and (line := self._slow.news(self.team.step_seconds)):
-            log.warning(line)
+        self._look_at_ranks()
         last = self.step == self.target
         evaluates = self._evaluates()
         logs = evaluates or last or self._every(self.sections.logs.log_every_steps)
@@ -143,6 +142,12 @@ class Attempt(Steps):
         if recorded and not self.lease.lost and self.grace.fits(self.report_seconds):
             self.publish_report()
 
+    def _look_at_ranks(self) -> None:
+        if told := self.team.take_told():
+            self.step_log.metrics.show_ranks(told)
+            if line := self._slow.news(told):
+                log.warning(line)
+
     def _check_finite(self, grad_norm: Tensor | None = None) -> None:
         """Raise ConfigError after an infinite loss or gradient: its weights must not be saved."""
         if bool(self._finite):
@@ -172,8 +177,6 @@ class Attempt(Steps):
         self.step_log.log_row(
             self.step, self.model, self.train_loss, rate, float(grad_norm), evaluated
         )
-        if self.team.is_many:
-            self.step_log.metrics.show_ranks(self.team.step_seconds)
 
     def _save(self) -> None:
         if not self.checkpointing.has_saved(self.step):

@@ -7,6 +7,8 @@ every step, and they say when to stop. What rank 0, or the only process, does be
 
 import logging
 import math
+import statistics
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +24,7 @@ from app.model.loss import LossFunction
 from app.model.smollm2 import SmolLM2
 from app.ranks.checksum import check_same_weights
 from app.ranks.reduction import reduce_gradients
+from app.ranks.slow import TOLD_EVERY
 from app.ranks.team import Team
 from app.settings.variables import (
     CheckpointSettings,
@@ -88,6 +91,7 @@ class Steps:
         self._moving = False  # the weights are between two steps
         self._finite = torch.ones((), dtype=torch.bool, device=self.compute.device)
         self._own_part = OwnPart(self.compute.device)
+        self._own_seconds: deque[float] = deque(maxlen=TOLD_EVERY)
 
     def loader(self) -> DataLoader[Tensor]:
         """Micro-batches (B, T + 1) of all steps that are left."""
@@ -207,7 +211,10 @@ class Steps:
         self._moving = False
         self.clock.step_done(waited=self.corpus.take_waited())
         steps_take(self.clock.median_seconds)
-        self.team.tell(self._own_part.seconds(self.clock.last_seconds - self.team.take_waited()))
+        own = self.clock.last_seconds - self.team.take_waited()
+        self._own_seconds.append(self._own_part.seconds(own))
+        if self.team.is_many and self.step % TOLD_EVERY == 0:
+            self.team.tell(statistics.median(self._own_seconds))
         self._loss = loss.detach().clone()
         self._finite &= torch.isfinite(loss) & torch.isfinite(grad_norm)
 

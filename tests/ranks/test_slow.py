@@ -2,19 +2,19 @@
 
 import pytest
 
-from app.ranks.slow import STEPS, SlowRanks
+from app.ranks.slow import LOOKS, SlowRanks
 
 
-def said(slow: SlowRanks, *seconds: float, steps: int = STEPS) -> list[str]:
-    return [line for _ in range(steps) if (line := slow.news(seconds))]
+def said(slow: SlowRanks, *seconds: float, looks: int = LOOKS) -> list[str]:
+    return [line for _ in range(looks) if (line := slow.news(seconds))]
 
 
 def test_a_rank_that_needs_more_than_the_others_is_named_once_and_again_when_that_changes() -> None:
     slow = SlowRanks()
-    assert said(slow, 1.0, 1.0, 1.25, 1.0, steps=STEPS - 1) == []
-    (line,) = said(slow, 1.0, 1.0, 1.25, 1.0, steps=1)
+    assert said(slow, 1.0, 1.0, 1.25, 1.0, looks=LOOKS - 1) == []
+    (line,) = said(slow, 1.0, 1.0, 1.25, 1.0, looks=1)
     assert "rank 2: 1.25 s, and the others 1 s" in line
-    assert said(slow, 1.0, 1.0, 1.25, 1.0, steps=3 * STEPS) == []
+    assert said(slow, 1.0, 1.0, 1.25, 1.0, looks=3 * LOOKS) == []
     (line,) = said(slow, 1.5, 1.0, 1.5, 1.0)
     assert "rank 0: 1.5 s" in line and "rank 2: 1.5 s" in line
     assert said(slow, 1.0, 1.0, 1.0, 1.0) == ["no rank is slow any more"]
@@ -23,8 +23,8 @@ def test_a_rank_that_needs_more_than_the_others_is_named_once_and_again_when_tha
 
 def test_a_few_long_steps_make_no_rank_slow() -> None:
     slow = SlowRanks()
-    assert said(slow, 1.0, 9.0, steps=20) == []
-    assert said(slow, 1.0, 1.1, steps=30) == []
+    assert said(slow, 1.0, 9.0, looks=2) == []
+    assert said(slow, 1.0, 1.1, looks=3) == []
 
 
 @pytest.mark.parametrize(("own", "named"), [(1.19, False), (1.21, True)])

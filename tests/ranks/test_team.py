@@ -33,17 +33,19 @@ def test_all_hear_the_same() -> None:
     assert in_team(3, spoken) == [ours] * 3
 
 
-def told(team: Team) -> list[list[float]]:
-    heard = []
+def told(team: Team) -> list[tuple[Any, ...]]:
+    heard: list[tuple[Any, ...]] = []
     for step in (1, 2):
         team.tell(step * (team.rank + 0.5))
-        team.agree(Wish.GO_ON)
-        heard.append(team.step_seconds)
+        heard.append((int(team.agree(Wish.STOP)), team.take_told(), team.take_told()))
+        heard.append((int(team.agree(Wish.GO_ON)), team.take_told(), None))
     return heard
 
 
-def test_an_agreement_takes_along_what_each_has_told_of_its_last_step() -> None:
-    assert in_team(3, told) == [[[0.5, 1.5, 2.5], [1.0, 3.0, 5.0]]] * 3
+def test_an_agreement_takes_along_what_each_has_told_and_once() -> None:
+    first, second = [0.5, 1.5, 2.5], [1.0, 3.0, 5.0]
+    ours = [(2, first, None), (0, None, None), (2, second, None), (0, None, None)]
+    assert in_team(3, told) == [ours] * 3
 
 
 def test_a_team_of_one_has_no_process_group_and_says_everything_to_itself() -> None:

@@ -1,4 +1,4 @@
-"""Runs whose processes are changed at an exact place: one waits there, or needs longer than others."""
+"""Runs of which one process is changed: it waits at an exact place, or needs longer than others."""
 
 import json
 import os

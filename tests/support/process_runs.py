@@ -1,4 +1,4 @@
-"""Runs of several processes in the drills: their variables, what they leave, and what disturbs them."""
+"""Runs of several processes in drills: their variables, what they leave, what disturbs them."""
 
 import os
 import re
@@ -45,7 +45,7 @@ def job(variables_of_run: dict[str, str], tmp_path: Path) -> JobRunner:
 def undisturbed(
     variables_of_run: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Outcome]:
-    """By the number of processes, and further variables, what a run leaves that nothing disturbs."""
+    """By the number of processes, and more variables, what an undisturbed run leaves."""
     made: dict[tuple[str, ...], Outcome] = {}
 
     def by(processes: int, **changes: str) -> Outcome:
