@@ -33,6 +33,7 @@ class Attempt(Steps):
     lease: Lease
     journal: AttemptJournal
     publish_report: Callable[[], None]
+    keep_flight_record: Callable[[], None]
     report_seconds: float = 2.0  # of a grace period, for the report page
 
     def __post_init__(self) -> None:
@@ -111,6 +112,8 @@ class Attempt(Steps):
             failure = difference
         if failure is not None:
             self._save_in_spite_of(failure)
+            if isinstance(failure, LostPeer):
+                self.keep_flight_record()
             raise failure
         self._save_last()
         committed = self.checkpointing.wait_for_commits(self.step)

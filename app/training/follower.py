@@ -21,8 +21,10 @@ from app.ranks.team import Team
 from app.settings.combined import Settings
 from app.settings.recipes import with_fitting_batch, with_recipe
 from app.state.snapshot import make_moments
+from app.stores.opening import open_store
 from app.training.agreement import Agreement
 from app.training.compute import resolve_compute, take_device
+from app.training.flight import keep_flight_record
 from app.training.loop import train_until_stopped, trainer_named
 from app.training.optimizer import build_optimizer
 from app.training.out_of_memory import memory_failures
@@ -96,8 +98,11 @@ def follow(settings: Settings, stop: StopRequest) -> None:
             follower.agreement.wait_for_the_commit()
     except (LostPeer, DifferentWeights) as difference:
         failure = difference
-    if isinstance(failure, LostPeer) and (remains := follower.remains()) is not None:
-        rescue(remains, plan, settings, follower.compute, stop)
+    if isinstance(failure, LostPeer):
+        if (remains := follower.remains()) is not None:
+            rescue(remains, plan, settings, follower.compute, stop)
+        place = settings.checkpoints.checkpoint_uri, plan.record.run_name
+        keep_flight_record(lambda: open_store(*place), plan.epoch, team.rank)
     if failure is not None:
         raise failure
 
