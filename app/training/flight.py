@@ -29,7 +29,8 @@ def keep_flight_record(
 ) -> None:
     """Put the record beside that of the attempt: its last `most_bytes`, where the newest is.
 
-    `opened` gives the store. The record is for people alone. What fails here is said, and not raised.
+    `opened` gives the store. The record is for people alone: what fails here is said, and not
+    raised.
     """
     try:
         if content := record()[-most_bytes:]:
