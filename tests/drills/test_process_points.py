@@ -18,6 +18,7 @@ from tests.support.hooked_workers import waiting_at
 from tests.support.job import Action, JobRunner, Outcome, outcome
 from tests.support.process_runs import (
     Disturbance,
+    in_bucket,
     job,
     newest_step,
     steps_in,
@@ -153,8 +154,3 @@ def test_a_process_lost_at_any_point_costs_the_step_in_progress_and_no_bit(
     finished = job.run("train")
     assert finished.code == 0, finished.log
     assert outcome(store_of(job)).differences(undisturbed(3, **validated)) == []
-
-
-def in_bucket(job: JobRunner, request: pytest.FixtureRequest) -> JobRunner:
-    bucket, server = request.getfixturevalue("bucket"), request.getfixturevalue("s3_server")
-    return job.with_(CHECKPOINT_URI=f"s3://{bucket}", AWS_ENDPOINT_URL_S3=server)

@@ -65,6 +65,12 @@ def store_of(job: JobRunner) -> Store:
     return open_store(job.environment["CHECKPOINT_URI"], "tiny")
 
 
+def in_bucket(job: JobRunner, request: pytest.FixtureRequest) -> JobRunner:
+    """The same job with its checkpoints in a new bucket."""
+    bucket, server = request.getfixturevalue("bucket"), request.getfixturevalue("s3_server")
+    return job.with_(CHECKPOINT_URI=f"s3://{bucket}", AWS_ENDPOINT_URL_S3=server)
+
+
 def newest_step(job: JobRunner) -> int:
     return read_view(store_of(job)).newest_step
 
