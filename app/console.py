@@ -27,7 +27,8 @@ class _Handler(logging.StreamHandler[Any]):
                 text = f"{counted(lost, 'line')} of the log lost: nobody read it for a while"
                 gap = logging.LogRecord(__name__, logging.WARNING, "", 0, text, None, None)
                 tqdm.write(self.format(gap), file=self.stream)
-            tqdm.write(self.format(record), file=self.stream)
+            # One write, so that no line of another process, whose log this is too, gets into it.
+            tqdm.write(f"{self.format(record)}\n", file=self.stream, end="")
             self.flush()
         except (OSError, ValueError):
             self.handleError(record)

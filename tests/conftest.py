@@ -54,8 +54,8 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def own_handlers() -> Iterator[None]:
     """For a test in which this process is asked to stop."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM)
-    before = {number: signal.getsignal(number) for number in numbers}
+    names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGALRM", "SIGTSTP")
+    before = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, names)}
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number, handler in before.items():

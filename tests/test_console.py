@@ -2,6 +2,10 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +39,37 @@ def test_a_line_of_json_stays_one_line() -> None:
     line = JsonFormatter().format(record(FORGED))
     assert "\n" not in line and "\x1b" not in line
     assert json.loads(line)["message"] == FORGED
+
+
+WARNS_OFTEN = """
+import logging, sys
+from app.console import setup_logging
+from app.process import keep_standard_streams
+keep_standard_streams()
+setup_logging("text", int(sys.argv[1]))
+for number in range(300):
+    try:
+        raise RuntimeError("why")
+    except RuntimeError:
+        logging.getLogger("app").warning("number %d", number, exc_info=True)
+"""
+
+
+def test_what_two_processes_warn_of_at_once_stays_apart_and_says_whose_it_is() -> None:
+    reader, writer = os.pipe()
+    command = [sys.executable, "-c", WARNS_OFTEN]
+    root = Path(__file__).parents[1]
+    warners = [subprocess.Popen([*command, str(rank)], stderr=writer, cwd=root) for rank in (0, 3)]
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        lines = pipe.read().splitlines()
+    assert [warner.wait() for warner in warners] == [0, 0]
+    warnings = [line.partition(" WARNING: ")[2] for line in lines[::4]]
+    assert sorted(warnings) == sorted(
+        f"{whose}number {number}" for whose in ("", "[rank 3] ") for number in range(300)
+    )
+    traces = {tuple(lines[at + 1 : at + 4]) for at in range(0, len(lines), 4)}
+    assert len(traces) == 1 and "Traceback" in lines[1]
 
 
 @pytest.mark.parametrize(

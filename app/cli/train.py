@@ -15,6 +15,7 @@ from app.heartbeat import show_life_of
 from app.ranks.launcher import Launcher, Patience, command_line
 from app.ranks.orphan import stop_with
 from app.settings.combined import Settings, impossible_nodes
+from app.settings.nccl import ask_nccl
 from app.settings.place import Place, place_of_this_process
 from app.settings.values import as_typed
 from app.settings.variables import variables
@@ -34,6 +35,8 @@ def train(settings: Settings, _: argparse.Namespace, stop: StopRequest) -> None:
     place = _place(settings)
     if place.launcher is not None:
         stop_with(place.launcher)
+    if not place.is_alone:
+        ask_nccl()
     settings = replace(settings, place=place)
     setup_logging(settings.logs.log_format, settings.logs.log_level, place.rank)
     if place.launcher is None:

@@ -25,12 +25,13 @@ def gpus_here() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def take_gpu(number: int) -> None:
-    """From here on "cuda" means that one. Raises ConfigError if there are not so many."""
+def take_gpu(number: int, wanted: int) -> None:
+    """From here on "cuda" means that one of `wanted`. Raises ConfigError if there are fewer."""
     if torch.cuda.is_available():
-        if number >= torch.cuda.device_count():
+        wanted, there = max(wanted, number + 1), torch.cuda.device_count()
+        if wanted > there:
             raise ConfigError(
-                f"DEVICES asks for GPU number {number + 1}, and there are "
-                f"{torch.cuda.device_count()}: set DEVICES=auto, or a smaller number"
+                f"DEVICES={wanted}, but this process may use {there} of the machine's GPUs: set "
+                f"DEVICES=auto, or at most {there}"
             )
         torch.cuda.set_device(number)

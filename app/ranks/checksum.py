@@ -1,4 +1,7 @@
-"""Whether all processes have the same weights, bit for bit: one of them may compute wrongly."""
+"""Whether all processes have the same weights and moments, bit for bit: one of them may compute
+wrongly."""
+
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,14 +13,18 @@ _BITS = 0x7FFF_FFFF_FFFF_FFFF  # the sign is needed to compare
 
 
 class DifferentWeights(Unavailable):
-    """The weights of the processes differ: a card, its memory or a link computes wrongly."""
+    """The weights or moments of the processes differ: a card, its memory or a link errs."""
 
 
-def check_same_weights(team: Team, weights: dict[str, Tensor], step: int) -> None:
-    """Raises DifferentWeights, with the ranks and the first parameter, on each process."""
+def check_same_weights(team: Team, state: Mapping[str, Tensor], step: int) -> None:
+    """Raises DifferentWeights, with the ranks and the first of `state`, on each process.
+
+    `state` has the weights and what the optimizer keeps, by name, all float32 and in the same order
+    everywhere. Moments count too: wrong ones are wrong weights one step later.
+    """
     if not team.is_many:
         return
-    sums = torch.stack([_checksum(tensor) for tensor in weights.values()]).cpu()
+    sums = _checksums(list(state.values()))
     mixed = 0
     for number in sums.tolist():
         mixed = (mixed * 0x5DEECE66D + number) & _BITS
@@ -27,10 +34,10 @@ def check_same_weights(team: Team, weights: dict[str, Tensor], step: int) -> Non
         rows = team.gather(sums)  # (ranks, parameters)
     except LostPeer as lost:  # the weights differ all the same: nobody may commit them
         raise DifferentWeights(
-            f"after step {step} the weights of the processes differ, and one is gone before it was "
-            "found which. Nothing of it was saved; a start goes on from the newest checkpoint"
+            f"after step {step} the processes have different weights, and one is gone before it "
+            "was found which. Nothing of it was saved; a start goes on from the newest checkpoint"
         ) from lost
-    differ = ((name, column) for name, column in zip(weights, rows.T.tolist(), strict=True))
+    differ = ((name, column) for name, column in zip(state, rows.T.tolist(), strict=True))
     name, column = next((n, c) for n, c in differ if len(set(c)) > 1)
     raise DifferentWeights(
         f"after step {step} {name} of rank {_other_ranks(column)} is not that of the other "
@@ -45,6 +52,15 @@ def _other_ranks(column: list[int]) -> str:
     clear = 2 * column.count(most) > len(column)
     ranks = [rank for rank, number in enumerate(column) if not clear or number != most]
     return " and ".join(map(str, ranks))
+
+
+def _checksums(tensors: Sequence[Tensor]) -> Tensor:
+    """Of each, on the host. Those of a card come in one copy, since a copy waits for the card."""
+    sums = torch.empty(len(tensors), dtype=torch.int64)
+    for device in {tensor.device for tensor in tensors}:
+        places = [place for place, tensor in enumerate(tensors) if tensor.device == device]
+        sums[places] = torch.stack([_checksum(tensors[place]) for place in places]).cpu()
+    return sums
 
 
 def _checksum(tensor: Tensor) -> Tensor:

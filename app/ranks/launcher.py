@@ -15,13 +15,13 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
 from app.errors import EXIT_INTERRUPTED, EXIT_OK, AppError, LostPeer, Preempted
+from app.ranks.awake import AwakeClock
 from app.settings.place import JOINING, TRAINING, Place
 
 log = logging.getLogger(__name__)
@@ -106,8 +106,9 @@ class Launcher:
         self._trains = False  # all have joined: from here on they notice what happens to others
         self._asked_at: float | None = None  # since when they are to end
         self._handed_on = False
-        self._failed_at: float | None = None
-        self._looked_at = time.monotonic()
+        self._over_at: float | None = None  # since when one has failed, or rank 0 has ended
+        self._clock = AwakeClock(most=1.0)  # the launcher may be paused, and the others with it
+        self._now = 0.0
 
     def run(self) -> int:
         """Only the main thread may call this: from here on signals are handed on."""
@@ -115,6 +116,8 @@ class Launcher:
             # nohup asks to go on without a terminal
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._hand_on)
+        if signal.getsignal(signal.SIGTSTP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGTSTP, self._pause)
         reader, writer = os.pipe()
         self._start(0, news=writer)
         os.close(writer)
@@ -176,10 +179,22 @@ class Launcher:
 
     def _hand_on(self, number: int, frame: FrameType | None) -> None:
         self._handed_on = True
-        self._asked_at = self._asked_at or time.monotonic()
+        self._ask_all_to_end()
         for worker in self._living():
             # A worker that still loads its libraries has no handlers: SIGTERM ends it as asked.
             worker.send(number if self._trains else signal.SIGTERM)
+
+    def _pause(self, number: int, frame: FrameType | None) -> None:
+        """Ctrl-Z. A terminal pauses the launcher alone: the others are groups of their own."""
+        for worker in self._living():
+            worker.send(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        for worker in self._living():  # it goes on
+            worker.send(signal.SIGCONT)
+
+    def _ask_all_to_end(self) -> None:
+        if self._asked_at is None:
+            self._asked_at = self._now
 
     def _ended(self, worker: _Worker) -> None:
         """Say how, where it could not, and end those that cannot know."""
@@ -187,16 +202,19 @@ class Launcher:
         others = self._living()
         if code is not None and code < 0 and worker.counts:
             self._say_killed(worker, -code)
-        if code == EXIT_OK and (worker is not self._workers[0] or self._trains):
+        if code == EXIT_OK and worker is not self._workers[0]:
             return
-        self._failed_at = self._failed_at or time.monotonic()
+        if self._over_at is None:
+            self._over_at = self._now
+        if code == EXIT_OK and self._trains:
+            return
         preempted = code in (Preempted.exit_code, -signal.SIGTERM)
         if not others or (self._trains and not preempted):
             return  # they notice by themselves, and keep the steps that were made
         for other in others:
             other.counts = preempted and self._trains
             other.send(signal.SIGTERM)
-        self._asked_at = self._asked_at or time.monotonic()
+        self._ask_all_to_end()
 
     def _say_killed(self, worker: _Worker, number: int) -> None:
         name = signal.Signals(number).name
@@ -213,17 +231,16 @@ class Launcher:
 
     def _end_what_hangs(self) -> None:
         """SIGKILL for what cannot end by itself: past the grace, paused, or left over."""
-        now = time.monotonic()
-        # The launcher itself may have been paused, and the others with it.
-        passed, self._looked_at = min(now - self._looked_at, 1.0), now
+        before, self._now = self._now, self._clock()
+        now, passed = self._now, self._now - before
         living = self._living()
-        if self._asked_at and now - self._asked_at > self._patience.grace + _KILL_AFTER:
+        if self._asked_at is not None and now - self._asked_at > self._patience.grace + _KILL_AFTER:
             self._kill(living, "it did not end within GRACE_SECONDS")
         for worker in living:
             worker.paused = worker.paused + passed if _is_paused(worker.process.pid) else 0.0
             if worker.paused > self._patience.peer:
                 self._kill([worker], "it is paused, and the others do not wait for longer")
-        if self._failed_at and now - self._failed_at > self._longest_end():
+        if self._over_at is not None and now - self._over_at > self._longest_end():
             self._kill([worker for worker in living if worker.rank], "it hangs")
 
     def _longest_end(self) -> float:

@@ -39,7 +39,7 @@ def reduce_gradients(
 
 
 def _finish(
-    team: Team, share: float, work: dist.Work, flat: Tensor, bucket: Sequence[Tensor]
+    team: Team, share: float, work: "dist.Work", flat: Tensor, bucket: Sequence[Tensor]
 ) -> None:
     team.end_sum(work, flat)
     flat.mul_(share)

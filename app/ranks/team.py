@@ -1,8 +1,9 @@
 """The processes that make a run's steps, as one of them sees the others.
 
 Each method is called by all of them, in the same order. A team of one does nothing, and has no
-process group. Numbers that decide something go over gloo, between the hosts, also where gradients
-go over NCCL, between the cards: so a decision waits for no card, and its failure is an exception.
+process group. Numbers that decide something go over gloo, between the hosts: that is torch's
+default group here. What lies on cards goes over NCCL, in a group of its own. So a decision waits
+for no card, and its failure is an exception.
 """
 
 import contextlib
@@ -14,17 +15,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import TCPStore
-from torch.distributed.distributed_c10d import Store, _abort_process_group
-from torch.distributed.rendezvous import rendezvous
 
-from app.errors import LostPeer, Unavailable
+from app.errors import ConfigError, LostPeer, Unavailable
 from app.failures import first_line
 from app.heartbeat import beat
+from app.ranks.awake import AwakeClock
 from app.ranks.meeting import (
     Assembly,
     Meeting,
@@ -34,6 +34,9 @@ from app.ranks.meeting import (
 )
 from app.settings.network import talk_over_interface_to
 from app.settings.place import JOINING, TRAINING, Place
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +62,15 @@ class Team:
     """`stopping` says that the team has agreed to stop."""
 
     def __init__(self, place: Place, peer_timeout: float) -> None:
-        """A process is lost if it is silent for `peer_timeout` seconds."""
+        """A process is lost if it is silent for `peer_timeout` seconds.
+
+        Raises ConfigError for several processes where torch was built for one.
+        """
+        if place.world_size > 1 and not dist.is_available():
+            raise ConfigError(
+                f"this build of torch ({torch.__version__}) has no torch.distributed, and several "
+                "processes need it: set DEVICES=1, or install another build"
+            )
         self.place, self.rank, self.size = place, place.rank, place.world_size
         self.stopping = self.joined = False
         self._timeout, self._patience = peer_timeout, max(_FIRST_SECONDS, peer_timeout)
@@ -67,7 +78,10 @@ class Team:
         self.meeting: Meeting | None = None  # of the nodes, where there are several
         self.assembly: Assembly | None = None  # of them, once all are there
         self._meeting: Store | None = None
-        self._hosts: dist.ProcessGroup | None = None
+        self._cards: dist.ProcessGroup | None = None  # None on a CPU
+        self._waited = 0.0
+        self._told: int | None = None  # microseconds, until an agreement has taken it along
+        self._heard: list[float] | None = None
 
     @property
     def is_many(self) -> bool:
@@ -155,13 +169,10 @@ class Team:
                 self.meeting = self._meeting_at(meeting)
             self._gather_at(meeting)
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if cuda else "gloo",
-                store=meeting,
-                rank=self.rank,
-                world_size=self.size,
-                timeout=timeout,
+                "gloo", store=meeting, rank=self.rank, world_size=self.size, timeout=timeout
             )
-            self._hosts = dist.new_group(backend="gloo", timeout=timeout) if cuda else None
+            # A group of its own, so that it can be aborted while the hosts still talk.
+            self._cards = dist.new_group(backend="nccl", timeout=timeout) if cuda else None
         except (RuntimeError, ValueError, TimeoutError, NotThisMeeting) as error:
             raise LostPeer(
                 f"rank {self.rank} of {self.size} did not find the others at "
@@ -171,18 +182,18 @@ class Team:
         self.agree(Wish.GO_ON)
         self._tell(TRAINING)
 
-    def _gather_at(self, meeting: Store) -> None:
+    def _gather_at(self, meeting: "Store") -> None:
         """Wait for each other in Python, which hears signals. The others wait for as long as
         rank 0 loads a checkpoint."""
         meeting.set(f"here/{self.rank}", "")
         everyone = range(self.size) if self.rank == 0 else ()
-        until = time.monotonic() + self._patience
+        waited = AwakeClock(most=1.0)
         while not self._has(meeting, [f"here/{rank}" for rank in everyone] or ["go"]):
             if self.meeting is not None and self.rank:
                 self.meeting.raise_if_over()
             if self.meeting is not None and self.rank == 0:
                 self.meeting.raise_if_one_left()
-            if self.rank == 0 and time.monotonic() > until:
+            if self.rank == 0 and waited() > self._patience:
                 missing = [rank for rank in everyone if not meeting.check([f"here/{rank}"])]
                 raise LostPeer(
                     f"not all {self.size} processes came within {self._patience:g} s; missing: "
@@ -209,6 +220,21 @@ class Team:
         """The first steps are done: from here on nobody may be silent for long."""
         self._patience = self._timeout
 
+    def tell(self, seconds: float) -> None:
+        """How long this process needs for its own part of a step. All tell it after the same step:
+        the next agreement takes it along, so it costs no message of its own."""
+        self._told = max(0, round(1e6 * seconds))
+
+    def take_told(self) -> list[float] | None:
+        """What each rank has told, once; None where nothing is new."""
+        heard, self._heard = self._heard, None
+        return heard
+
+    def take_waited(self) -> float:
+        """Seconds spent waiting for the others, since the last call."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
     def agree(self, wish: Wish, patience: float | None = None) -> Wish:
         """The greatest wish of all, for which `patience` seconds are waited, if that is given.
 
@@ -216,10 +242,16 @@ class Team:
         """
         if not self.is_many:
             return wish
-        numbers = torch.tensor([wish], dtype=torch.int32)
-        work = dist.all_reduce(numbers, dist.ReduceOp.MAX, self._hosts, async_op=True)
-        self._wait(work, patience)
-        agreed = Wish(int(numbers))
+        numbers = torch.zeros(1 if self._told is None else 1 + self.size, dtype=torch.int64)
+        numbers[0] = wish
+        if self._told is not None:
+            # Only one rank has anything but 0 in its place: the greatest is what it has told.
+            numbers[1 + self.rank] = self._told
+        self._wait(dist.all_reduce(numbers, dist.ReduceOp.MAX, async_op=True), patience)
+        greatest, *told = numbers.tolist()
+        if told:
+            self._told, self._heard = None, [micros / 1e6 for micros in told]
+        agreed = Wish(greatest)
         self.stopping = self.stopping or agreed >= Wish.STOP
         return agreed
 
@@ -227,7 +259,7 @@ class Team:
         """The sums over all, in float64. Raises LostPeer."""
         summed = torch.tensor(numbers, dtype=torch.float64)
         if self.is_many:
-            self._wait(dist.all_reduce(summed, group=self._hosts, async_op=True))
+            self._wait(dist.all_reduce(summed, async_op=True))
         return [float(number) for number in summed]
 
     def gather(self, numbers: Tensor) -> Tensor:
@@ -235,7 +267,7 @@ class Team:
         if not self.is_many:
             return numbers[None]
         rows = list(torch.empty((self.size, *numbers.shape), dtype=numbers.dtype))
-        self._wait(dist.all_gather(rows, numbers, group=self._hosts, async_op=True))
+        self._wait(dist.all_gather(rows, numbers, async_op=True))
         return torch.stack(rows)
 
     def all_have(self, number: int) -> bool:
@@ -243,59 +275,71 @@ class Team:
         if not self.is_many:
             return True
         both = torch.tensor([number, -number], dtype=torch.int64)
-        self._wait(dist.all_reduce(both, dist.ReduceOp.MAX, self._hosts, async_op=True))
+        self._wait(dist.all_reduce(both, dist.ReduceOp.MAX, async_op=True))
         return int(both[0]) == -int(both[1])
 
     def document(self, content: bytes = b"") -> bytes:
         """The `content` that rank 0 has. Raises LostPeer."""
         length = torch.tensor([len(content)], dtype=torch.int64)
-        self._wait(dist.broadcast(length, 0, group=self._hosts, async_op=True))
+        self._wait(dist.broadcast(length, 0, async_op=True))
         text = torch.zeros(int(length), dtype=torch.uint8)
         if self.rank == 0:
             text = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        self._wait(dist.broadcast(text, 0, group=self._hosts, async_op=True))
+        self._wait(dist.broadcast(text, 0, async_op=True))
         return text.numpy().tobytes()
 
     def copy_from_rank_0(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite each tensor with that of rank 0. Raises LostPeer."""
         for tensor in tensors:
             with torch.no_grad():
-                self._wait(dist.broadcast(tensor.detach(), 0, async_op=True))
+                group = self._cards if tensor.is_cuda else None
+                self._wait(dist.broadcast(tensor.detach(), 0, group=group, async_op=True))
 
-    def begin_sum(self, flat: Tensor) -> dist.Work:
+    def begin_sum(self, flat: Tensor) -> "dist.Work":
         """Begin to add up a tensor over all, in place; `end_sum` waits for it."""
-        work = dist.all_reduce(flat, async_op=True)
+        work = dist.all_reduce(flat, group=self._cards if flat.is_cuda else None, async_op=True)
         assert work is not None
         return work
 
-    def end_sum(self, work: dist.Work, flat: Tensor) -> None:
+    def end_sum(self, work: "dist.Work", flat: Tensor) -> None:
         """Raises LostPeer."""
         if not flat.is_cuda:
             self._wait(work)
             return
         # `wait` would let the card's stream wait, for ever if a peer is gone, and with it every
         # copy of the weights.
-        until = time.monotonic() + self._patience
+        waited = AwakeClock(most=1.0)
         while not work.is_completed():
-            if time.monotonic() > until:
-                _abort_process_group()
+            if waited() > self._patience:
+                self._abort()
                 raise self._lost(self._patience)
             time.sleep(_POLL_SECONDS)
+        self._waited += waited()
+        if work.exception() is not None:  # NCCL has noticed it, and given its kernels up
+            self._abort()
+            raise self._lost()
         self._wait(work)
 
-    def _meeting_at(self, store: Store) -> Meeting:
+    def _meeting_at(self, store: "Store") -> Meeting:
         limits = MeetingLimits(self._patience, self._answer_seconds)
         place, speaks = self.place, self.place.local_rank == 0
         return Meeting(store, place.node, place.nodes, limits, speaks=speaks)
 
-    def _meet(self, port: int = 0, listening: int | None = None) -> Store:
+    def _abort(self) -> None:
+        """Let no kernel of the cards wait for a peer any more: the weights have to be copied."""
+        if self._cards is not None:
+            self._cards.abort()
+
+    def _meet(self, port: int = 0, listening: int | None = None) -> "Store":
         timeout = timedelta(seconds=self._patience)
         if self.place.under_torchrun:
-            meeting: Store = next(rendezvous("env://", timeout=timeout))[0]
+            meeting: Store = next(
+                dist.rendezvous("env://", timeout=timeout)  # type: ignore[attr-defined]
+            )[0]
             return meeting
         # Node 0 reaches itself whatever the others call it.
         at_home = self.place.nodes > 1 and self.place.node == 0
-        return TCPStore(
+        there: Store = dist.TCPStore(  # type: ignore[attr-defined]
             "127.0.0.1" if at_home else self.place.address,
             port,
             self.size,
@@ -304,22 +348,24 @@ class Team:
             wait_for_workers=False,
             master_listen_fd=listening,
         )
+        return there
 
-    def _wait(self, work: dist.Work | None, patience: float | None = None) -> None:
+    def _wait(self, work: "dist.Work | None", patience: float | None = None) -> None:
         assert work is not None
-        began = time.monotonic()
+        waited = AwakeClock(most=2 * _SLICE_SECONDS)
         patience = self._patience if patience is None else patience
         while True:
             beat()  # it ends by itself, so it is nothing for the watchdog
             try:
                 work.wait(timedelta(seconds=_SLICE_SECONDS))
-                return
             except RuntimeError as error:
-                waited = time.monotonic() - began
                 if work.is_completed():  # and failed
                     raise self._lost() from error
-                if waited > patience:
+                if waited() > patience:
                     raise self._lost(patience) from error
+            else:
+                self._waited += waited()
+                return
 
     def _lost(self, seconds: float | None = None) -> LostPeer:
         how = "is gone" if seconds is None else f"was silent for {seconds:g} s (PEER_TIMEOUT)"

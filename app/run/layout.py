@@ -7,6 +7,7 @@
     waiting.json                            what a start does that may not write yet
     nodes.json                              for seconds: whether all machines see one store
     attempts/e000003-from-0000000040-e000001.json   attempt 3, which went on from step 40 of epoch 1
+    attempts/e000003-rank-1-flight.json     the last collectives of a process that missed another
     checkpoints/step-0000000020-e000001/    step 20, written under lease epoch 1
         …files…                             written first
         manifest.json                       sizes and SHA-256 of every file; makes it a checkpoint
@@ -116,6 +117,11 @@ class AttemptName(NamedTuple):
 def evaluation_key(name: CheckpointName, digest: str) -> str:
     """The key of what was found out about a checkpoint; `digest` says what was measured."""
     return f"{EVALUATIONS}/{name}/{digest}.json"
+
+
+def flight_key(epoch: int, rank: int) -> str:
+    """What a process of that attempt did last with the others, where one of them was lost."""
+    return f"{ATTEMPTS}/e{epoch:06d}-rank-{rank}-flight.json"
 
 
 def of_a_run(key: str) -> bool:

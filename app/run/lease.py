@@ -80,12 +80,14 @@ class Lease:
 
     `epoch` is 0 until `acquire` returns. Where the store's conditional writes are not atomic,
     `protected` is False: two processes that start at the same moment may both acquire the lease.
+    `taken_from` is the record that `acquire` replaced, if there was one.
     `tells` is asked at each renewal what this process is doing, from the thread that renews. So
     telling it costs no request of its own.
     """
 
     def __init__(self, store: Store, ttl: float, holder: str, clock: Clock | None = None) -> None:
         self.holder, self.epoch = holder, 0
+        self.taken_from: LeaseRecord | None = None
         self._store, self._ttl, self._clock = store, ttl, clock or Clock()
         self.tells: Callable[[], Doing] = Doing
         self._record: LeaseRecord | None = None
@@ -290,6 +292,7 @@ class Lease:
             doing=told.what,
             step=told.step,
         )
+        self.taken_from = previous
         new_etag = swap(self._store, LEASE, encode_document(record), etag)
         if new_etag is None:
             self._refused += 1

@@ -81,6 +81,11 @@ class Settings:
 def impossible_combinations(settings: Settings) -> Iterator[str]:
     """One line for each, with what to set instead."""
     batch, model, data = settings.batch, settings.model, settings.data
+    devices = settings.processes.devices
+    if settings.compute.device == "mps" and devices not in ("auto", "1"):
+        yield (
+            f"DEVICES={devices}, but an Apple GPU serves one process: set DEVICES=1, or DEVICE=cpu"
+        )
     if rest := batch.global_batch_size % batch.batch_size:
         divisor = next(n for n in range(batch.batch_size, 0, -1) if not batch.global_batch_size % n)
         multiple = batch.global_batch_size - rest or batch.batch_size

@@ -212,10 +212,10 @@ def tokenizer_files(files: Iterable[str]) -> list[str]:
     return [f for f in files if f.endswith(TOKENIZER_FILE_TYPES) and f not in others]
 
 
-def shared_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def shared_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Weights and moments, those of the optimizer itself and no copies, in one order everywhere."""
     state = _named_moments(model, optimizer)
-    return [*model.state_dict().values(), *(state[name] for name in sorted(state))]
+    return {**model.state_dict(), **{name: state[name] for name in sorted(state)}}
 
 
 def _named_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

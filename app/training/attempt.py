@@ -13,6 +13,7 @@ from torch import Tensor
 from app.errors import ConfigError, LostPeer, Preempted
 from app.failures import first_line
 from app.ranks.checksum import DifferentWeights
+from app.ranks.slow import SlowRanks
 from app.run.clock import seconds_of_this_process
 from app.run.journal import AttemptJournal, summary
 from app.run.lease import Doing, Lease
@@ -32,11 +33,12 @@ class Attempt(Steps):
     lease: Lease
     journal: AttemptJournal
     publish_report: Callable[[], None]
+    keep_flight_record: Callable[[], None]
     report_seconds: float = 2.0  # of a grace period, for the report page
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._doing = "training"
+        self._doing, self._slow = "training", SlowRanks()
 
     def begin(self) -> None:
         """See `Steps`."""
@@ -70,6 +72,7 @@ class Attempt(Steps):
         if first:
             self.journal.note(seconds_to_first_step=seconds_of_this_process())
         self.journal.note(step=self.step, seconds=self.clock.seconds)
+        self._look_at_ranks()
         last = self.step == self.target
         evaluates = self._evaluates()
         logs = evaluates or last or self._every(self.sections.logs.log_every_steps)
@@ -91,8 +94,7 @@ class Attempt(Steps):
         self.checkpointing.saver.raise_if_failed()
         if self.lease.lost:
             self.lease.check()
-        self.corpus.take_waited()
-        self.clock.next_step()
+        self._next_step()
         return self.agreement.stopping or last
 
     def finish(self, failure: BaseException | None = None) -> None:
@@ -110,6 +112,8 @@ class Attempt(Steps):
             failure = difference
         if failure is not None:
             self._save_in_spite_of(failure)
+            if isinstance(failure, LostPeer):
+                self.keep_flight_record()
             raise failure
         self._save_last()
         committed = self.checkpointing.wait_for_commits(self.step)
@@ -140,6 +144,12 @@ class Attempt(Steps):
         recorded = self.journal.end(why)
         if recorded and not self.lease.lost and self.grace.fits(self.report_seconds):
             self.publish_report()
+
+    def _look_at_ranks(self) -> None:
+        if told := self.team.take_told():
+            self.step_log.metrics.show_ranks(told)
+            if line := self._slow.news(told):
+                log.warning(line)
 
     def _check_finite(self, grad_norm: Tensor | None = None) -> None:
         """Raise ConfigError after an infinite loss or gradient: its weights must not be saved."""

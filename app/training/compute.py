@@ -91,7 +91,9 @@ def take_device(settings: Settings) -> None:
     Raises ConfigError if there is none for it.
     """
     if not settings.place.is_alone and settings.compute.device in ("auto", "cuda"):
-        take_gpu(settings.place.local_rank)
+        devices = settings.processes.devices
+        # The first process says what is wrong, before another one is started.
+        take_gpu(settings.place.local_rank, 0 if devices == "auto" else int(devices))
 
 
 def resolve_model(requested: str, device: torch.device) -> tuple[str, ModelConfig]:

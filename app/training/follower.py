@@ -22,8 +22,10 @@ from app.ranks.team import Team
 from app.settings.combined import Settings
 from app.settings.recipes import with_fitting_batch, with_recipe
 from app.state.snapshot import make_moments
+from app.stores.opening import open_store
 from app.training.agreement import Agreement
 from app.training.compute import resolve_compute, take_device
+from app.training.flight import keep_flight_record
 from app.training.groundwork import Groundwork
 from app.training.loop import train_until_stopped, trainer_named
 from app.training.nodes import come_to_nodes
@@ -57,8 +59,7 @@ class Follower(Steps):
             self.validation_loss = self.validation_loss if evaluated is None else evaluated
         if last or self._every(self.sections.checkpoints.checkpoint_every_steps):
             self.check_same_weights()
-        self.corpus.take_waited()
-        self.clock.next_step()
+        self._next_step()
         return self.agreement.stopping or last
 
     def remains(self) -> Remains | None:
@@ -122,8 +123,11 @@ def _follow(
                 raise Preempted  # the launcher of this node hears nothing of rank 0
     except (LostPeer, DifferentWeights) as difference:
         failure = difference
-    if isinstance(failure, LostPeer) and (remains := follower.remains()) is not None:
-        rescue(remains, plan, settings, follower.compute, stop)
+    if isinstance(failure, LostPeer):
+        if (remains := follower.remains()) is not None:
+            rescue(remains, plan, settings, follower.compute, stop)
+        place = settings.checkpoints.checkpoint_uri, plan.record.run_name
+        keep_flight_record(lambda: open_store(*place), plan.epoch, team.rank)
     if failure is not None:
         raise failure
 

@@ -31,6 +31,7 @@ from app.state.snapshot import huggingface_files
 from app.training.announcement import announce
 from app.training.attempt import Attempt
 from app.training.checkpointing import Checkpointing
+from app.training.flight import keep_flight_record
 from app.training.held_run import HeldRun
 from app.training.nodes import node_folders
 from app.training.optimizer import build_optimizer
@@ -237,6 +238,9 @@ def _attempt(
         team=run.team,
         agreement=run.agreement,
         publish_report=partial(publish, run.store, run.lease),
+        keep_flight_record=partial(
+            keep_flight_record, lambda: run.store, run.lease.epoch, run.team.rank
+        ),
         start_step=step,
         validation_loss=resumed.progress.validation_loss if resumed else None,
     )

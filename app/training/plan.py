@@ -100,5 +100,6 @@ def send_plan(team: Team, plan: Plan, model: SmolLM2, optimizer: torch.optim.Opt
 
 def share_state(team: Team, plan: Plan, model: SmolLM2, optimizer: torch.optim.Optimizer) -> None:
     """The weights and moments of rank 0 on all processes, and a look whether they are."""
-    team.copy_from_rank_0(shared_tensors(model, optimizer))
-    check_same_weights(team, model.state_dict(), plan.step)
+    state = shared_tensors(model, optimizer)
+    team.copy_from_rank_0(list(state.values()))
+    check_same_weights(team, state, plan.step)

@@ -83,10 +83,13 @@ def _lease_of_the_dead(
     except Unavailable:
         read_lease(store)  # if not even that answers, it is the store that is away
         return None  # rank 0 lives and commits, or another process does in its place
-    if lease.epoch == plan.epoch + 1:
+    # What was read above may have changed meanwhile: this is what was there when it was taken.
+    before = lease.taken_from
+    died = before is not None and before.holder == plan.holder and not before.released
+    if died and lease.epoch == plan.epoch + 1:
         lease.start_renewing()
         return lease
-    lease.release()  # another one had it meanwhile, and has committed
+    lease.release()  # rank 0 gave it back after all, or another one had it, and has committed
     return None
 
 

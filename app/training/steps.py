@@ -7,6 +7,8 @@ every step, and they say when to stop. What rank 0, or the only process, does be
 
 import logging
 import math
+import statistics
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +24,7 @@ from app.model.loss import LossFunction
 from app.model.smollm2 import SmolLM2
 from app.ranks.checksum import check_same_weights
 from app.ranks.reduction import reduce_gradients
+from app.ranks.slow import TOLD_EVERY
 from app.ranks.team import Team
 from app.settings.variables import (
     CheckpointSettings,
@@ -29,9 +32,11 @@ from app.settings.variables import (
     LogSettings,
     OptimizerSettings,
 )
+from app.state.snapshot import shared_tensors
 from app.training.agreement import Agreement
 from app.training.compute import Compute
 from app.training.evaluation import evaluate
+from app.training.own_part import OwnPart
 from app.training.preemption import GracePeriod, StopRequest
 from app.training.schedule import Schedule
 from app.training.step_clock import StepClock
@@ -87,6 +92,8 @@ class Steps:
         self._loss: Tensor | None = None  # of the last finished step
         self._moving = False  # the weights are between two steps
         self._finite = torch.ones((), dtype=torch.bool, device=self.compute.device)
+        self._own_part = OwnPart(self.compute.device)
+        self._own_seconds: deque[float] = deque(maxlen=TOLD_EVERY)
 
     def loader(self) -> DataLoader[Tensor]:
         """Micro-batches (B, T + 1) of all steps that are left."""
@@ -110,6 +117,7 @@ class Steps:
         if self.compute.compile:
             compiling_begins()
         self.clock.start()
+        self._own_part.begins()
 
     def learning_rate(self) -> float:
         """The rate for the step that is about to be made; also set in the optimizer."""
@@ -139,6 +147,7 @@ class Steps:
 
     def reduce_gradients(self, loss: Tensor) -> None:
         """Give each process the gradients, and the `loss`, of the whole step. Raises LostPeer."""
+        self._own_part.ends()
         reduce_gradients(self.model.parameters(), loss, self.team, self.geometry.share)
 
     def update_begins(self) -> None:
@@ -185,8 +194,10 @@ class Steps:
         return loss
 
     def check_same_weights(self) -> None:
-        """Raises DifferentWeights, on all processes, where one has other weights than the rest."""
-        check_same_weights(self.team, self.model.state_dict(), self.step)
+        """Raises DifferentWeights, on all processes, where one has other weights, or moments, than
+        the rest."""
+        if self.team.is_many:
+            check_same_weights(self.team, shared_tensors(self.model, self.optimizer), self.step)
 
     def _raise_if_stopping(self) -> None:
         if self.agreement.waits_and_stops():
@@ -202,8 +213,19 @@ class Steps:
         self._moving = False
         self.clock.step_done(waited=self.corpus.take_waited())
         steps_take(self.clock.median_seconds)
+        own = self.clock.last_seconds - self.team.take_waited()
+        self._own_seconds.append(self._own_part.seconds(own))
+        if self.team.is_many and self.step % TOLD_EVERY == 0:
+            self.team.tell(statistics.median(self._own_seconds))
         self._loss = loss.detach().clone()
         self._finite &= torch.isfinite(loss) & torch.isfinite(grad_norm)
+
+    def _next_step(self) -> None:
+        """All that is done between two steps is done."""
+        self.corpus.take_waited()
+        self.team.take_waited()
+        self.clock.next_step()
+        self._own_part.begins()
 
     def _every(self, interval: int) -> bool:
         return interval > 0 and self.step % interval == 0

@@ -1,7 +1,7 @@
 """Several processes on one machine: the same run as one, and what happens to it when one of them is
 killed, paused or asked to stop.
 
-With PROCESS_KILLS=60 the kills at random instants go on for an hour.
+With PROCESS_KILLS=60 the kills at random instants go on for an hour, and runs have 50 steps.
 """
 
 import contextlib
@@ -11,113 +11,45 @@ import random
 import re
 import signal
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from app.run.view import read_view
-from app.stores.contract import Store
-from app.stores.opening import open_store
-from tests.support.job import Finished, JobProcess, JobRunner, Outcome, outcome
-from tests.support.processes import wait_until_gone, workers_of
+from tests.support.job import JobProcess, JobRunner, Outcome, outcome
+from tests.support.process_runs import (
+    STEPS,
+    Disturbance,
+    in_bucket,
+    job,
+    losses,
+    newest_step,
+    steps_in,
+    store_of,
+    undisturbed,
+    variables_of_run,
+)
+from tests.support.processes import wait_until_gone
 
+__all__ = ["job", "undisturbed", "variables_of_run"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SEED = 20_261_128
 KILLS = int(os.environ.get("PROCESS_KILLS", "2"))
-STEPS = 20
-SLACK = 60.0  # seconds, for a busy machine
+LONG = KILLS >= 60
 
 
-@pytest.fixture(scope="module")
-def variables_of_run(
-    job_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, str]:
-    return {
-        **job_environment,
-        "DATA_DIR": str(tmp_path_factory.mktemp("data")),
-        "TRAINER": "torch",
-        "TOTAL_STEPS": str(STEPS),
-        "CHECKPOINT_EVERY_STEPS": "8",
-        "PRECISION": "32-true",
-        "LEASE_TTL": "3",
-        "PEER_TIMEOUT": "8",
-        "GRACE_SECONDS": "60",
-    }
-
-
-@pytest.fixture
-def job(variables_of_run: dict[str, str], tmp_path: Path) -> JobRunner:
-    return JobRunner({**variables_of_run, "CHECKPOINT_URI": f"file://{tmp_path}/store"})
-
-
-@pytest.fixture(scope="module")
-def undisturbed(
-    variables_of_run: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[int], Outcome]:
-    """By the number of processes, what a run leaves that nothing disturbs."""
-    made: dict[int, Outcome] = {}
-
-    def by(processes: int) -> Outcome:
-        if processes not in made:
-            uri = f"file://{tmp_path_factory.mktemp('undisturbed')}"
-            job = JobRunner({**variables_of_run, "CHECKPOINT_URI": uri, "DEVICES": str(processes)})
-            finished = job.run("train")
-            assert finished.code == 0, finished.log
-            made[processes] = outcome(open_store(uri, "tiny"))
-        return made[processes]
-
-    return by
-
-
-def store_of(job: JobRunner) -> Store:
-    return open_store(job.environment["CHECKPOINT_URI"], "tiny")
-
-
-def newest_step(job: JobRunner) -> int:
-    return read_view(store_of(job)).newest_step
-
-
-def steps_in(log: str) -> list[int]:
-    return [int(step) for step in re.findall(rf" step (\d+)/{STEPS} ", log)]
-
-
-def losses(made: Outcome) -> list[float]:
-    return [loss for _, loss, _ in made.rows]
-
-
-class Disturbance:
-    """Does something to one process, or to several, when a line of the log appears."""
-
-    def __init__(self, number: signal.Signals, *ranks: int, launcher: bool = False) -> None:
-        self._number, self._ranks, self._launcher = number, ranks, launcher
-        self.workers: dict[int, int] = {}
-        self.at = 0.0
-
-    def __call__(self, process: JobProcess) -> None:
-        self.workers = workers_of(process.pid)
-        self.at = time.monotonic()
-        for rank in self._ranks:
-            os.kill(self.workers[rank], self._number)
-        if self._launcher:
-            process.send_signal(self._number)
-
-    def assert_over(self, ended: Finished, seconds: float) -> None:
-        assert time.monotonic() - self.at < seconds + SLACK, ended.log
-        assert wait_until_gone(self.workers, 0) == [], ended.log
-
-
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, 3, 4])
 def test_several_processes_make_the_run_of_one_and_both_trainers_the_same_bits(
-    processes: int, job: JobRunner, undisturbed: Callable[[int], Outcome]
+    processes: int, job: JobRunner, undisturbed: Callable[..., Outcome]
 ) -> None:
-    """8 sequences over 3 processes too: in the last micro-step two of them have none left."""
-    one, several = undisturbed(1), undisturbed(processes)
+    """8 sequences over 3 processes too: in the last micro-step two of them have none left. Over 4
+    the second micro-step is nobody's."""
+    steps = {"TOTAL_STEPS": "50"} if LONG else {}
+    one, several = undisturbed(1, **steps), undisturbed(processes, **steps)
     assert losses(several) == pytest.approx(losses(one), rel=1e-5)
     assert losses(one)[-1] < losses(one)[0] - 0.1  # it did train
-    finished = job.with_(TRAINER="lightning", DEVICES=str(processes)).run("train")
+    finished = job.with_(TRAINER="lightning", DEVICES=str(processes), **steps).run("train")
     assert finished.code == 0, finished.log
     assert outcome(store_of(job)).differences(several) == []
 
@@ -144,7 +76,7 @@ def _longer_text(folder: Path) -> Path:
 
 
 def test_a_run_goes_on_with_another_number_of_processes(
-    job: JobRunner, undisturbed: Callable[[int], Outcome]
+    job: JobRunner, undisturbed: Callable[..., Outcome]
 ) -> None:
     for processes, step in (("3", 5), ("1", 12), ("2", STEPS)):
         with_ = job.with_(DEVICES=processes)
@@ -156,9 +88,26 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert losses(outcome(store_of(job))) == pytest.approx(losses(undisturbed(1)), rel=1e-5)
 
 
+def test_a_killed_run_goes_on_with_another_number_of_processes(
+    job: JobRunner, undisturbed: Callable[..., Outcome]
+) -> None:
+    job = job.with_(DEVICES="3")
+    kill = Disturbance(signal.SIGKILL, 1)
+    killed = job.run("train", when={f" step 11/{STEPS} ": kill})
+    assert killed.code == 75, killed.log
+    finished = job.with_(DEVICES="2", TRAINER="lightning").run("train")
+    assert finished.code == 0, finished.log
+    assert steps_in(finished.log)[0] == newest_step_in(killed.log) + 1
+    assert losses(outcome(store_of(job))) == pytest.approx(losses(undisturbed(1)), rel=1e-5)
+
+
+def newest_step_in(log: str) -> int:
+    return max(int(step) for step in re.findall(r"checkpoint step (\d+) saved", log))
+
+
 @pytest.mark.parametrize(("trainer", "rank"), [("torch", 0), ("lightning", 1)])
 def test_a_killed_process_costs_the_step_in_progress_and_no_bit(
-    trainer: str, rank: int, job: JobRunner, undisturbed: Callable[[int], Outcome]
+    trainer: str, rank: int, job: JobRunner, undisturbed: Callable[..., Outcome]
 ) -> None:
     job = job.with_(DEVICES="3", TRAINER=trainer)
     kill = Disturbance(signal.SIGKILL, rank)
@@ -173,7 +122,7 @@ def test_a_killed_process_costs_the_step_in_progress_and_no_bit(
 
 
 def test_where_rank_0_dies_another_takes_its_lease_in_a_bucket_after_its_silence(
-    job: JobRunner, bucket: str, s3_server: str, undisturbed: Callable[[int], Outcome]
+    job: JobRunner, bucket: str, s3_server: str, undisturbed: Callable[..., Outcome]
 ) -> None:
     """With processes that load data too: they have the connections of those that forked them."""
     job = job.with_(CHECKPOINT_URI=f"s3://{bucket}", AWS_ENDPOINT_URL_S3=s3_server)
@@ -190,7 +139,7 @@ def test_where_rank_0_dies_another_takes_its_lease_in_a_bucket_after_its_silence
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_hangs_is_left_behind_after_peer_timeout(
-    rank: int, job: JobRunner, undisturbed: Callable[[int], Outcome]
+    rank: int, job: JobRunner, undisturbed: Callable[..., Outcome]
 ) -> None:
     job = job.with_(DEVICES="3")
     pause = Disturbance(signal.SIGSTOP, rank)
@@ -213,7 +162,7 @@ def test_a_process_that_hangs_is_left_behind_after_peer_timeout(
     ids=["the launcher", "one of them", "all of them"],
 )
 def test_a_signal_to_any_of_them_stops_all_after_the_same_step(
-    stop: Disturbance, job: JobRunner, undisturbed: Callable[[int], Outcome]
+    stop: Disturbance, job: JobRunner, undisturbed: Callable[..., Outcome]
 ) -> None:
     job = job.with_(DEVICES="3")
     stopped = job.run("train", when={f" step 5/{STEPS} ": stop})
@@ -226,7 +175,7 @@ def test_a_signal_to_any_of_them_stops_all_after_the_same_step(
 
 
 def test_where_rank_0_dies_in_its_last_commit_another_makes_it(
-    job: JobRunner, undisturbed: Callable[[int], Outcome]
+    job: JobRunner, undisturbed: Callable[..., Outcome]
 ) -> None:
     job = job.with_(DEVICES="2")
     stop = Disturbance(signal.SIGTERM, launcher=True)
@@ -250,7 +199,7 @@ def test_a_signal_before_the_others_have_come_ends_all_with_143(job: JobRunner) 
 
 
 def test_a_launcher_that_is_killed_leaves_no_process_and_no_step_behind(
-    job: JobRunner, undisturbed: Callable[[int], Outcome]
+    job: JobRunner, undisturbed: Callable[..., Outcome]
 ) -> None:
     job = job.with_(DEVICES="2")
     kill = Disturbance(signal.SIGKILL, launcher=True)
@@ -280,7 +229,7 @@ def test_a_finished_run_starts_no_other_process(job: JobRunner) -> None:
 
 
 def test_torchruns_workers_make_the_same_run_and_find_it_finished(
-    job: JobRunner, undisturbed: Callable[[int], Outcome]
+    job: JobRunner, undisturbed: Callable[..., Outcome]
 ) -> None:
     torchrun = dataclasses.replace(job, module="torch.distributed.run")
     # Without these it asks for the name of this machine, which a container without network has not.
@@ -297,10 +246,16 @@ def test_torchruns_workers_make_the_same_run_and_find_it_finished(
 
 @pytest.mark.parametrize("number", range(KILLS))
 def test_a_kill_at_a_random_instant_leaves_a_run_that_ends_with_the_same_bits(
-    number: int, job: JobRunner, undisturbed: Callable[[int], Outcome]
+    number: int,
+    job: JobRunner,
+    undisturbed: Callable[..., Outcome],
+    request: pytest.FixtureRequest,
 ) -> None:
+    """Of each kind of store, and with both trainers, the same number of times."""
     chosen = random.Random(SEED + number)
-    trainer, rank = chosen.choice(["torch", "lightning"]), chosen.randrange(3)
+    trainer, rank = ("torch", "lightning")[number // 2 % 2], chosen.randrange(3)
+    if number % 2:
+        job = in_bucket(job, request)
     deed = chosen.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP])
     job = job.with_(DEVICES="3", TRAINER=trainer)
     act = Disturbance(deed, rank)

@@ -1,14 +1,18 @@
 """The launcher: what it starts, what it hands on, and with which code it ends."""
 
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from app.ranks.launcher import Launcher, Patience
 from app.settings.place import Place
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("own_handlers")
 
 # A worker of so many words, one for each rank: a code to end with, or what to do.
@@ -100,6 +104,63 @@ def test_a_paused_process_is_killed_and_the_others_go_on_without_it(
 ) -> None:
     assert launched("75" if not more else "waits", "is paused", more=more) == 75
     assert "rank 1 is killed: it is paused" in caplog.text
+
+
+def test_what_does_not_end_after_the_run_is_over_is_killed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert launched("0", "waits", grace=0.5) == 0
+    assert "rank 1 is killed: it hangs" in caplog.text
+
+
+# Runs the launcher as a process of its own, since Ctrl-Z pauses it.
+LAUNCHER = """
+import sys
+from app.ranks.launcher import Launcher, Patience
+sys.exit(Launcher([sys.executable, "-c", sys.argv[1]], 3, Patience(60, 0.5)).run())
+"""
+PAUSED_WORKER = """
+import os, signal
+if news := os.environ.get("APP_LAUNCHER_NEWS"):
+    os.write(int(news), b"port 1\\ntraining\\n")
+print(os.environ["RANK"], os.getpid(), flush=True)
+signal.signal(signal.SIGTERM, lambda number, frame: os._exit(143))
+signal.pause()
+"""
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def wait_for(pids: list[int], *states: str) -> None:
+    until = time.monotonic() + 60
+    while not all(state_of(pid) in states for pid in pids):
+        assert time.monotonic() < until, [state_of(pid) for pid in pids]
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_ctrl_z_pauses_all_of_them_for_as_long_as_one_likes_and_none_is_killed_for_it() -> None:
+    """`peer`, after which a paused process is killed, is over more than once in the pause."""
+    command = [sys.executable, "-c", LAUNCHER, PAUSED_WORKER]
+    launcher = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert launcher.stdout is not None
+    workers = [int(launcher.stdout.readline().split()[1]) for _ in range(3)]
+    launcher.send_signal(signal.SIGTSTP)
+    wait_for([launcher.pid, *workers], "T")
+    paused_at = time.monotonic()
+    while time.monotonic() < paused_at + 1.5:  # the wait is what is tested
+        assert state_of(launcher.pid) == "T"
+        time.sleep(0.05)
+    launcher.send_signal(signal.SIGCONT)
+    wait_for([launcher.pid, *workers], "S")
+    launcher.send_signal(signal.SIGTERM)
+    _, said = launcher.communicate(timeout=60)
+    assert launcher.returncode == 143, said
+    assert "is killed" not in said
 
 
 def test_workers_share_the_cores_and_the_loopback_interface() -> None:

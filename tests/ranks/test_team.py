@@ -33,6 +33,21 @@ def test_all_hear_the_same() -> None:
     assert in_team(3, spoken) == [ours] * 3
 
 
+def told(team: Team) -> list[tuple[Any, ...]]:
+    heard: list[tuple[Any, ...]] = []
+    for step in (1, 2):
+        team.tell(step * (team.rank + 0.5))
+        heard.append((int(team.agree(Wish.STOP)), team.take_told(), team.take_told()))
+        heard.append((int(team.agree(Wish.GO_ON)), team.take_told(), None))
+    return heard
+
+
+def test_an_agreement_takes_along_what_each_has_told_and_once() -> None:
+    first, second = [0.5, 1.5, 2.5], [1.0, 3.0, 5.0]
+    ours = [(2, first, None), (0, None, None), (2, second, None), (0, None, None)]
+    assert in_team(3, told) == [ours] * 3
+
+
 def test_a_team_of_one_has_no_process_group_and_says_everything_to_itself() -> None:
     team = Team(Place(), 60)
     assert team.agree(Wish.STOP) is Wish.STOP

@@ -32,6 +32,7 @@ def test_batch_sizes_that_do_not_divide_are_answered_with_some_that_do(
         ({"seq_len": "1024", "val_every_steps": "5", "val_tokens": "512"}, "VAL_TOKENS=512"),
         ({"init_from": "a/b", "model": "tiny"}, "MODEL=tiny has no meaning with INIT_FROM=a/b"),
         ({"init_from": "a/b", "init": "scaled"}, "INIT=scaled has no meaning with INIT_FROM=a/b"),
+        ({"device": "mps", "devices": "2"}, "DEVICES=2, but an Apple GPU serves one process"),
         ({"dataset_config": "x"}, "DATASET_CONFIG has no meaning with DATASET=builtin"),
     ],
 )
