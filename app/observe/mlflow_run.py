@@ -13,7 +13,7 @@ from app.failures import first_line
 from app.observe.rows import Row
 from app.observe.tracking import CheckpointLink, Ending, Measured, values_of
 from app.run.tracked_run import TrackedRun
-from app.settings.trackers import TRACKED_AS, TrackerNames, let_mlflow_be_quick
+from app.settings.trackers import TRACKED_AS, TrackerNames, set_defaults_of_trackers
 
 _TAG = "smollm2.run"
 _MOST_METRICS = 1_000  # that the server takes at once
@@ -49,7 +49,7 @@ class MlflowRun:
         self._id = ""
 
     def connect(self) -> set[int]:
-        let_mlflow_be_quick()
+        set_defaults_of_trackers()
         from mlflow import MlflowClient
 
         tracked = self._tracked()

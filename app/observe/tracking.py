@@ -150,9 +150,10 @@ class Sender:
             self._ending = how
             self._changed.notify_all()
 
-    @property
-    def at_work(self) -> bool:
-        return self._thread.is_alive()
+    def wait(self, seconds: float) -> bool:
+        """Whether it has ended, for which it has so many seconds more."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     @property
     def left(self) -> str:
@@ -272,11 +273,11 @@ class Tracking:
         for sender in self._senders:
             sender.close(how)
         began = time.monotonic()
-        while any(sender.at_work for sender in self._senders):
-            if time.monotonic() - began > patience or not fits(0):
-                break
-            time.sleep(_POLL_SECONDS)
-        behind = [sender for sender in self._senders if sender.left or sender.at_work]
+        for sender in self._senders:
+            while not sender.wait(_POLL_SECONDS):
+                if time.monotonic() - began > patience or not fits(0):
+                    break
+        behind = [sender for sender in self._senders if sender.left or not sender.wait(0)]
         for sender in behind:
             log.warning(
                 "%s is behind%s: the next attempt tells it the rest, or `python -m app run track`",

@@ -18,11 +18,10 @@ from app.failures import first_line
 from app.observe.rows import Row
 from app.observe.tracking import CheckpointLink, Ending, Measured, values_of
 from app.run.tracked_run import TrackedRun
-from app.settings.trackers import TRACKED_AS, TrackerNames
+from app.settings.trackers import TRACKED_AS, TrackerNames, set_defaults_of_trackers
 
 log = logging.getLogger(__name__)
 
-_INIT_SECONDS = 30.0
 _EXIT_CODES: Mapping[Ending, int] = {"finished": 0, "preempted": 143, "failed": 1}
 
 
@@ -39,22 +38,24 @@ class WandbRun:
         directory: Path,
         config: Mapping[str, str],
         finish_seconds: float,
+        init_seconds: float = 30.0,
     ) -> None:
         """`config` are the settings without secrets. Files go to `directory`, or to WANDB_DIR.
-        At the end the last rows have `finish_seconds` to reach the server."""
+        The server has `init_seconds` to answer, and at the end the last rows have `finish_seconds`
+        to reach it."""
         self._run_name, self._tracked, self._names = run_name, tracked, names
         self._directory, self._config = directory, config
-        self._finish_seconds = finish_seconds
+        self._finish_seconds, self._init_seconds = finish_seconds, init_seconds
         self._run: Any = None
         self._linked: CheckpointLink | None = None
 
     def connect(self) -> range:
+        settings = quiet_settings()
         import wandb
         from wandb.errors import Error
 
         name = self._tracked().name
-        settings = quiet_settings()
-        settings.init_timeout, settings.finish_timeout = _INIT_SECONDS, self._finish_seconds
+        settings.init_timeout, settings.finish_timeout = self._init_seconds, self._finish_seconds
         if not self._names.wandb_dir:
             self._directory.mkdir(parents=True, exist_ok=True)
             settings.root_dir = str(self._directory)
@@ -136,9 +137,10 @@ def _failure(error: Exception) -> AccessDenied | Unavailable:
 def has_credentials() -> bool:
     """Whether W&B needs none, or has some: a variable, a token file or a netrc file. Asks nobody,
     neither a server nor the user."""
+    settings = quiet_settings()
     import wandb
 
-    session = wandb.setup(quiet_settings())
+    session = wandb.setup(settings)
     if session.settings.mode not in ("online", "run", "shared"):
         return True
     return bool(wandb.login(prompt=False, verify=False))
@@ -147,6 +149,7 @@ def has_credentials() -> bool:
 def quiet_settings() -> Any:
     """Nothing on the terminal, and of this machine nothing is told: the command line may hold
     what is no one else's business, and so may the address of a git remote."""
+    set_defaults_of_trackers()
     import wandb
 
     return wandb.Settings(

@@ -10,8 +10,15 @@ from collections.abc import Iterator, Mapping
 from pydantic import BaseModel, ConfigDict
 
 TRACKED_AS = "smollm2"  # project of W&B and experiment of MLflow, where nobody names one
-# MLflow's own defaults are minutes of silence before it says that a server is away.
-_MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+# MLflow's own defaults are minutes of silence before it says that a server is away, lines on stdout
+# with the address as it was typed, and news of its use to its makers.
+_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_ERROR_REPORTING": "false",
+}
 _PLAIN = (
     "WANDB_API_KEY",
     "WANDB_BASE_URL",
@@ -59,10 +66,7 @@ def _is_flawed(value: str) -> bool:
     return value != value.strip() or "\n" in value or value[0] in "'\"" or value[-1] in "'\""
 
 
-def let_mlflow_be_quick() -> None:
-    """Shorter waits for the MLflow client, which knows no other place for them; what is set stays.
-
-    It works on a thread of its own and tries again anyway.
-    """
-    for name, value in _MLFLOW_PATIENCE.items():
+def set_defaults_of_trackers() -> None:
+    """Quick answers and quiet, for libraries that read them nowhere else; what is set stays."""
+    for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)

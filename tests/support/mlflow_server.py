@@ -58,20 +58,36 @@ class MlflowServer:
             self._process.wait()
             self._process = None
 
-    def runs(self) -> list[Any]:
-        """Every run of every experiment."""
-        from mlflow import MlflowClient
+    def runs(self, experiment: str) -> list[Any]:
+        """The runs of an experiment, the newest first; none if there is no such experiment."""
+        known = self._client().get_experiment_by_name(experiment)
+        return list(self._client().search_runs([known.experiment_id])) if known else []
 
-        client = MlflowClient(tracking_uri=self.uri)
-        experiments = [found.experiment_id for found in client.search_experiments()]
-        return list(client.search_runs(experiments))
+    def run(self, run_id: str) -> Any:
+        return self._client().get_run(run_id)
+
+    def delete(self, run_id: str) -> None:
+        self._client().delete_run(run_id)
 
     def history(self, run_id: str, name: str) -> list[tuple[int, float]]:
         """(step, value) of everything that was logged under that name, by step."""
+        found = self._client().get_metric_history(run_id, name)
+        return sorted((metric.step, metric.value) for metric in found)
+
+    def wait_for_step(self, experiment: str, step: int) -> None:
+        """Until the only run of the experiment has the loss of that step."""
+        deadline = time.monotonic() + STARTS_WITHIN
+        while True:
+            for found in self.runs(experiment):
+                if step in dict(self.history(found.info.run_id, "loss")):
+                    return
+            assert time.monotonic() < deadline
+            time.sleep(POLL_SECONDS)
+
+    def _client(self) -> Any:
         from mlflow import MlflowClient
 
-        found = MlflowClient(tracking_uri=self.uri).get_metric_history(run_id, name)
-        return sorted((metric.step, metric.value) for metric in found)
+        return MlflowClient(tracking_uri=self.uri)
 
     def _answers(self) -> bool:
         try:
