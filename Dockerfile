@@ -1,9 +1,10 @@
 # One image for CPU and GPU:     docker compose build train
 # A small image without CUDA:    TORCH_INDEX_URL=<PyTorch's CPU wheel index> docker compose build train
 #                                (its address is on PyTorch's "Get started" page, platform CPU)
+# With W&B and MLflow:           EXTRAS=trackers docker compose build train
 #
 # Stages: environment (Python and its packages) -> tokenizer (trained once, on text in the image)
-# -> runtime (what ships, the default) and test (the same files plus the test-suite). object-store
+# -> extended (with EXTRAS) -> runtime (what ships, the default) and test (the same files plus the test-suite). object-store
 # is the server of the compose stack, which the tests run too.
 # What changes least comes first, so that an edit in app/ rebuilds only the last small layers.
 # No `# syntax=` line: cache mounts are part of every BuildKit, and it would be one more pull.
@@ -65,10 +66,10 @@ RUN cd /tmp && apt-get update -qq \
     && apt-get download -qq prometheus \
     && dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x -C / ./usr/bin/promtool \
     && rm -rf prometheus_*.deb /var/lib/apt/lists/*
-COPY requirements-test.txt requirements-store.txt /opt/
+COPY requirements-test.txt requirements-store.txt requirements-trackers.txt /opt/
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --disable-pip-version-check --progress-bar off \
-        -c /opt/requirements.txt -r /opt/requirements-test.txt \
+        -c /opt/requirements.txt -r /opt/requirements-test.txt -r /opt/requirements-trackers.txt \
     && pip install --disable-pip-version-check --progress-bar off \
         --require-hashes -r /opt/requirements-store.txt
 
@@ -90,7 +91,18 @@ HEALTHCHECK --interval=3s --timeout=5s --start-period=60s --retries=5 \
 ENTRYPOINT ["python", "/opt/object_store.py"]
 
 
-FROM environment AS runtime-files
+# Optional packages by name: EXTRAS="trackers" installs requirements-trackers.txt.
+FROM environment AS extended
+ARG EXTRAS=""
+COPY requirements-*.txt /opt/extras/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    for extra in $EXTRAS; do \
+        pip install --disable-pip-version-check --progress-bar off \
+            -c /opt/requirements.txt -r "/opt/extras/requirements-$extra.txt" || exit 1; \
+    done
+
+
+FROM extended AS runtime-files
 COPY --from=tokenizer /opt/builtin /opt/builtin
 COPY entrypoint.sh LICENSE ./
 COPY app/ app/

@@ -1,7 +1,7 @@
 # With Python 3.11 or newer, and nothing else. `make` alone says what there is.
 #
-# Variables of the job go before the word or after it: `TOTAL_STEPS=60 make train`. ARGS are for the
-# program itself: `make test ARGS='-k lease'`. Where a command fails, make says its exit code, and
+# Variables of the job go before the word or after it: `TOTAL_STEPS=60 make train`. EXTRAS are optional
+# packages: `EXTRAS=trackers make train`. ARGS are for the program itself: `make test ARGS='-k lease'`. Where a command fails, make says its exit code, and
 # exits with 2.
 
 .PHONY: help train test check report clean

@@ -15,7 +15,11 @@ from tests.support import needs
 from tests.support.repository import ROOT
 
 TARGETS = ["train", "test", "check", "report", "clean"]
-REQUIREMENTS = ["requirements.txt", "requirements-test.txt", "requirements-store.txt"]
+EXTRAS = ["trackers"]
+REQUIREMENTS = [
+    *("requirements.txt", "requirements-test.txt", "requirements-store.txt"),
+    *(f"requirements-{extra}.txt" for extra in EXTRAS),
+]
 # Makes an environment with itself as its Python, and writes down what else it is asked for.
 STAND_IN = """\
 #!/bin/sh
@@ -141,10 +145,29 @@ def test_tests_install_what_they_need_beside_that(checkout: Checkout) -> None:
     checkout.asked()
     (checkout.folder / "tools/python").symlink_to("python3.11")
     assert checkout.make("test", "ARGS=-k lease").returncode == 0
-    tests, store, run = checkout.asked()
+    tests, *extras, store, run = checkout.asked()
     assert "-r requirements-test.txt -c requirements.txt" in tests
+    assert len(extras) == len(EXTRAS)
+    for extra, line in zip(EXTRAS, extras, strict=True):
+        assert f"-r requirements-{extra}.txt -c requirements.txt" in line
     assert "-r requirements-store.txt --require-hashes" in store
     assert run == "-m pytest -k lease"
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_optional_packages_are_installed_by_name_and_once(extra: str, checkout: Checkout) -> None:
+    assert checkout.make("train", EXTRAS=extra).returncode == 0
+    *_, packages, train = checkout.asked()
+    assert f"-r requirements-{extra}.txt -c requirements.txt" in packages
+    assert train == "-m app train"
+    assert checkout.make("train", EXTRAS=extra).returncode == 0
+    assert checkout.asked() == ["-m app train"]
+
+
+def test_an_unknown_name_of_optional_packages_is_refused(checkout: Checkout) -> None:
+    refused = checkout.make("train", EXTRAS="tracker")
+    assert refused.returncode == 2 and "-m app train" not in checkout.asked()
+    assert f"there is no tracker. Known: {' '.join(EXTRAS)}" in refused.stderr
 
 
 def test_where_there_is_no_build_of_the_store_the_rest_is_installed(checkout: Checkout) -> None:
@@ -154,7 +177,7 @@ def test_where_there_is_no_build_of_the_store_the_rest_is_installed(checkout: Ch
     uname.chmod(0o755)
     assert checkout.make("check").returncode != 0, "there is no scripts/check here"
     asked = checkout.asked()
-    assert len(asked) == 2 and not any("extra-index" in line for line in asked)
+    assert len(asked) == 2 + len(EXTRAS) and not any("extra-index" in line for line in asked)
     assert not any("requirements-store" in line for line in asked)
 
 

@@ -227,11 +227,39 @@ def test_the_server_that_the_tests_run_is_the_one_that_users_get_to_the_last_byt
         assert any("--require-hashes -r /opt/requirements-store.txt" in rest for rest in installed)
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-test.txt"])
-def test_every_requirement_is_pinned_exactly(name: str) -> None:
+PINNED = sorted({path.name for path in ROOT.glob("requirements*.txt")} - {"requirements-store.txt"})
+EXTRAS = sorted(set(PINNED) - {"requirements.txt", "requirements-test.txt"})
+
+
+def pins(name: str) -> dict[str, str]:
+    """The version of each package in that file, by its name as pip compares names."""
     lines = [line for line in (ROOT / name).read_text().splitlines() if line and line[0] != "#"]
-    assert lines
-    assert [line for line in lines if not re.fullmatch(r"[\w.-]+(\[\w+\])?==[\w.]+", line)] == []
+    found = [re.fullmatch(r"([\w.-]+)(?:\[\w+\])?==([\w.]+)", line) for line in lines]
+    assert None not in found, "each line is name==version"
+    return {re.sub(r"[-_.]+", "-", match[1]).lower(): match[2] for match in found if match}
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_every_requirement_is_pinned_exactly(name: str) -> None:
+    assert pins(name)
+
+
+def test_optional_packages_fit_what_is_there_already() -> None:
+    assert "requirements-trackers.txt" in EXTRAS
+    versions: dict[str, set[str]] = {}
+    for name in PINNED:
+        for package, version in pins(name).items():
+            versions.setdefault(package, set()).add(version)
+    assert {package for package, pinned in versions.items() if len(pinned) > 1} == set()
+
+
+def test_the_image_is_built_with_the_optional_packages_that_are_named() -> None:
+    args = services(ROOT / "docker-compose.yml")["train"]["build"]["args"]
+    assert args["EXTRAS"] == "${EXTRAS:-}"
+    (installs,) = (rest for word, rest in instructions("extended") if word == "RUN")
+    assert "for extra in $EXTRAS" in installs and "requirements-$extra.txt" in installs
+    (tests,) = (rest for word, rest in instructions("test-environment") if "pip install" in rest)
+    assert [name for name in EXTRAS if f"-r /opt/{name}" not in tests] == []
 
 
 def test_who_runs_the_job_as_another_user_can_read_the_key_of_the_store() -> None:

@@ -1,4 +1,4 @@
-"""`run repair`: run.json made again from a checkpoint."""
+"""`run repair`: run.json made again from a checkpoint. `run track` is in `tracking`."""
 
 import argparse
 import logging
@@ -6,6 +6,7 @@ import logging
 from app.cli.arguments import Commands
 from app.cli.confirmation import confirmed
 from app.cli.named_run import lease_of_a_command, named_stores, scratch_folder, the_one
+from app.cli.tracking import track_run
 from app.errors import ConfigError, Damaged
 from app.printable import show
 from app.run.fetching import newest_valid
@@ -22,9 +23,10 @@ log = logging.getLogger(__name__)
 
 
 def add_commands(commands: Commands) -> None:
-    verbs = commands.group("run", "repair what says what a run is")
+    verbs = commands.group("run", "repair what says what a run is; tell trackers about it")
     repair = verbs.add("repair", repair_run, "make a lost or damaged run.json from a checkpoint")
     repair.add_argument("--yes", action="store_true", help="without asking")
+    verbs.add("track", track_run, "send the trackers of LOGGERS (W&B, MLflow) what they lack")
 
 
 def repair_run(settings: Settings, arguments: argparse.Namespace, stop: StopRequest) -> None:

@@ -204,7 +204,7 @@ class Team:
         if self.rank == 0:
             meeting.set("go", "")
 
-    def _has(self, meeting: Store, keys: list[str]) -> bool:
+    def _has(self, meeting: "Store", keys: list[str]) -> bool:
         def ask() -> bool:
             return bool(meeting.check(keys))
 

@@ -13,6 +13,7 @@ from app.run.journal import AttemptJournal, AttemptRecord
 from app.run.layout import MANIFEST, QUARANTINE, REASON, CheckpointName
 from app.run.lease import Lease, WriteRight
 from app.run.retention import move_aside, quarantine
+from app.run.tracked_run import begin_anew
 from app.run.view import CheckpointState, RunView
 from app.stores.contract import Store
 
@@ -86,6 +87,8 @@ def carry_out(change: Return, store: Store, lease: Lease) -> None:
     for name in same_step:  # which no fence makes late
         quarantine(store, name, why, lease)
     lease.check()
+    if change.beyond:
+        begin_anew(store)
     AttemptJournal(store, record).begin()
     write_latest(change.to, lease)
     for name in change.beyond:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from app.console import redacted
 from app.settings.place import Place
 from app.settings.presets import AUTO_MODELS, PRESETS
+from app.settings.trackers import TrackerNames
 from app.settings.values import as_typed
 from app.settings.variables import (
     BatchSettings,
@@ -39,6 +40,7 @@ class Settings:
     logs: LogSettings = field(default_factory=LogSettings)
     processes: ProcessSettings = field(default_factory=ProcessSettings)
     metadata_servers: MetadataServers = field(default_factory=MetadataServers)
+    trackers: TrackerNames = field(default_factory=TrackerNames)
     place: Place = field(default_factory=Place)
     sources: Mapping[str, Source] = field(default_factory=dict)
     s3_endpoint: str = ""  # the variable that names it, with its value

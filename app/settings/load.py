@@ -3,7 +3,8 @@
 The environment is the only configuration. A command-line flag is the same name in
 lower case, and a `.env` file in the working directory is read too; the order of
 precedence is flag, environment, file, default. Nothing else in the project reads
-the environment, except boto3 (AWS_*) and the hub client (HF_*), each for its own names.
+the environment, except boto3 (AWS_*), the hub client (HF_*) and the trackers' libraries (WANDB_*,
+MLFLOW_*), each for its own names.
 The addresses of the clouds' metadata servers (`MetadataServers`) are read here too. What a launcher
 of processes says to each of them is read by `place`.
 """
@@ -23,6 +24,7 @@ from app.settings.env_file import ENV_FILE, read_env_file
 from app.settings.place import other_names
 from app.settings.recipes import with_recipe
 from app.settings.spelling import misspelled
+from app.settings.trackers import tracker_names, tracker_problems
 from app.settings.values import CREDENTIALS, allowed
 from app.settings.variables import SECTIONS, MetadataServers, Section, variables
 
@@ -68,11 +70,13 @@ def load_settings(flags: Mapping[str, str] | None = None) -> Settings:
             metadata_servers=servers,
             sources=sources,
             s3_endpoint=named_endpoint(os.environ),
+            trackers=tracker_names(os.environ),
         )
         settings = with_recipe(settings, settings.model.model)
         problems = list(impossible_combinations(settings))
         if settings.uses_s3:
             problems += aws_problems(os.environ)
+        problems += tracker_problems(settings.logs.loggers, os.environ)
     if problems:
         raise ConfigError(*problems)
     return settings

@@ -28,6 +28,7 @@ from app.settings.values import (
     without_credentials,
 )
 
+LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
 MAX_VALIDATION_TOKENS = 4_000_000  # held-out text beyond this is not tokenized
 
 
@@ -270,7 +271,7 @@ class LogSettings(Section):
         0, "steps between text samples in the log; 0: off", "steps", ge=0
     )
     loggers: str = _field(
-        "tensorboard,csv", "beside metrics.jsonl: any of tensorboard, csv; or none"
+        "tensorboard,csv", "beside metrics.jsonl: any of tensorboard, csv, wandb, mlflow; or none"
     )
     started_by: StartedBy = _field(
         "python",
@@ -291,8 +292,8 @@ class LogSettings(Section):
     @classmethod
     def _known_loggers(cls, value: str) -> str:
         names = [name.strip() for name in value.split(",") if name.strip()]
-        if unknown := [name for name in names if name not in ("tensorboard", "csv", "none")]:
-            raise ValueError(f"{unknown[0]!r} is none of tensorboard, csv, none")
+        if unknown := [name for name in names if name not in (*LOGGERS, "none")]:
+            raise ValueError(f"{unknown[0]!r} is none of {', '.join(LOGGERS)}, none")
         return ",".join(name for name in names if name != "none")
 
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from app.errors import ConfigError, LostPeer, Preempted
 from app.failures import first_line
+from app.observe.tracking import Ending
 from app.ranks.checksum import DifferentWeights
 from app.ranks.slow import SlowRanks
 from app.run.clock import seconds_of_this_process
-from app.run.journal import AttemptJournal, summary
+from app.run.journal import TARGET_REACHED, AttemptJournal, summary
 from app.run.lease import Doing, Lease
 from app.training.checkpointing import Checkpointing
 from app.training.step_log import StepLog
@@ -133,12 +134,19 @@ class Attempt(Steps):
         self.step_log.metrics.close()
         if self.step > self.start_step:
             log.info(summary(self.journal.record))
+        # While the run is this process's: its successor asks the trackers what they have.
+        self.step_log.tracking.close(self._ending(why), fits=self.grace.fits)
         self.grace.record_end(lambda: self._record_end(why))
         self.grace.give_lease_back(self.lease.release)
         # Closing the corpus stores tokens, which may take long: the lease goes first.
         self.corpus.close()
         if not self.stop.requested:
             self.journal.close()
+
+    def _ending(self, why: str) -> Ending:
+        if why == TARGET_REACHED:
+            return "finished"
+        return "preempted" if self.stop.requested else "failed"
 
     def _record_end(self, why: str) -> None:
         recorded = self.journal.end(why)

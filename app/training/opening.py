@@ -18,6 +18,7 @@ from app.observe.prometheus import Begun
 from app.observe.report import publish
 from app.observe.rows import Beginning, Row, rows_left_here, stored_rows
 from app.observe.samples import SampleLog, stored_samples
+from app.observe.services import link_to, open_tracking
 from app.run.clock import utc_now
 from app.run.journal import TARGET_REACHED, AttemptJournal, AttemptRecord, read_attempts
 from app.run.kept_inputs import keep_inputs
@@ -205,12 +206,19 @@ def _attempt(
     logs_dir = DataDir(settings.data.data_dir).logs(job.run_name, run.store.place)
     earlier = [row for row in rows if row.step <= step]
     metrics = MetricsLog(logs_dir, settings.logs.loggers, earlier, run.prometheus)
+    tracking = open_tracking(
+        settings, job.run_name, run.store, logs_dir, earlier, lambda: not run.lease.lost
+    )
     samples = SampleLog([sample for sample in stored_samples(run.store) if sample.step <= step])
     clock = StepClock(step)
     logs = partial(_logs, metrics, samples)
     checkpointing = _checkpointing(run, record, model, optimizer, logs, journal, grace, resumed)
+    checkpointing.saver.on_commit = lambda name, manifest: tracking.link(
+        link_to(run.store, name, manifest)
+    )
     step_log = StepLog(
         metrics=metrics,
+        tracking=tracking,
         samples=samples,
         clock=clock,
         checkpointing=checkpointing,

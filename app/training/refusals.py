@@ -12,6 +12,7 @@ from app.errors import ConfigError, Damaged, IncompatibleRun, NotFound, Unavaila
 from app.failures import disk_failures
 from app.model.smollm2 import SmolLM2
 from app.observe.metrics import check_logs
+from app.observe.services import check_trackers
 from app.run.checkpoints import check_sizes, read_manifest
 from app.run.layout import LEASE, NODES, RECORD, WAITING
 from app.run.record import check_identity, same_dataset
@@ -68,6 +69,7 @@ def check_folders(job: Job, store: Store) -> None:
     """Raises AccessDenied, ConfigError or Unavailable where an attempt could not write its logs,
     or could not read a checkpoint into DATA_DIR."""
     settings = job.settings
+    check_trackers(settings)
     data_dir = DataDir(settings.data.data_dir)
     with disk_failures(data_dir.setting), own_folder(data_dir.restore):
         pass

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from app.console import duration, size
 from app.errors import AccessDenied, ConfigError, Damaged, Unavailable
 from app.observe.rows import Beginning
-from app.run.checkpoints import write_latest
+from app.run.checkpoints import Manifest, write_latest
 from app.run.committing import commit
 from app.run.journal import AttemptJournal
 from app.run.layout import CheckpointName
@@ -59,9 +59,11 @@ class CheckpointSaver:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """`extra_files` go into every checkpoint, and `protected` checkpoints are never pruned.
+        `on_commit` is called after each commit, on the saver's thread, and may not wait.
 
         `first_pause` is how many seconds pass before the second try. `now` is in seconds.
         """
+        self.on_commit: Callable[[CheckpointName, Manifest], None] = lambda name, manifest: None
         self.committed_step: int | None = None
         self.committed_at: float | None = None
         self.last_commit_seconds = 0.0
@@ -188,6 +190,7 @@ class CheckpointSaver:
         self.saves_committed += 1
         self.failed_saves = 0
         self._journal.committed(self.committed_at - request.taken_at)
+        self.on_commit(CheckpointName(snapshot.step, self._lease.epoch), manifest)
         log.info(
             "checkpoint step %d saved: %s in %.1f s",
             snapshot.step,

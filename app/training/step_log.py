@@ -16,6 +16,7 @@ from app.model.smollm2 import SmolLM2, flops_per_token
 from app.observe.metrics import MetricsLog
 from app.observe.rows import Row, bar_format, perplexity, step_line
 from app.observe.samples import SampleLog
+from app.observe.tracking import Tracking
 from app.training.checkpointing import Checkpointing
 from app.training.compute import Compute
 from app.training.step_clock import StepClock
@@ -34,6 +35,7 @@ class StepLog:
     """
 
     metrics: MetricsLog
+    tracking: Tracking
     samples: SampleLog
     clock: StepClock
     checkpointing: Checkpointing
@@ -96,6 +98,7 @@ class StepLog:
             failed_saves=saver.failed_saves,
         )
         self.metrics.add(row)
+        self.tracking.add(row)
         text = step_line(row, self.target, self.clock.step_seconds)
         if self._bar is not None:
             self._row = row

@@ -12,8 +12,8 @@ from app.settings.load import load_settings
 from app.settings.variables import variables
 
 KNOWN = {variable.name for variable in variables()}
-# The names that boto3 and the hub client read.
-FOREIGN = re.compile(r"(AWS|HF)_[A-Z0-9_]+")
+# The names that boto3, the hub client and the trackers' libraries read.
+FOREIGN = re.compile(r"(AWS|HF|WANDB|MLFLOW)_[A-Z0-9_]+")
 # How long before SIGKILL the job plans to be done.
 GRACE_MARGIN_SECONDS = 5
 
