@@ -110,8 +110,8 @@ def test_the_page_comes_along_with_the_job_and_its_failure_stops_nothing() -> No
     assert report["command"] == ["report", "--serve", "--host=0.0.0.0"]
     assert report["ports"] == ["127.0.0.1:${REPORT_PORT:-8080}:8080"]
     assert (report["read_only"], report["cap_drop"]) == (True, ["ALL"])
-    assert report["mem_limit"] == "768m"
     assert [volume for volume in report["volumes"] if not volume.endswith(":ro")] == []
+    assert report["mem_limit"] == "768m"
     assert report["restart"] == "unless-stopped" and "/health" in report["healthcheck"]["test"][-1]
 
 

@@ -19,9 +19,15 @@ from typing import ClassVar
 from urllib.parse import unquote, urlsplit
 
 from app.errors import AccessDenied, ConfigError
-from app.observe.live import LiveRuns
-from app.observe.pages import RUNS, SCRIPT, page_at
+from app.observe.index import index, notice
+from app.observe.live import LiveRuns, Seen
+from app.observe.report import Served, page
+from app.observe.reported_run import ReportedRun
 
+SCRIPT = "/live.js"
+_PREFIX = "/runs/"
+_AGAIN_SECONDS = 10  # for a browser without scripts
+_MOST_LINKS = 20
 _IDLE_SECONDS = 20.0  # of a connection that asks nothing
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; "
@@ -103,10 +109,44 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.OK, script, "text/javascript")
         elif path == "/health":
             self._send(HTTPStatus.OK, "serving\n")
-        elif path in ("/", RUNS) or path.startswith(RUNS):
-            self._send(*page_at(path, self.server.runs, self.server.uri), "text/html")
+        elif path in ("/", _PREFIX) or path.startswith(_PREFIX):
+            self._send(*self._page(path), "text/html")
         else:
             self._send(HTTPStatus.NOT_FOUND, "there is no such page; the runs are at /runs/\n")
+
+    def _page(self, path: str) -> tuple[HTTPStatus, str]:
+        runs = self.server.runs
+        name = path.removeprefix(_PREFIX) if path.startswith(_PREFIX) else ""
+        if path == "/" and len(folders := runs.folders().value or ()) == 1:
+            name = folders[0]
+        if name and (seen := runs.run(name)) is not None:
+            return HTTPStatus.OK, self._run(name, seen)
+        if path not in ("/", _PREFIX):
+            said = f"{self.server.uri} holds no run of this name"
+            return HTTPStatus.NOT_FOUND, notice("No such run", said, self._served(None))
+        listed = runs.all()
+        if listed.value is None:
+            reading = f"reading {self.server.uri} …"
+            return HTTPStatus.OK, notice("Runs", reading, self._served(listed.problem))
+        return HTTPStatus.OK, index(self.server.uri, listed.value, self._served(listed.problem))
+
+    def _run(self, name: str, seen: Seen[ReportedRun]) -> str:
+        served = self._served(seen.problem, name)
+        if seen.value is None:
+            return notice(name, "reading the run …", served)
+        try:
+            return page(seen.value, served)
+        except Exception:  # a bug of the page, at what this run holds
+            log.exception("the page of run %s was not made", name)
+            return notice(
+                name, "it cannot be shown: a bug of this page, whose log has more", served
+            )
+
+    def _served(self, problem: str | None, name: str = "") -> Served:
+        """With links to the newest runs, the one that is shown among them."""
+        newest = self.server.runs.names()[:_MOST_LINKS]
+        shown = [name] if name and name not in newest else []
+        return Served([*newest, *shown], problem, SCRIPT, _AGAIN_SECONDS)
 
     def _named_well(self) -> bool:
         hosts = self.headers.get_all("Host") or []

@@ -14,6 +14,8 @@ import pytest
 
 from app.errors import ConfigError, Unavailable
 from app.observe.live import LiveRuns, PageLimits
+from app.observe.report import Served, page
+from app.observe.reported_run import ReportedRun
 from app.observe.rows import encode_row
 from app.observe.server import PageServer
 from app.run.journal import AttemptJournal
@@ -283,6 +285,23 @@ def test_a_store_that_goes_away_is_said_and_asked_again(volume: str) -> None:
         assert "cannot be read now, and is tried again" in found and "train loss" in found
         down.clear()
         assert "does not answer" not in served.page()
+
+
+def test_a_bug_in_the_page_of_one_run_is_said_on_it_and_hides_no_other(
+    volume: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def made(run: ReportedRun, served: Served) -> str:
+        if run.name == "bad":
+            raise ValueError("nobody thought of this")
+        return page(run, served)
+
+    begun(volume, "bad")
+    begun(volume, "good")
+    monkeypatch.setattr("app.observe.server.page", made)
+    with site(volume) as served:
+        assert "a bug of this page" in served.page("/runs/bad")
+        assert "Once upon" in served.page("/runs/good")
+    assert "nobody thought of this" in caplog.text
 
 
 def test_a_silent_store_holds_no_page_up(volume: str) -> None:
