@@ -168,6 +168,27 @@ def test_the_reader_from_outside_says_that_it_serves_and_who_has_the_metrics(vol
         assert status == 404 and "METRICS_PORT" in said
 
 
+def test_each_of_many_runs_has_its_page_also_those_that_the_list_has_no_room_for(
+    volume: str,
+) -> None:
+    names = [f"run{number:03d}" for number in range(120)]
+    for name in names:
+        create_record(open_store(volume, name), name, IDENTITY, 100)
+    with site(volume) as served:
+        found = served.page("/runs/")
+        assert "The newest 100 of 120 runs" in found and "/runs/run119" not in found
+        for name in (names[0], names[-1]):
+            assert f"<h1>{name}</h1>" in served.page(f"/runs/{name}")
+        assert served.ask("/runs/run120")[0] == 404
+
+
+def test_a_run_that_is_asked_for_first_leads_to_the_others(volume: str) -> None:
+    begun(volume, "one")
+    begun(volume, "two")
+    with site(volume) as served:
+        assert 'href="/runs/two"' in served.page("/runs/one")
+
+
 def test_a_damaged_run_is_shown_with_what_is_wrong(uri: str) -> None:
     store = begun(uri)
     store.put(CheckpointName(2, 1).key(MANIFEST), [b"{"])
