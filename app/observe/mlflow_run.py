@@ -116,9 +116,9 @@ class MlflowRun:
         return found[0] if found else None
 
     def _begin(self, tracked: TrackedRun) -> Any:
-        returns = f" (after rollback {tracked.returns})" if tracked.returns else ""
+        title = tracked.title(self._run_name)
         return self._client.create_run(
-            self._experiment(), run_name=f"{self._run_name}{returns}", tags={_TAG: tracked.name}
+            self._experiment(), run_name=title, tags={_TAG: tracked.name}
         )
 
     def _experiment(self) -> str:

@@ -13,6 +13,7 @@ here has to be certain, nothing is waited for, and no failure ends a training:
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, Protocol
@@ -113,7 +114,8 @@ class Sender:
         """`earlier` are the rows of the run so far. Nothing more is sent once the run is not
         `still_ours`: another process tells the tracker then."""
         self._service, self._limits, self._still_ours = service, limits or Limits(), still_ours
-        self._rows, self._sending = list(earlier), list[Row]()
+        self._rows, self._sending = deque(earlier), list[Row]()
+        self._present: Container[int] = ()  # steps that the tracker had when it was asked
         self._link: CheckpointLink | None = None
         self._measured: list[Measured] = []
         self._ending: Ending | None = None
@@ -131,7 +133,7 @@ class Sender:
             if not self._over:
                 self._rows.append(row)
                 if len(self._rows) > self._limits.most_rows:
-                    self._rows = self._rows[::-2][::-1]
+                    self._rows = deque([*self._rows][::-2][::-1])
                 self._changed.notify_all()
 
     def link(self, checkpoint: CheckpointLink) -> None:
@@ -195,10 +197,9 @@ class Sender:
 
     def _work(self) -> None:
         """Send until everything is sent and the end has come."""
-        present = self._service.connect()
+        self._present = self._service.connect()
         with self._changed:
-            unsent = [*self._sending, *self._rows]
-            self._rows = [row for row in unsent if row.step not in present]
+            self._rows.extendleft(reversed(self._sending))
             self._sending = []
         log.info("%s: %s", self.name, printable(redacted(self._service.place)))
         while self._take():
@@ -210,14 +211,20 @@ class Sender:
     def _take(self) -> bool:
         """Wait for something to send. False when nothing more will come."""
         with self._changed:
-            self._changed.wait_for(self._has_work_or_ends)
-            if self._ending is None:
-                self._changed.wait_for(
-                    lambda: self._ending is not None, timeout=self._limits.interval
-                )
-            count = self._limits.batch
-            self._sending, self._rows = self._rows[:count], self._rows[count:]
-            return bool(self._sending or self._link or self._measured)
+            while True:
+                self._changed.wait_for(self._has_work_or_ends)
+                if self._ending is None:
+                    self._changed.wait_for(
+                        lambda: self._ending is not None, timeout=self._limits.interval
+                    )
+                while self._rows and len(self._sending) < self._limits.batch:
+                    # Also one that was made just now: a step that is replayed may be there.
+                    if (row := self._rows.popleft()).step not in self._present:
+                        self._sending.append(row)
+                if self._sending or self._link or self._measured:
+                    return True
+                if self._ending is not None:
+                    return False
 
     def _has_work_or_ends(self) -> bool:
         waits = self._rows or self._link or self._measured

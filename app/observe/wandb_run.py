@@ -54,7 +54,7 @@ class WandbRun:
         import wandb
         from wandb.errors import Error
 
-        name = self._tracked().name
+        tracked = self._tracked()
         settings.init_timeout, settings.finish_timeout = self._init_seconds, self._finish_seconds
         if not self._names.wandb_dir:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -63,8 +63,8 @@ class WandbRun:
         try:
             self._run = wandb.init(
                 project=self._names.wandb_project or TRACKED_AS,
-                id=name,
-                name=name.replace(name.split("-")[0], self._run_name, 1),
+                id=tracked.name,
+                name=tracked.title(self._run_name),
                 resume=None if offline else "allow",
                 config={**self._config},
                 allow_val_change=True,
@@ -74,7 +74,7 @@ class WandbRun:
         except (Error, TimeoutError, ValueError) as error:
             wandb.teardown()  # it would take the next try for a second run of the same id
             raise _failure(error) from error
-        self._remove_former(name)
+        self._remove_former(tracked.name)
         return range(self._run.starting_step)
 
     @property

@@ -35,6 +35,10 @@ class TrackedRun(Document):
     def name(self) -> str:
         return f"{self.id}-{self.returns}" if self.returns else self.id
 
+    def title(self, run_name: str) -> str:
+        """What people read."""
+        return f"{run_name} (after rollback {self.returns})" if self.returns else run_name
+
 
 def read_tracked_run(store: ReadableStore) -> TrackedRun | None:
     """None for a run that no tracker knows. Raises Damaged, and the store's errors."""

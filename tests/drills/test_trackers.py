@@ -15,7 +15,7 @@ from tests.support.job import JobRunner
 from tests.support.mlflow_server import MlflowServer
 from tests.support.wandb_files import wandb_files
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mlflow")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("mlflow")]
 
 
 @pytest.fixture(scope="module")

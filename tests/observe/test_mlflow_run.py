@@ -128,6 +128,7 @@ def test_after_a_rollback_it_is_another_run_and_the_former_one_stays(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_server_that_is_away_at_the_start_and_dies_in_the_middle_has_each_step_once_in_the_end(
     server: MlflowServer, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -100,7 +100,7 @@ def test_after_a_rollback_it_is_another_run(
     former, current = wandb_files(tmp_path)
     assert former.values("loss") == [(1, 9.0), (2, 8.0)]
     assert current.values("loss") == [(1, 9.0), (2, 1.5)]
-    assert (current.id, current.name) == ("a1b2c3-1", "my-run-1")
+    assert (current.id, current.name) == ("a1b2c3-1", "my-run (after rollback 1)")
 
 
 def test_a_key_is_found_wherever_wandb_looks_and_nobody_is_asked_for_one(
