@@ -6,6 +6,7 @@
     lease.json                              who may write, and what that process is doing
     waiting.json                            what a start does that may not write yet
     attempts/e000003-from-0000000040-e000001.json   attempt 3, which went on from step 40 of epoch 1
+    attempts/e000003-rank-0-steps-10-12.pt.trace.json.gz   a profile of these steps
     checkpoints/step-0000000020-e000001/    step 20, written under lease epoch 1
         …files…                             written first
         manifest.json                       sizes and SHA-256 of every file; makes it a checkpoint
@@ -107,6 +108,11 @@ class AttemptName(NamedTuple):
     def key(self) -> str:
         origin = "" if self.resumed_epoch is None else f"-e{self.resumed_epoch:06d}"
         return f"{ATTEMPTS}/e{self.epoch:06d}-from-{self.start_step:010d}{origin}.json"
+
+
+def profile_key(epoch: int, rank: int, first: int, last: int) -> str:
+    """What the profiler saw of these steps in the attempt of `epoch`, in the process of `rank`."""
+    return f"{ATTEMPTS}/e{epoch:06d}-rank-{rank}-steps-{first}-{last}.pt.trace.json.gz"
 
 
 def of_a_run(key: str) -> bool:
