@@ -8,6 +8,7 @@
     restore/                          the checkpoint from which a run goes on, while it is read
     logs/<run>-<digest>/              the logs of a run; `store.txt` in it names the run's store
     logs/<run>-<digest>/, logs/<run>/ as earlier versions kept them: of all endpoints, of all stores
+    profiles/                         a trace of PROFILE_STEPS on its way into the store
     tmp/                              temporary files, where the machine has no folder for them
     .scratch-…/                       downloads of a command that looks at a run (app.cli.named_run)
 
@@ -53,6 +54,10 @@ class DataDir:
     @property
     def downloads(self) -> Path:
         return self.path / "downloads"
+
+    @property
+    def profiles(self) -> Path:
+        return self.path / "profiles"
 
     @property
     def restore(self) -> Path:

@@ -8,6 +8,7 @@
     nodes.json                              for seconds: whether all machines see one store
     attempts/e000003-from-0000000040-e000001.json   attempt 3, which went on from step 40 of epoch 1
     attempts/e000003-rank-1-flight.json     the last collectives of a process that missed another
+    attempts/e000003-rank-0-steps-10-12.pt.trace.json.gz   a profile of these steps
     checkpoints/step-0000000020-e000001/    step 20, written under lease epoch 1
         …files…                             written first
         manifest.json                       sizes and SHA-256 of every file; makes it a checkpoint
@@ -123,6 +124,11 @@ def evaluation_key(name: CheckpointName, digest: str) -> str:
 def flight_key(epoch: int, rank: int) -> str:
     """What a process of that attempt did last with the others, where one of them was lost."""
     return f"{ATTEMPTS}/e{epoch:06d}-rank-{rank}-flight.json"
+
+
+def profile_key(epoch: int, rank: int, first: int, last: int) -> str:
+    """What the profiler saw of these steps in the attempt of `epoch`, in the process of `rank`."""
+    return f"{ATTEMPTS}/e{epoch:06d}-rank-{rank}-steps-{first}-{last}.pt.trace.json.gz"
 
 
 def of_a_run(key: str) -> bool:

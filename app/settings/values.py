@@ -24,6 +24,9 @@ _WRITTEN = {
 _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
+MOST_PROFILED = 20  # steps
+
+
 def path_safe(signs: str, longest: int) -> AfterValidator:
     """Letters, digits and `signs`: safe as a part of a path and of a key."""
     allowed = re.compile(rf"[A-Za-z0-9][A-Za-z0-9{re.escape(signs)}]{{0,{longest - 1}}}")
@@ -44,6 +47,24 @@ def host_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9.:_-]{1,255}", value):
         raise ValueError("it is no address: name one without a port, as 127.0.0.1, :: or localhost")
     return value
+
+
+def steps_to_profile(value: str) -> str:
+    """One step, or two with a dash between them: `step_range` reads them."""
+    if not re.fullmatch(r"[0-9]{1,9}(-[0-9]{1,9})?", value):
+        raise ValueError("name a step or two, as 10 or 10-12, counted from 1 as the log does")
+    steps = step_range(value)
+    if not 1 <= steps.start < steps.stop:
+        raise ValueError("the first step is 1 or more, and the last one is not before it")
+    if len(steps) > MOST_PROFILED:
+        raise ValueError(f"{len(steps)} steps make a trace too large: name {MOST_PROFILED} at most")
+    return value
+
+
+def step_range(value: str) -> range:
+    """The steps that `10-12` names, both of them included."""
+    first, _, last = value.partition("-")
+    return range(int(first), int(last or first) + 1)
 
 
 def as_meant(value: str) -> str:

@@ -24,6 +24,8 @@ from app.settings.values import (
     host_name,
     number_as_written,
     path_safe,
+    step_range,
+    steps_to_profile,
     store_uri,
     without_credentials,
 )
@@ -287,6 +289,15 @@ class LogSettings(Section):
     metrics_host: Annotated[str, AfterValidator(host_name)] = _field(
         "127.0.0.1", "address to serve them on; 0.0.0.0: every network of this machine"
     )
+
+    profile_steps: Annotated[str, AfterValidator(steps_to_profile)] | None = _field(
+        None, "write a trace of torch's profiler of these steps into the store, as 10-12"
+    )
+
+    @property
+    def profiled(self) -> range | None:
+        """The steps that PROFILE_STEPS names."""
+        return step_range(self.profile_steps) if self.profile_steps else None
 
     @field_validator("loggers")
     @classmethod

@@ -130,6 +130,7 @@ class Attempt(Steps):
     def close(self, why: str) -> None:
         """Leave nothing running, and say what the attempt did and why it ended."""
         self.step_log.close_bar()
+        self.profiler.close(lambda: self.grace.fits(0))
         self.checkpointing.saver.close()
         self.step_log.metrics.close()
         if self.step > self.start_step:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from app.data.data_dir import DataDir
 from app.data.followed_tokens import FollowedTokens
 from app.data.sample_order import BatchGeometry
 from app.data.token_progress import TokenProgress
@@ -24,7 +25,7 @@ from app.settings.recipes import with_fitting_batch, with_recipe
 from app.state.snapshot import make_moments
 from app.stores.opening import open_store
 from app.training.agreement import Agreement
-from app.training.compute import resolve_compute, take_device
+from app.training.compute import Compute, resolve_compute, take_device
 from app.training.flight import keep_flight_record
 from app.training.groundwork import Groundwork
 from app.training.loop import train_until_stopped, trainer_named
@@ -33,6 +34,7 @@ from app.training.optimizer import build_optimizer
 from app.training.out_of_memory import memory_failures
 from app.training.plan import NOTHING_TO_DO, Plan, check_settings, share_state
 from app.training.preemption import GracePeriod, StopRequest
+from app.training.profiling import StepProfiler, TraceKeeper
 from app.training.rescue import Remains, rescue
 from app.training.schedule import Schedule
 from app.training.step_clock import StepClock
@@ -115,6 +117,7 @@ def _follow(
         check_settings(plan, settings, team.rank)
         follower = _follower(plan, settings, team, stop, ground)
     failure = train_until_stopped(trainer, follower, settings)
+    follower.profiler.close(lambda: failure is None and follower.grace.fits(0))
     try:
         if failure is None:
             follower.check_same_weights()
@@ -186,6 +189,15 @@ def _follower(
         grace=GracePeriod(stop, settings.checkpoints.grace_seconds),
         team=team,
         agreement=agreement,
+        profiler=_profiler(plan, settings, team, compute),
         start_step=plan.step,
         validation_loss=plan.validation_loss,
     )
+
+
+def _profiler(plan: Plan, settings: Settings, team: Team, compute: Compute) -> StepProfiler:
+    """A trace is the one thing that this process writes into the store: its name is its own."""
+    uri, name = settings.checkpoints.checkpoint_uri, plan.record.run_name
+    scratch = DataDir(settings.data.data_dir).profiles
+    keeper = TraceKeeper(lambda: open_store(uri, name), scratch, plan.epoch, team.rank)
+    return StepProfiler(settings.logs.profiled, keeper, compute.device)

@@ -39,6 +39,7 @@ from app.training.optimizer import build_optimizer
 from app.training.outcome import say_what_is_next
 from app.training.plan import Plan, send_plan, settings_in_common
 from app.training.preemption import GracePeriod, StopRequest, ended_by
+from app.training.profiling import StepProfiler, TraceKeeper
 from app.training.refusals import check_against_record, check_ledger
 from app.training.restoring import Resumed, restore_newest
 from app.training.saver import CheckpointSaver
@@ -245,6 +246,7 @@ def _attempt(
         grace=grace,
         team=run.team,
         agreement=run.agreement,
+        profiler=_profiler(run),
         publish_report=partial(publish, run.store, run.lease),
         keep_flight_record=partial(
             keep_flight_record, lambda: run.store, run.lease.epoch, run.team.rank
@@ -266,6 +268,13 @@ def _begun(run: HeldRun, view: RunView, attempt: Attempt, rows: Sequence[Row]) -
         earlier=[row for row in rows if row.step <= own.start_step],
         saving=attempt.checkpointing.told,
     )
+
+
+def _profiler(run: HeldRun) -> StepProfiler:
+    settings = run.job.settings
+    scratch = DataDir(settings.data.data_dir).profiles
+    keeper = TraceKeeper(lambda: run.store, scratch, run.lease.epoch, run.team.rank)
+    return StepProfiler(settings.logs.profiled, keeper, run.job.compute.device)
 
 
 def _logs(metrics: MetricsLog, samples: SampleLog) -> dict[str, Beginning]:

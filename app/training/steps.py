@@ -38,6 +38,7 @@ from app.training.compute import Compute
 from app.training.evaluation import evaluate
 from app.training.own_part import OwnPart
 from app.training.preemption import GracePeriod, StopRequest
+from app.training.profiling import StepProfiler
 from app.training.schedule import Schedule
 from app.training.step_clock import StepClock
 
@@ -74,6 +75,7 @@ class Steps:
     grace: GracePeriod
     team: Team
     agreement: Agreement
+    profiler: StepProfiler
     start_step: int
     validation_loss: float | None
 
@@ -116,11 +118,13 @@ class Steps:
         self.stop.install()
         if self.compute.compile:
             compiling_begins()
+        self.profiler.begin(self.step, self.target)
         self.clock.start()
         self._own_part.begins()
 
     def learning_rate(self) -> float:
         """The rate for the step that is about to be made; also set in the optimizer."""
+        self.profiler.step_begins(self.step + 1)
         rate = self.schedule.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -140,6 +144,7 @@ class Steps:
         Raises LostPeer.
         """
         beat()
+        self.profiler.micro_step_done()
         self._micro_step = (self._micro_step + 1) % self.geometry.accumulation
         finish = self.clock.step_seconds or math.inf
         fits = self.grace.fits(finish + self.commit_seconds)
@@ -212,6 +217,8 @@ class Steps:
         self.step += 1
         self._moving = False
         self.clock.step_done(waited=self.corpus.take_waited())
+        with self.clock.aside():
+            self.profiler.step_done(self.step)
         steps_take(self.clock.median_seconds)
         own = self.clock.last_seconds - self.team.take_waited()
         self._own_seconds.append(self._own_part.seconds(own))
