@@ -65,10 +65,10 @@ RUN cd /tmp && apt-get update -qq \
     && apt-get download -qq prometheus \
     && dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x -C / ./usr/bin/promtool \
     && rm -rf prometheus_*.deb /var/lib/apt/lists/*
-COPY requirements-test.txt requirements-store.txt /opt/
+COPY requirements-test.txt requirements-evaluation.txt requirements-store.txt /opt/
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --disable-pip-version-check --progress-bar off \
-        -c /opt/requirements.txt -r /opt/requirements-test.txt \
+        -c /opt/requirements.txt -r /opt/requirements-test.txt -r /opt/requirements-evaluation.txt \
     && pip install --disable-pip-version-check --progress-bar off \
         --require-hashes -r /opt/requirements-store.txt
 
