@@ -66,10 +66,11 @@ RUN cd /tmp && apt-get update -qq \
     && apt-get download -qq prometheus \
     && dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x -C / ./usr/bin/promtool \
     && rm -rf prometheus_*.deb /var/lib/apt/lists/*
-COPY requirements-test.txt requirements-store.txt requirements-trackers.txt /opt/
+COPY requirements-test.txt requirements-store.txt requirements-trackers.txt requirements-evaluation.txt /opt/
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --disable-pip-version-check --progress-bar off \
-        -c /opt/requirements.txt -r /opt/requirements-test.txt -r /opt/requirements-trackers.txt \
+        -c /opt/requirements.txt -r /opt/requirements-test.txt \
+        -r /opt/requirements-trackers.txt -r /opt/requirements-evaluation.txt \
     && pip install --disable-pip-version-check --progress-bar off \
         --require-hashes -r /opt/requirements-store.txt
 
