@@ -40,6 +40,7 @@ from tests.support.page_commands import (
     unrun,
     user_pages,
 )
+from tests.support.quiet_stop import LONG_TEXT
 from tests.support.repository import ROOT
 from tests.support.shipped_settings import settings_of, unknown_variables
 
@@ -48,7 +49,12 @@ MINE = run_by(Runner.TEST, PAGES)
 SNIPPETS = sorted({snippet for text in PAGES.values() for snippet in python_snippets(text)})
 
 # What stands in a page for a run of thousands of steps, and what it is in the run of 8 steps here.
-SUBSTITUTIONS = {"--to 4000": "--to 4", "accept 5000": "accept 6", "--step 107": "--step 7"}
+SUBSTITUTIONS = {
+    "--to 4000": "--to 4",
+    "accept 5000": "accept 6",
+    "--step 107": "--step 7",
+    "diff 2000": "diff 2",
+}
 # What has to have happened to the run before a command is of use.
 BEFORE: Mapping[str, Callable[[Path], None]] = {
     "checkpoints accept 5000": command("checkpoints", "rollback", "--to", "4"),
@@ -57,9 +63,16 @@ BEFORE: Mapping[str, Callable[[Path], None]] = {
     "quarantine list": command("checkpoints", "rollback", "--to", "4"),
     "quarantine purge": command("checkpoints", "rollback", "--to", "4"),
     "run repair": remove("run.json"),
+    "generate <prompt.txt": lambda run: write_prompts(run, "prompt.txt"),
+    "generate --prompts prompts.txt": lambda run: write_prompts(run, "prompts.txt"),
 }
 ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+[\w/.?=-]*")
 VARIABLES = re.compile(r"(?:[A-Z][A-Z0-9_]+=\S+\s*)+")
+
+
+def write_prompts(run: Path, name: str) -> None:
+    """Put a file of two lines where commands are typed."""
+    (run.parents[2] / name).write_text("def main(\nimport argparse\n")
 
 
 @pytest.fixture(scope="session")
@@ -68,12 +81,16 @@ def finished(
 ) -> tuple[Path, dict[str, str]]:
     """A folder with a finished run, to be copied, and the variables that say where it is."""
     folder = tmp_path_factory.mktemp("finished")
+    (folder / "long.txt").write_text(LONG_TEXT)  # enough of it to hold some out
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
         **job_environment,
         "TRAINER": "torch",
         "TOTAL_STEPS": "8",
         "CHECKPOINT_EVERY_STEPS": "2",
+        "DATASET": f"{folder}/long.txt",
+        "VAL_EVERY_STEPS": "2",
+        "VAL_TOKENS": "256",
         "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "HF_HUB_OFFLINE": "1",
