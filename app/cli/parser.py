@@ -11,6 +11,7 @@ from app.cli import (
     checkpoints,
     config,
     data,
+    export,
     generate,
     plan,
     prepare,
@@ -33,7 +34,19 @@ exit codes: 0 done; 64 bad command line; 75 store or data unreachable, try again
 143 stopped by a signal, checkpoint committed;
 130 Ctrl-C at a question, or for the second time; 1 a bug"""
 # Each module adds its own commands. `--help` lists them in this order.
-_COMMANDS = (train, prepare, generate, checkpoints, changes, run, report, plan, data, config)
+_COMMANDS = (
+    train,
+    prepare,
+    generate,
+    checkpoints,
+    export,
+    changes,
+    run,
+    report,
+    plan,
+    data,
+    config,
+)
 
 
 def main(argv: Sequence[str]) -> int:

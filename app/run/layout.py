@@ -12,6 +12,7 @@
     LATEST                                  written last: the name of the newest checkpoint
     quarantine/step-…-e…/                   a checkpoint that was set aside, and its reason.json
     logs/…                                  the numbers of the run
+    evaluations/step-…-e…/<digest>.json     how good a checkpoint was found to be
     report/index.html                       the page about the run
 
 Beside the runs lies `_tokens`, which `app.data.token_cache` names: a run cannot have that name.
@@ -40,6 +41,7 @@ LOGS = "logs"
 METRICS_KEY = f"{LOGS}/metrics.jsonl"
 SAMPLES_KEY = f"{LOGS}/samples.jsonl"
 TENSORBOARD_KEY = f"{LOGS}/tensorboard/events.out.tfevents.0"
+EVALUATIONS = "evaluations"
 REPORT = "report"
 REPORT_KEY = f"{REPORT}/index.html"
 
@@ -109,12 +111,17 @@ class AttemptName(NamedTuple):
         return f"{ATTEMPTS}/e{self.epoch:06d}-from-{self.start_step:010d}{origin}.json"
 
 
+def evaluation_key(name: CheckpointName, digest: str) -> str:
+    """The key of what was found out about a checkpoint; `digest` says what was measured."""
+    return f"{EVALUATIONS}/{name}/{digest}.json"
+
+
 def of_a_run(key: str) -> bool:
     """Whether `key` lies where a run keeps something, also what the store itself writes there."""
     first, _, rest = key.partition("/")
     if not rest:
         return first in (RECORD, SOURCE, LEASE, WAITING, LATEST) or first.startswith(RESERVED)
-    if first in (CHECKPOINTS, QUARANTINE):
+    if first in (CHECKPOINTS, QUARANTINE, EVALUATIONS):
         folder, _, file = rest.partition("/")
         return CheckpointName.parse(folder) is not None and bool(file)
     return first in (INPUTS, ATTEMPTS, LOGS, REPORT)

@@ -140,6 +140,19 @@ class NextSteps:
             yield f"{name}={shlex.quote(value)}"
 
 
+def how_to_install(extra: str, started_by: StartedBy) -> str:
+    """What to type so that the packages of requirements-`extra`.txt are there."""
+    if started_by == "make":
+        return f"EXTRAS={extra} make train"
+    if started_by in ("compose", "compose-gpu"):
+        compose = _WITH_GPU if started_by == "compose-gpu" else _COMPOSE
+        return f"EXTRAS={extra} {compose} build train"
+    if started_by in ("docker", "kubernetes"):
+        return f"docker build --build-arg EXTRAS={extra} -t YOUR_IMAGE ."
+    python = sys.orig_argv[0]
+    return f"{python} -m pip install -r requirements-{extra}.txt -c requirements.txt"
+
+
 def _in_kubernetes(generate: str) -> Iterator[tuple[str, str]]:
     """A pod that reads the run has its files, and answers to further commands.
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.run.layout import AttemptName, CheckpointName, file_of, of_a_run
+from app.run.layout import AttemptName, CheckpointName, evaluation_key, file_of, of_a_run
 
 
 def test_a_checkpoint_has_one_name_in_its_place_and_in_quarantine() -> None:
@@ -28,6 +28,8 @@ def test_an_attempt_is_known_by_the_name_of_its_file() -> None:
         (CheckpointName(20, 1).quarantine_key("state.json"), True),
         ("logs/tensorboard/events.out.tfevents.0", True),
         ("report/index.html", True),
+        (evaluation_key(CheckpointName(20, 1), "0f"), True),
+        ("evaluations/step-20/0f.json", False),
         ("inputs/tokenizer.json.z", True),
         (AttemptName(3, 40).key, True),
         ("all.tar", False),
