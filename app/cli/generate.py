@@ -57,19 +57,18 @@ def generate(settings: Settings, arguments: argparse.Namespace, _: StopRequest) 
         raise UsageError("--stop takes a text that is not empty")
     prompts = prompts_in(arguments.prompts) if arguments.prompts else None
     DataDir(settings.data.data_dir).take_temporary_files()
-    asks = arguments.prompt is None and sys.stdin is not None and _on_terminal()
-    if prompts is None and not asks:
-        typed = arguments.prompt
-        prompts = [prompt_on_standard_input() if typed is None else typed]
+    if arguments.prompt is not None:
+        prompts = [arguments.prompt]
     loaded, sampling = _load(settings, arguments), sampling_of(arguments, settings.run.seed)
     log.info("model %s", loaded.origin)
-    if prompts is None:
+    if prompts is None and _on_terminal():
         from app.cli.prompt_loop import prompt_loop
 
         prompt_loop(
             lambda prompt, sampling: _write(loaded, prompt, sampling, arguments.stop), sampling
         )
         return
+    prompts = [prompt_on_standard_input()] if prompts is None else prompts
     started = time.monotonic()
     if arguments.prompts or arguments.json:
         tokens = _answer(loaded, prompts, sampling, arguments)
@@ -126,4 +125,4 @@ def _shown(text: str) -> str:
 
 
 def _on_terminal() -> bool:
-    return sys.stdin.isatty() and sys.stdout.isatty()
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()

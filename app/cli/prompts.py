@@ -48,7 +48,8 @@ def prompt_on_standard_input() -> str:
         return ""
     log.info("no --prompt: standard input is read to its end")
     try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+        with disk_failures("standard input"):
+            return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise ConfigError(f"standard input is not UTF-8: {error}") from error
 
