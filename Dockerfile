@@ -66,11 +66,12 @@ RUN cd /tmp && apt-get update -qq \
     && apt-get download -qq prometheus \
     && dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x -C / ./usr/bin/promtool \
     && rm -rf prometheus_*.deb /var/lib/apt/lists/*
-COPY requirements-test.txt requirements-store.txt requirements-trackers.txt requirements-evaluation.txt /opt/
+COPY requirements-*.txt /opt/
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --disable-pip-version-check --progress-bar off \
         -c /opt/requirements.txt -r /opt/requirements-test.txt \
         -r /opt/requirements-trackers.txt -r /opt/requirements-evaluation.txt \
+        -r /opt/requirements-gguf.txt \
     && pip install --disable-pip-version-check --progress-bar off \
         --require-hashes -r /opt/requirements-store.txt
 
