@@ -69,7 +69,7 @@ def test_an_env_file_that_is_no_text_is_named(content: bytes) -> None:
         ("BATCH_SIZE", "0"),
         ("PRECISION", "fp8"),
         ("GRADIENT_CHECKPOINTING", "perhaps"),
-        ("LOGGERS", "wandb"),
+        ("LOGGERS", "csv,comet"),
         ("CHECKPOINT_URI", "s3://"),
         ("CHECKPOINT_URI", "s3:/bucket/prefix"),
         ("CHECKPOINT_URI", "file:/checkpoints"),
