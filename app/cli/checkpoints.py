@@ -1,27 +1,32 @@
 """`checkpoints list`, `pull` and `verify`."""
 
 import argparse
-import json
 import shutil
 import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.cli.arguments import Commands, count_from, place
 from app.cli.changes import add_checkpoint_commands
 from app.cli.named_run import existing_run, scratch_folder
+from app.cli.tables import add_json, show_json
 from app.console import counted, size
 from app.errors import ConfigError, Damaged, IncompatibleRun, NotFound, Unserved
 from app.failures import disk_failures
 from app.printable import show
 from app.run.checkpoints import read_manifest
 from app.run.fetching import fetch
-from app.run.journal import attempt_table, read_attempts
-from app.run.view import CheckpointState, StoredCheckpoint, read_view
+from app.run.journal import AttemptRecord, attempt_table, read_attempts
+from app.run.view import CheckpointState, RunView, StoredCheckpoint, read_view
 from app.settings.combined import Settings
 from app.stores.contract import Store
 from app.training.preemption import StopRequest
+
+if TYPE_CHECKING:
+    from app.run.verification import Finding
 
 _WEIGHTS_ONLY_LEAVES_OUT = ("optimizer.safetensors",)
 
@@ -29,7 +34,6 @@ _WEIGHTS_ONLY_LEAVES_OUT = ("optimizer.safetensors",)
 def add_commands(commands: Commands) -> None:
     verbs = commands.group("checkpoints", "list, pull, verify or change checkpoints")
     listing = verbs.add("list", list_checkpoints, "show the checkpoints and the attempts of a run")
-    listing.add_argument("--json", action="store_true", help="as JSON")
     pull = verbs.add("pull", pull_checkpoint, "copy a verified checkpoint here")
     pull.add_argument("checkpoint", nargs="?", help="step or name; default: the newest")
     pull.add_argument(
@@ -43,6 +47,7 @@ def add_commands(commands: Commands) -> None:
     )
     verify.add_argument("checkpoint", nargs="?", help="step or name; default: all")
     add_checkpoint_commands(verbs)
+    add_json(listing, verify)
     for verb in (listing, verify):
         verb.add_argument(
             "--attempts",
@@ -59,7 +64,7 @@ def list_checkpoints(settings: Settings, arguments: argparse.Namespace, _: StopR
     attempts = read_attempts(store, view.newest_attempts(arguments.attempts))
     if arguments.json:
         shown = [{**attempt.model_dump(), "steps": attempt.steps} for attempt in attempts]
-        print(json.dumps({"checkpoints": rows, "attempts": shown}, indent=1))
+        show_json({"run": store.uri, "checkpoints": rows, "attempts": shown})
         return
     if view.record is not None:
         record = view.record.record
@@ -122,26 +127,43 @@ def verify_checkpoints(settings: Settings, arguments: argparse.Namespace, _: Sto
     expected = Expected(view.record.record if view.record else None)
     verification = Verification(store, partial(scratch_folder, settings), STATE_FILES, expected)
     for finding in [verification.one(only)] if only else verification.whole_run():
-        show(f"{finding.name}  {finding.text}")
+        if not arguments.json:
+            show(f"{finding.name}  {finding.text}")
         found.append(finding)
     unserved = [finding for finding in found if finding.unserved]
     damaged = [finding.name for finding in found if finding.damaged]
     if any(finding.whole for finding in found):  # where the store serves others, that is damage
         damaged += [finding.name for finding in unserved]
+    attempts = read_attempts(store, view.newest_attempts(arguments.attempts))
+    if arguments.json:
+        told = [{**asdict(finding), "whole": finding.whole} for finding in found]
+        show_json({"run": store.uri, "findings": told, "attempts": attempts})
+    else:
+        _show_findings(store, settings, view, found, attempts)
+    if damaged:
+        raise Damaged(f"{store.uri} is damaged: {', '.join(damaged)}")
+    if unserved:
+        raise Unserved(f"{store.uri}: no checkpoint can be read. {unserved[0].text}")
+
+
+def _show_findings(
+    store: Store,
+    settings: Settings,
+    view: RunView,
+    found: Sequence["Finding"],
+    attempts: Sequence[AttemptRecord],
+) -> None:
+    """What follows the list of findings, for people."""
     here = [str(stored.name) for stored in view.checkpoints]
     if any(finding.damaged and finding.name in here for finding in found):
         show("`python -m app quarantine add` sets damaged checkpoints aside")
     if not found:
         show(_no_checkpoint(store, settings))
-    elif not damaged and not unserved:
+    elif not any(finding.damaged or finding.unserved for finding in found):
         show(f"{counted(sum(finding.whole for finding in found), 'checkpoint')} verified")
-    if attempts := read_attempts(store, view.newest_attempts(arguments.attempts)):
+    if attempts:
         for line in ("", *attempt_table(attempts)):
             show(line)
-    if damaged:
-        raise Damaged(f"{store.uri} is damaged: {', '.join(damaged)}")
-    if unserved:
-        raise Unserved(f"{store.uri}: no checkpoint can be read. {unserved[0].text}")
 
 
 def pull_checkpoint(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
