@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from app.cli.arguments import Commands, count_from
 from app.cli.confirmation import confirmed
 from app.cli.named_run import existing_run, lease_of_a_command, scratch_folder
+from app.cli.tables import add_json, show_json
 from app.console import counted, size
 from app.errors import ConfigError, Damaged, NotFound, Unavailable
 from app.printable import show
@@ -55,7 +56,7 @@ def add_checkpoint_commands(verbs: Commands) -> None:
 
 def add_commands(commands: Commands) -> None:
     verbs = commands.group("quarantine", "list, add or delete checkpoints that are set aside")
-    verbs.add("list", list_quarantine, "show what was set aside, when and why")
+    add_json(verbs.add("list", list_quarantine, "show what was set aside, when and why"))
     _add_yes(
         verbs.add("add", add_to_quarantine, "set aside what `checkpoints verify` calls damaged")
     )
@@ -130,20 +131,37 @@ def take_over(settings: Settings, arguments: argparse.Namespace, _: StopRequest)
     show("the next start does not wait")
 
 
-def list_quarantine(settings: Settings, _: argparse.Namespace, __: StopRequest) -> None:
+def list_quarantine(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
     """Print each folder in quarantine with its size, and when and why it was set aside."""
     store = existing_run(settings)
     view = read_view(store)
-    for folder in sorted(view.quarantined):
-        try:
-            key = f"{QUARANTINE}/{folder}/{REASON}"
-            reason = decode_document(store.get(key)[0], Reason, key)
-            why = f"{reason.set_aside_at}  {reason.reason}"
-        except (Damaged, NotFound) as error:
-            why = f"-  {error}"
-        show(f"{folder}  {size(size_in_quarantine(view, folder))}  {why}")
-    if not view.quarantined:
+    rows = [_set_aside(store, view, folder) for folder in sorted(view.quarantined)]
+    if arguments.json:
+        show_json({"run": store.uri, "quarantine": rows})
+        return
+    for row in rows:
+        show(f"{row.folder}  {size(row.bytes)}  {row.set_aside_at or '-'}  {row.reason}")
+    if not rows:
         show("nothing is in quarantine")
+
+
+@dataclass(frozen=True)
+class _SetAside:
+    """A folder in quarantine. `set_aside_at` is None where its reason cannot be read."""
+
+    folder: str
+    bytes: int
+    set_aside_at: str | None
+    reason: str
+
+
+def _set_aside(store: Store, view: RunView, folder: str) -> _SetAside:
+    total, key = size_in_quarantine(view, folder), f"{QUARANTINE}/{folder}/{REASON}"
+    try:
+        reason = decode_document(store.get(key)[0], Reason, key)
+    except (Damaged, NotFound) as error:
+        return _SetAside(folder, total, None, str(error))
+    return _SetAside(folder, total, reason.set_aside_at, reason.reason)
 
 
 def add_to_quarantine(settings: Settings, arguments: argparse.Namespace, stop: StopRequest) -> None:

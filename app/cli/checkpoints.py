@@ -1,9 +1,10 @@
 """`checkpoints list` and `verify`; the other verbs are in modules of their own."""
 
 import argparse
-import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.cli.arguments import Commands, count_from
 from app.cli.changes import add_checkpoint_commands
@@ -11,22 +12,25 @@ from app.cli.chosen_step import add_step_or_word, step_or_word
 from app.cli.diff import add_diff
 from app.cli.named_run import existing_run, scratch_folder
 from app.cli.pull import add_pull
+from app.cli.tables import add_json, show_json
 from app.console import counted, size
 from app.errors import Damaged, IncompatibleRun, NotFound, Unserved
 from app.observe.chosen_checkpoint import chosen_checkpoint
 from app.printable import show
 from app.run.checkpoints import read_manifest
-from app.run.journal import attempt_table, read_attempts
-from app.run.view import CheckpointState, StoredCheckpoint, read_view
+from app.run.journal import AttemptRecord, attempt_table, read_attempts
+from app.run.view import CheckpointState, RunView, StoredCheckpoint, read_view
 from app.settings.combined import Settings
 from app.stores.contract import Store
 from app.training.preemption import StopRequest
+
+if TYPE_CHECKING:
+    from app.run.verification import Finding
 
 
 def add_commands(commands: Commands) -> None:
     verbs = commands.group("checkpoints", "list, pull, verify or change checkpoints")
     listing = verbs.add("list", list_checkpoints, "show the checkpoints and the attempts of a run")
-    listing.add_argument("--json", action="store_true", help="as JSON")
     add_pull(verbs)
     add_diff(verbs)
     verify = verbs.add(
@@ -36,6 +40,7 @@ def add_commands(commands: Commands) -> None:
     )
     add_step_or_word(verify, "all of them")
     add_checkpoint_commands(verbs)
+    add_json(listing, verify)
     for verb in (listing, verify):
         verb.add_argument(
             "--attempts",
@@ -52,7 +57,7 @@ def list_checkpoints(settings: Settings, arguments: argparse.Namespace, _: StopR
     attempts = read_attempts(store, view.newest_attempts(arguments.attempts))
     if arguments.json:
         shown = [{**attempt.model_dump(), "steps": attempt.steps} for attempt in attempts]
-        print(json.dumps({"checkpoints": rows, "attempts": shown}, indent=1))
+        show_json({"run": store.uri, "checkpoints": rows, "attempts": shown})
         return
     if view.record is not None:
         record = view.record.record
@@ -116,23 +121,40 @@ def verify_checkpoints(settings: Settings, arguments: argparse.Namespace, _: Sto
     expected = Expected(view.record.record if view.record else None)
     verification = Verification(store, partial(scratch_folder, settings), STATE_FILES, expected)
     for finding in [verification.one(only)] if only else verification.whole_run():
-        show(f"{finding.name}  {finding.text}")
+        if not arguments.json:
+            show(f"{finding.name}  {finding.text}")
         found.append(finding)
     unserved = [finding for finding in found if finding.unserved]
     damaged = [finding.name for finding in found if finding.damaged]
     if any(finding.whole for finding in found):  # where the store serves others, that is damage
         damaged += [finding.name for finding in unserved]
+    attempts = read_attempts(store, view.newest_attempts(arguments.attempts))
+    if arguments.json:
+        told = [{**asdict(finding), "whole": finding.whole} for finding in found]
+        show_json({"run": store.uri, "findings": told, "attempts": attempts})
+    else:
+        _show_findings(store, settings, view, found, attempts)
+    if damaged:
+        raise Damaged(f"{store.uri} is damaged: {', '.join(damaged)}")
+    if unserved:
+        raise Unserved(f"{store.uri}: no checkpoint can be read. {unserved[0].text}")
+
+
+def _show_findings(
+    store: Store,
+    settings: Settings,
+    view: RunView,
+    found: Sequence["Finding"],
+    attempts: Sequence[AttemptRecord],
+) -> None:
+    """What follows the list of findings, for people."""
     here = [str(stored.name) for stored in view.checkpoints]
     if any(finding.damaged and finding.name in here for finding in found):
         show("`python -m app quarantine add` sets damaged checkpoints aside")
     if not found:
         show(_no_checkpoint(store, settings))
-    elif not damaged and not unserved:
+    elif not any(finding.damaged or finding.unserved for finding in found):
         show(f"{counted(sum(finding.whole for finding in found), 'checkpoint')} verified")
-    if attempts := read_attempts(store, view.newest_attempts(arguments.attempts)):
+    if attempts:
         for line in ("", *attempt_table(attempts)):
             show(line)
-    if damaged:
-        raise Damaged(f"{store.uri} is damaged: {', '.join(damaged)}")
-    if unserved:
-        raise Unserved(f"{store.uri}: no checkpoint can be read. {unserved[0].text}")

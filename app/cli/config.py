@@ -4,6 +4,7 @@ import argparse
 
 from app.cli.arguments import Commands
 from app.cli.named_model import model_here
+from app.cli.tables import add_json, show_json
 from app.data.data_dir import DataDir
 from app.heartbeat import check_heartbeat
 from app.printable import show
@@ -18,6 +19,7 @@ from app.training.preemption import StopRequest
 def add_commands(commands: Commands) -> None:
     command = commands.add("config", config, "show every variable, its value and its source")
     command.add_argument("--markdown", action="store_true", help="as docs/variables.md has it")
+    add_json(command)
     commands.add("health", health, "exit 0 while the named run makes progress here")
 
 
@@ -28,6 +30,10 @@ def config(settings: Settings, arguments: argparse.Namespace, _: StopRequest) ->
     if settings.model.init_from is None:
         settings = with_recipe(settings, model_here(settings))
     rows = [(v.name, settings.shown(v), settings.sources[v.name]) for v in variables()]
+    if arguments.json:
+        names = ("name", "value", "source")
+        show_json({"variables": [dict(zip(names, row, strict=True)) for row in rows]})
+        return
     width = max(len(name) for name, _, _ in rows)
     value_width = max(len(value) for _, value, _ in rows)
     for name, value, source in rows:

@@ -1,10 +1,10 @@
 """`data show` and `data stats`: a look at the prepared tokens."""
 
 import argparse
-import json
 from dataclasses import asdict
 
 from app.cli.arguments import Commands, count_from
+from app.cli.tables import add_json, show_json
 from app.settings.combined import Settings
 from app.training.preemption import StopRequest
 
@@ -21,8 +21,7 @@ def add_commands(commands: Commands) -> None:
     )
     show.add_argument("--micro_step", type=count_from(0), help="from 0; default: all of the step")
     stats = verbs.add("stats", data_statistics, "count documents, tokens and bytes")
-    for verb in (show, stats):
-        verb.add_argument("--json", action="store_true", help="as JSON")
+    add_json(show, stats)
 
 
 def show_data(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> None:
@@ -33,7 +32,7 @@ def show_data(settings: Settings, arguments: argparse.Namespace, _: StopRequest)
     batch, seq_len = batch_and_length(settings)
     samples = samples_of_step(find_tokens(settings), batch, seq_len, settings.run.seed, place)
     if arguments.json:
-        print(json.dumps({**asdict(place), "samples": [asdict(s) for s in samples]}, indent=1))
+        show_json({**asdict(place), "samples": samples})
         return
     for line in step_text(place, samples):
         print(line)
@@ -46,7 +45,7 @@ def data_statistics(settings: Settings, arguments: argparse.Namespace, _: StopRe
     prepared = find_tokens(settings)
     found = statistics(prepared)
     if arguments.json:
-        print(json.dumps(asdict(found), indent=1))
+        show_json(asdict(found))
         return
     for line in statistics_text(prepared, found):
         print(line)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from app.cli import (
     changes,
     checkpoints,
+    completion,
     config,
     data,
     evaluate,
@@ -125,4 +126,5 @@ def _parser() -> Parser:
     commands = Commands(parser, settings_flags(), "COMMAND")
     for module in _COMMANDS:
         module.add_commands(commands)
+    completion.add_commands(commands, parser)
     return parser

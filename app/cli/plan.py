@@ -1,10 +1,12 @@
 """`plan`: what goodput to expect, how often to save, and what the run had so far."""
 
 import argparse
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 from app.cli.arguments import Commands, count_from, number_between
 from app.cli.named_run import existing_run
+from app.cli.tables import add_json, show_json
 from app.console import counted, duration
 from app.errors import ConfigError, NotFound
 from app.observe.goodput import (
@@ -28,6 +30,7 @@ _BAR = 40  # characters of 100 %
 
 def add_commands(commands: Commands) -> None:
     command = commands.add("plan", plan, "expected goodput, and the best CHECKPOINT_EVERY_STEPS")
+    add_json(command)
     command.add_argument("--nodes", type=count_from(1), default=1, help="default: 1")
     flags = {
         "preemptions_per_node_day": "preemptions of one node in a day",
@@ -65,26 +68,61 @@ def plan(settings: Settings, arguments: argparse.Namespace, _: StopRequest) -> N
     Raises ConfigError where neither a flag nor the run says a number.
     """
     target: int | None = settings.run.total_steps
-    done, found = 0, None
+    done, found, name, missing = 0, None, None, ""
     try:
         run = read_run(existing_run(settings))
     except NotFound as error:
-        show(f"no run to measure: {error}")
+        missing = f"no run to measure: {error}"
     else:
-        found = measured(run)
+        found, name = measured(run), run.name
         target, done = run.target or target, found.reached
-        _show_measured(run.name, found)
+    if not arguments.json:
+        show(_measured_line(name, found) if name and found else missing)
     planned = _planned(settings, arguments, found)
-    best = _show_expected(planned)
+    expected = _expected(planned)
+    rest = None
     if target is not None and target > done:
-        seconds = (target - done) * planned.costs.step / max(best, 1e-9)
+        seconds = (target - done) * planned.costs.step / max(expected.best_goodput, 1e-9)
         hours = planned.nodes * seconds / 3600
         price = arguments.price_per_node_hour
-        cost = f", {hours * price:,.2f} at {price:g} an hour" if price else ""
+        rest = _Rest(done, target, seconds, hours, hours * price if price else None)
+    if arguments.json:
+        _show_as_json(name, found, planned, expected, rest)
+        return
+    _show_expected(planned, expected)
+    if rest is not None:
+        cost = f", {rest.price:,.2f} at {price:g} an hour" if rest.price else ""
         show(
-            f"from step {done:,} to {target:,}, with the best interval: {duration(seconds)}, "
-            f"{hours:,.1f} node-hours{cost}"
+            f"from step {done:,} to {target:,}, with the best interval: {duration(rest.seconds)}, "
+            f"{rest.node_hours:,.1f} node-hours{cost}"
         )
+
+
+def _show_as_json(
+    name: str | None,
+    found: Measured | None,
+    planned: _Plan,
+    expected: "_Expected",
+    rest: "_Rest | None",
+) -> None:
+    measured_there = None if found is None else {**asdict(found), "goodput": found.goodput}
+    show_json(
+        {
+            "run": name,
+            "measured": measured_there,
+            "nodes": planned.nodes,
+            "seconds_between_preemptions": planned.mean,
+            "costs": planned.costs,
+            "checkpoint_every_steps": planned.every,
+            "young": expected.young,
+            "daly": expected.daly,
+            "intervals": [
+                {"every": every, "goodput": goodput} for every, goodput in expected.goodput.items()
+            ],
+            "best": expected.best,
+            "rest": rest,
+        }
+    )
 
 
 def _planned(settings: Settings, arguments: argparse.Namespace, found: Measured | None) -> _Plan:
@@ -107,7 +145,7 @@ def _planned(settings: Settings, arguments: argparse.Namespace, found: Measured 
         restart=value("restart_seconds", of_run.restart),
         kept=value("kept_share", of_run.kept, 0.0),
     )
-    if arguments.kept_share is None and of_run.kept is None:
+    if arguments.kept_share is None and of_run.kept is None and not arguments.json:
         show(
             "no interruption was measured: what is not in the store is taken as lost in each; "
             "--kept-share says otherwise"
@@ -116,16 +154,57 @@ def _planned(settings: Settings, arguments: argparse.Namespace, found: Measured 
     return _Plan(nodes, _DAY / rate, costs, settings.checkpoints.checkpoint_every_steps)
 
 
-def _show_measured(name: str, found: Measured) -> None:
+def _measured_line(name: str, found: Measured) -> str:
     goodput = "not known yet" if found.goodput is None else f"{100 * found.goodput:.1f} %"
-    show(
+    return (
         f"measured: run {name}, {found.steps:,} steps in {duration(found.wall)} with "
         f"{found.interruptions} interruptions: goodput {goodput}"
     )
 
 
-def _show_expected(planned: _Plan) -> float:
-    """Print the table of intervals; returns the best goodput."""
+@dataclass(frozen=True)
+class _Expected:
+    """`young` and `daly` are intervals in steps by formula, None where no step is ever lost.
+    `goodput` is simulated, by interval, and `best` the interval that has the most of it."""
+
+    young: int | None
+    daly: int | None
+    goodput: Mapping[int, float]
+    best: int
+
+    @property
+    def best_goodput(self) -> float:
+        return self.goodput[self.best]
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """What is left of a run. `price` in the currency that was asked with."""
+
+    step: int
+    target: int
+    seconds: float
+    node_hours: float
+    price: float | None
+
+
+def _expected(planned: _Plan) -> _Expected:
+    costs, mean = planned.costs, planned.mean
+    formulas: dict[str, int] = {}
+    if costs.kept < 1:
+        lossy = mean / (1 - costs.kept)
+        for name, formula in (("young", young), ("daly", daly)):
+            formulas[name] = max(1, round(formula(costs, lossy) / costs.step))
+    longest = max(planned.every, round(mean / costs.step))
+    intervals = preemptions(mean)
+    tried = sorted({*candidates(longest), planned.every})
+    goodput = {every: simulated(costs, every, intervals) for every in tried}
+    best = max(tried, key=lambda every: (round(goodput[every], 4), every))
+    return _Expected(formulas.get("young"), formulas.get("daly"), goodput, best)
+
+
+def _show_expected(planned: _Plan, expected: _Expected) -> None:
+    """Print the table of intervals."""
     costs, mean = planned.costs, planned.mean
     show(
         f"a step {costs.step:.3g} s; a save holds up {costs.save:.3g} s and is in the store after "
@@ -135,26 +214,15 @@ def _show_expected(planned: _Plan) -> float:
         f"{counted(planned.nodes, 'node')}, one preempted every {duration(mean)}; the last step is "
         f"kept in {100 * costs.kept:.0f} % of these"
     )
-    if costs.kept < 1:
-        lossy = mean / (1 - costs.kept)
-        show(
-            "CHECKPOINT_EVERY_STEPS by formula: "
-            f"Young {max(1, round(young(costs, lossy) / costs.step)):,}, "
-            f"Daly {max(1, round(daly(costs, lossy) / costs.step)):,}"
-        )
+    if expected.young is not None and expected.daly is not None:
+        show(f"CHECKPOINT_EVERY_STEPS by formula: Young {expected.young:,}, Daly {expected.daly:,}")
     else:
         show("no step is ever lost, so the longest interval is the best: it saves only at the end")
-    longest = max(planned.every, round(mean / costs.step))
-    intervals = preemptions(mean)
-    tried = sorted({*candidates(longest), planned.every})
-    goodput = {every: simulated(costs, every, intervals) for every in tried}
-    best = max(tried, key=lambda every: (round(goodput[every], 4), every))
     show(f"{'every':>12} {'goodput':>8}   by simulation")
-    for every in tried:
+    for every, goodput in expected.goodput.items():
         notes = [
             *(["now"] if every == planned.every else []),
-            *(["best"] if every == best else []),
+            *(["best"] if every == expected.best else []),
         ]
-        bar = "█" * round(_BAR * goodput[every])
-        show(f"{every:>6} steps {100 * goodput[every]:>6.1f} % {bar} {', '.join(notes)}".rstrip())
-    return goodput[best]
+        bar = "█" * round(_BAR * goodput)
+        show(f"{every:>6} steps {100 * goodput:>6.1f} % {bar} {', '.join(notes)}".rstrip())
