@@ -20,12 +20,11 @@ from app.cli.named_run import existing_run, scratch_folder
 from app.cli.tables import add_json, show_json, show_table
 from app.console import counted, on_terminal
 from app.data.data_dir import DataDir
-from app.data.sources import follows_the_image, pin_source
 from app.errors import AccessDenied, Cancelled, ConfigError, UsageError
+from app.observe.published import SOURCE, published
 from app.printable import show
 from app.run.clock import utc_now
 from app.run.evaluations import Evaluation, write_evaluation
-from app.run.kept_inputs import read_text
 from app.run.record import load_record
 from app.settings.calling import how_to_install
 from app.settings.combined import Settings
@@ -156,8 +155,10 @@ class _Measuring:
     device: "torch.device"
 
     def perplexity(self) -> Sequence[Evaluation]:
+        from app.data.sources import follows_the_image, pin_source
         from app.data.tokenizer import TextEncoder
         from app.generation.perplexity import Windows, read_documents, text_loss
+        from app.run.kept_inputs import read_text
 
         arguments, subject = self.arguments, self.subject
         length = arguments.window or subject.context
@@ -211,8 +212,13 @@ class _Measuring:
         return data, True
 
     def tasks(self) -> Sequence[Evaluation]:
-        from app.generation.published import arc_average
-        from app.generation.tasks import PACKAGE, TaskSettings, run_tasks, task_names
+        from app.generation.tasks import (
+            PACKAGE,
+            TaskSettings,
+            arc_average,
+            run_tasks,
+            task_names,
+        )
 
         arguments = self.arguments
         at_once = _QUESTIONS_AT_ONCE.get(self.device.type, _FEW_QUESTIONS)
@@ -276,8 +282,6 @@ class _Measuring:
 
 
 def _show(results: Sequence[Evaluation], as_json: bool) -> None:
-    from app.generation.published import SOURCE, published
-
     if as_json:
         show_json(
             {

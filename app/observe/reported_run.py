@@ -12,6 +12,7 @@ from app.observe.history import Span, spans_of
 from app.observe.rows import Row, stored_rows
 from app.observe.samples import Sample, stored_samples
 from app.run.checkpoints import Manifest, read_manifest
+from app.run.evaluations import Evaluation, evaluations_of
 from app.run.journal import AttemptRecord, read_attempts
 from app.run.layout import REASON, CheckpointName
 from app.run.lease import LeaseRecord, read_lease
@@ -27,6 +28,7 @@ _NEWEST_ATTEMPTS = 200
 _NEWEST_CHECKPOINTS = 20
 _LARGEST = 2**53  # a larger number is damage, and would squeeze the curves into a corner
 _MOST_REASON = 100_000  # bytes
+_MOST_PROBLEMS = 5  # that are told of one kind
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class ReportedRun:
     """What the store knows of a run. `attempts` are the newest ones, oldest first.
 
     `checkpoints` are the newest ones, newest first, and so are those in quarantine behind them.
+    `evaluations` go up by step, without those of checkpoints that are no part of the run any more.
     `lease` and `waiting` say what goes on at this moment. `read_at` is in Unix seconds. `problems`
     are sentences about what could not be read.
     """
@@ -56,6 +59,7 @@ class ReportedRun:
     attempts: Sequence[AttemptRecord]
     checkpoints: Sequence[ReportedCheckpoint] = ()
     samples: Sequence[Sample] = ()
+    evaluations: Sequence[Evaluation] = ()
     lease: LeaseRecord | None = None
     waiting: Waiting | None = None
     read_at: float = field(default_factory=time.time)
@@ -117,6 +121,7 @@ def read_run(
             *_set_aside(store, view),
         ],
         samples=stored_samples(store),
+        evaluations=_evaluations(store, view, problems),
         lease=lease[0] if lease else None,
         waiting=_read(store, read_waiting, problems),
         problems=problems,
@@ -132,6 +137,14 @@ def _read(
     except (Damaged, IncompatibleRun) as error:
         problems.append(str(error))
         return None
+
+
+def _evaluations(store: ReadableStore, view: RunView, problems: list[str]) -> Sequence[Evaluation]:
+    read = evaluations_of(store)
+    for key, reason in read.damaged[:_MOST_PROBLEMS]:
+        problems.append(f"{key} cannot be read: {reason}")
+    gone = {*view.quarantined, *map(str, view.late)}
+    return [one for one in read.found if one.checkpoint not in gone]
 
 
 def _checkpoint(
