@@ -18,14 +18,15 @@ from app.cli.arguments import Commands, count_from, place
 from app.cli.chosen_step import add_step
 from app.cli.named_run import existing_run, scratch_folder
 from app.cli.tables import add_json, show_json, show_table
+from app.cli.tracking import bring_up_to_date
 from app.console import counted, on_terminal
 from app.data.data_dir import DataDir
-from app.data.sources import follows_the_image, pin_source
-from app.errors import AccessDenied, Cancelled, ConfigError, UsageError
+from app.errors import AccessDenied, Cancelled, ConfigError, Unavailable, UsageError
+from app.observe.published import SOURCE, published
+from app.observe.tracking import Measured
 from app.printable import show
 from app.run.clock import utc_now
 from app.run.evaluations import Evaluation, write_evaluation
-from app.run.kept_inputs import read_text
 from app.run.record import load_record
 from app.settings.calling import how_to_install
 from app.settings.combined import Settings
@@ -100,7 +101,7 @@ def evaluate(settings: Settings, arguments: argparse.Namespace, stop: StopReques
     _check(arguments, settings)
     DataDir(settings.data.data_dir).take_temporary_files()
     try:
-        _evaluate(settings, arguments)
+        _evaluate(settings, arguments, stop)
     except Interrupted as end:
         if end.number != signal.SIGINT:
             raise
@@ -123,7 +124,7 @@ def _check(arguments: argparse.Namespace, settings: Settings) -> None:
         check_installed(how_to_install("evaluation", settings.logs.started_by))
 
 
-def _evaluate(settings: Settings, arguments: argparse.Namespace) -> None:
+def _evaluate(settings: Settings, arguments: argparse.Namespace, stop: StopRequest) -> None:
     from app.generation.evaluated import evaluated_checkpoint, evaluated_directory
     from app.model.device import resolve_device
 
@@ -145,6 +146,7 @@ def _evaluate(settings: Settings, arguments: argparse.Namespace) -> None:
     _show(results, arguments.json)
     if store is not None and not arguments.no_save:
         _save(store, subject, results)
+        _tell_trackers(settings, store, stop, results)
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,10 @@ class _Measuring:
     device: "torch.device"
 
     def perplexity(self) -> Sequence[Evaluation]:
+        from app.data.sources import follows_the_image, pin_source
         from app.data.tokenizer import TextEncoder
         from app.generation.perplexity import Windows, read_documents, text_loss
+        from app.run.kept_inputs import read_text
 
         arguments, subject = self.arguments, self.subject
         length = arguments.window or subject.context
@@ -211,8 +215,13 @@ class _Measuring:
         return data, True
 
     def tasks(self) -> Sequence[Evaluation]:
-        from app.generation.published import arc_average
-        from app.generation.tasks import PACKAGE, TaskSettings, run_tasks, task_names
+        from app.generation.tasks import (
+            PACKAGE,
+            TaskSettings,
+            arc_average,
+            run_tasks,
+            task_names,
+        )
 
         arguments = self.arguments
         at_once = _QUESTIONS_AT_ONCE.get(self.device.type, _FEW_QUESTIONS)
@@ -276,8 +285,6 @@ class _Measuring:
 
 
 def _show(results: Sequence[Evaluation], as_json: bool) -> None:
-    from app.generation.published import SOURCE, published
-
     if as_json:
         show_json(
             {
@@ -317,6 +324,18 @@ def _save(store: Store, subject: "Evaluated", results: Sequence[Evaluation]) -> 
         raise AccessDenied(
             f"{error}: the results are above; --no_save asks for no write"
         ) from error
+
+
+def _tell_trackers(
+    settings: Settings, store: Store, stop: StopRequest, results: Sequence[Evaluation]
+) -> None:
+    """Those that LOGGERS names over a network. While the run is in training they are not told here,
+    since only who holds the run tells them: the result lies in the store."""
+    values = {f"{one.task}/{one.metric}": one.value for one in results}
+    try:
+        bring_up_to_date(settings, store, stop, [Measured(results[0].step, time.time(), values)])
+    except Unavailable as error:
+        log.warning("the trackers were not told of these results: %s", error)
 
 
 @contextmanager

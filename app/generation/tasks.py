@@ -8,7 +8,7 @@ what the user of --task_path has written there.
 
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from app.errors import ConfigError, NotFound
 from app.failures import disk_failures
 from app.generation.evaluated import Evaluated
 from app.model.hub_failures import hub_failures
+from app.observe.published import ARC_AVERAGE
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -123,6 +124,25 @@ def transformers_model(evaluated: Evaluated, device: torch.device) -> "LlamaForC
     return model.to(device).eval()
 
 
+def arc_average(results: Iterable[TaskResult]) -> TaskResult | None:
+    """The mean of both parts of ARC, as the card has it; None unless both were run."""
+    found = {one.task: one for one in results if one.metric == "acc_norm"}
+    easy, hard = found.get("arc_easy"), found.get("arc_challenge")
+    if easy is None or hard is None:
+        return None
+    both = (easy.stderr, hard.stderr)
+    stderr = None if None in both else 0.5 * sum(error**2 for error in both if error) ** 0.5
+    return TaskResult(
+        ARC_AVERAGE,
+        "acc_norm",
+        (easy.value + hard.value) / 2,
+        stderr,
+        easy.samples + hard.samples,
+        easy.fewshot,
+        easy.version,
+    )
+
+
 def _harness_model(evaluated: Evaluated, device: torch.device, batch_size: int) -> Any:
     from lm_eval.models.huggingface import HFLM
 
@@ -161,7 +181,7 @@ def _transformers_tokenizer(evaluated: Evaluated) -> "PreTrainedTokenizerFast":
 def _loaded(wanted: TaskSettings, setting: str) -> Any:
     from lm_eval.tasks import TaskManager
 
-    own = wanted.include and TaskManager(str(wanted.include), include_defaults=False)
+    own = wanted.include and TaskManager(include_path=str(wanted.include), include_defaults=False)
     if own and set(wanted.tasks) <= set(own.all_tasks):  # to look through all of its own takes long
         return own.load(list(wanted.tasks))
     manager = TaskManager(include_path=str(wanted.include) if wanted.include else None)

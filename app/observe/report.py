@@ -17,6 +17,7 @@ from app.errors import AppError
 from app.observe import sections
 from app.observe.activity import activity_of, problems_of
 from app.observe.charts import Line, line_chart, short
+from app.observe.evaluation_table import evaluations
 from app.observe.goodput import measured
 from app.observe.markup import ago, fact, moment, seconds_of, text
 from app.observe.reported_run import ReportedRun, read_run
@@ -73,7 +74,8 @@ def page(run: ReportedRun, served: Served | None = None) -> str:
         f"{_problems(run)}"
         f'<dl class="facts">{"".join(_facts(run))}</dl>\n'
         f'<section class="charts">{"".join(_charts(run))}</section>\n'
-        f"{sections.attempts(run)}\n{sections.checkpoints(run)}\n{sections.samples(run)}\n"
+        f"{sections.attempts(run)}\n{sections.checkpoints(run)}\n"
+        f"{evaluations(run.evaluations)}\n{sections.samples(run)}\n"
         f'<p class="quiet">as of {moment(run.read_at)} UTC</p>\n',
         served,
     )

@@ -14,6 +14,7 @@ from app.observe.rows import Row
 from app.observe.samples import Sample, read_samples
 from app.observe.thinned import thinned_rows
 from app.run.checkpoints import Manifest, read_latest, read_manifest
+from app.run.evaluations import Evaluation, evaluations_of
 from app.run.journal import AttemptRecord, read_attempts
 from app.run.layout import REASON, CheckpointName
 from app.run.lease import LeaseRecord, read_lease
@@ -29,6 +30,7 @@ _NEWEST_ATTEMPTS = 200
 _NEWEST_CHECKPOINTS = 20
 _LARGEST = 2**53  # a larger number is damage, and would squeeze the curves into a corner
 _MOST_REASON = 100_000  # bytes
+_MOST_PROBLEMS = 5  # that are told of one kind
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class ReportedRun:
     """What the store knows of a run. `attempts` are the newest ones, oldest first.
 
     `checkpoints` are the newest ones, newest first, and so are those in quarantine behind them.
+    `evaluations` go up by step, without those of checkpoints that are no part of the run any more.
     `lease` and `waiting` say what goes on at this moment. `read_at` is in Unix seconds. `problems`
     are sentences about what could not be read.
     """
@@ -58,6 +61,7 @@ class ReportedRun:
     attempts: Sequence[AttemptRecord]
     checkpoints: Sequence[ReportedCheckpoint] = ()
     samples: Sequence[Sample] = ()
+    evaluations: Sequence[Evaluation] = ()
     lease: LeaseRecord | None = None
     waiting: Waiting | None = None
     read_at: float = field(default_factory=time.time)
@@ -132,6 +136,7 @@ def read_run(
             *_set_aside(store, view),
         ],
         samples=_read(store, read_samples, problems) or (),
+        evaluations=_evaluations(store, view, problems),
         lease=lease[0] if lease else None,
         waiting=_read(store, read_waiting, problems),
         problems=problems,
@@ -147,6 +152,14 @@ def _read(
     except (Damaged, IncompatibleRun, Unserved) as error:
         problems.append(str(error))
         return None
+
+
+def _evaluations(store: ReadableStore, view: RunView, problems: list[str]) -> Sequence[Evaluation]:
+    read = evaluations_of(store)
+    for key, reason in read.damaged[:_MOST_PROBLEMS]:
+        problems.append(f"{key} cannot be read: {reason}")
+    gone = {*view.quarantined, *map(str, view.late)}
+    return [one for one in read.found if one.checkpoint not in gone]
 
 
 def _checkpoint(

@@ -70,7 +70,7 @@ def test_each_token_is_predicted_once_as_transformers_predicts_it(
 def test_windows_count_each_target_once_behind_as_much_text_as_the_stride_leaves(
     n_tokens: int, stride: int
 ) -> None:
-    counted = []
+    counted: list[int] = []
     for begin, end, first in Windows(8, stride).over(n_tokens):
         assert end - begin <= 8
         assert first == 0 or first - begin >= 8 - stride

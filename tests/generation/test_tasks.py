@@ -9,16 +9,17 @@ import torch
 
 from app.errors import ConfigError, NotFound
 from app.generation.evaluated import Evaluated, evaluated_directory
-from app.generation.published import arc_average, published
 from app.generation.tasks import (
     TaskResult,
     TaskSettings,
+    arc_average,
     check_installed,
     run_tasks,
     task_names,
     transformers_model,
 )
-from tests.support.local_task import ANSWERS, QUESTIONS, save_local_task
+from app.observe.published import published
+from tests.support.local_task import ANSWERS, CHOICES, QUESTIONS, save_local_task
 from tests.support.small_model import save_small_model
 
 CPU = torch.device("cpu")
@@ -42,10 +43,10 @@ def plainly_right(evaluated: Evaluated, model: torch.nn.Module, question: int) -
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(evaluated.directory / "tokenizer.json"))
-    asked = tokenizer.encode(QUESTIONS[question]["question"]).ids
+    asked = tokenizer.encode(QUESTIONS[question]).ids
     likely = []
-    for choice in QUESTIONS[question]["choices"]:
-        ids = tokenizer.encode(f"{QUESTIONS[question]['question']} {choice}").ids
+    for choice in CHOICES[question]:
+        ids = tokenizer.encode(f"{QUESTIONS[question]} {choice}").ids
         logits = model(torch.tensor([ids]))[0].double().log_softmax(-1)
         places = range(len(asked), len(ids))
         likely.append(sum(logits[place - 1, ids[place]].item() for place in places))

@@ -5,14 +5,8 @@ from pathlib import Path
 
 _WORDS = ["return", "import", "yield", "lambda", "argument", "parser"]
 ANSWERS = [number % 3 for number in range(12)]
-QUESTIONS = [
-    {
-        "question": f"Question {number}: which word is it?",
-        "choices": [_WORDS[(number + place) % 6] for place in range(3)],
-        "answer": answer,
-    }
-    for number, answer in enumerate(ANSWERS)
-]
+CHOICES = [[_WORDS[(number + place) % 6] for place in range(3)] for number in range(12)]
+QUESTIONS = [f"Question {number}: which word is it?" for number in range(12)]
 
 _TASK = """\
 task: local_choice
@@ -39,6 +33,10 @@ metadata:
 
 def save_local_task(folder: Path) -> None:
     """Make the task `local_choice` of 12 questions in `folder`."""
+    rows = zip(QUESTIONS, CHOICES, ANSWERS, strict=True)
+    keys = ("question", "choices", "answer")
     questions = folder / "questions.jsonl"
-    questions.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
+    questions.write_text(
+        "".join(json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in rows)
+    )
     (folder / "local_choice.yaml").write_text(_TASK.format(questions=questions))

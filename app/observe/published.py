@@ -6,15 +6,15 @@ with the lengths of the answers taken into account (acc_norm), and ARC is the me
 The card has no number for LAMBADA.
 """
 
-from collections.abc import Iterable, Mapping
-
-from app.generation.tasks import TaskResult
+from collections.abc import Mapping
 
 SOURCE = "model card of HuggingFaceTB/SmolLM2-135M: zero-shot, lighteval"
 
+ARC_AVERAGE = "arc (average)"  # of arc_easy and arc_challenge
+
 _PUBLISHED: Mapping[tuple[str, str], float] = {
     ("hellaswag", "acc_norm"): 0.421,
-    ("arc (average)", "acc_norm"): 0.439,
+    (ARC_AVERAGE, "acc_norm"): 0.439,
     ("piqa", "acc_norm"): 0.684,
     ("winogrande", "acc"): 0.513,
     ("openbookqa", "acc_norm"): 0.346,
@@ -24,22 +24,3 @@ _PUBLISHED: Mapping[tuple[str, str], float] = {
 def published(task: str, metric: str) -> float | None:
     """The published value; None where there is none."""
     return _PUBLISHED.get((task, metric))
-
-
-def arc_average(results: Iterable[TaskResult]) -> TaskResult | None:
-    """The mean of both parts of ARC, as the card has it; None unless both were run."""
-    found = {one.task: one for one in results if one.metric == "acc_norm"}
-    easy, hard = found.get("arc_easy"), found.get("arc_challenge")
-    if easy is None or hard is None:
-        return None
-    both = (easy.stderr, hard.stderr)
-    stderr = None if None in both else 0.5 * sum(error**2 for error in both if error) ** 0.5
-    return TaskResult(
-        "arc (average)",
-        "acc_norm",
-        (easy.value + hard.value) / 2,
-        stderr,
-        easy.samples + hard.samples,
-        easy.fewshot,
-        easy.version,
-    )
