@@ -58,7 +58,7 @@ def upload(folder: Path, place: HubPlace, *, public: bool, overwrite: bool) -> s
     setting = f"--to {place}"
     with hub_failures(setting):
         from huggingface_hub import HfApi
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars
 
         if not on_terminal():
             disable_progress_bars()
