@@ -13,7 +13,6 @@ from app.errors import ConfigError, UsageError
 from app.failures import disk_failures
 from app.model.hub_upload import HUB, HubPlace, check_writable, upload
 from app.observe.chosen_checkpoint import chosen_checkpoint
-from app.observe.model_card import CURVES_FILE, Exported, model_card, rows_until
 from app.observe.pictures import picture_of_curves
 from app.observe.reported_run import read_run
 from app.run.checkpoints import Manifest, read_manifest
@@ -119,6 +118,7 @@ def _make(
 ) -> None:
     """Write the model, its tokenizer and its card to `folder`."""
     from app.model.huggingface import MODEL_FILE
+    from app.observe.model_card import CURVES_FILE, Exported, model_card, rows_until
     from app.state.exported_weights import export_weights
     from app.state.progress import STATE_FILE, read_progress
     from app.state.snapshot import OPTIMIZER_FILE, Expected

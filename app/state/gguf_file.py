@@ -178,8 +178,9 @@ def _add_tokenizer(writer: "GGUFWriter", checkpoint: Path, size: int) -> None:
         if isinstance(number := said.get(f"{role}_token_id"), int):
             add(number)
     named = json.loads((checkpoint / "tokenizer_config.json").read_text("utf-8")).get("unk_token")
-    if isinstance(named, str) and (number := tokenizer.token_to_id(named)) is not None:
-        writer.add_unk_token_id(number)
+    unknown = tokenizer.token_to_id(named) if isinstance(named, str) else None
+    if unknown is not None:
+        writer.add_unk_token_id(unknown)
     writer.add_add_bos_token(_begins_with_bos(tokenizer, said.get("bos_token_id"), path))
     writer.add_add_eos_token(False)
 

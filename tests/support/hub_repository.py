@@ -153,8 +153,7 @@ def _handler(held: Repositories) -> type[BaseHTTPRequestHandler]:
 
         @property
         def _url(self) -> str:
-            host, port = self.server.server_address[:2]
-            return f"http://{host!s}:{port}"
+            return f"http://{self.headers['Host']}"
 
         def _words(self, count: int) -> list[str]:
             return unquote(self.path).strip("/").split("/", count - 1)
