@@ -79,7 +79,9 @@ def _lease_of_the_dead(
         return None
     lease = Lease(store, settings.checkpoints.lease_ttl, holder_identity())
     try:
-        lease.acquire(0, log.info, lambda: stop.requested)
+        # Asked to stop or not: what is waited for fits into the grace period, or does not.
+        grace = GracePeriod(stop, settings.checkpoints.grace_seconds)
+        lease.acquire(0, log.info, lambda: not grace.fits(0))
     except Unavailable:
         read_lease(store)  # if not even that answers, it is the store that is away
         return None  # rank 0 lives and commits, or another process does in its place

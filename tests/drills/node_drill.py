@@ -1,10 +1,10 @@
-"""One run on two containers, as on two machines: both are killed, one after the other, and go on.
+"""One run on two containers, as on two machines: each is killed, one is stopped, and it goes on.
 
     python3 -m tests.drills.node_drill
 
 As `tests.drills.drill` in all else: it needs Docker with compose v2, makes a compose project of its
 own, and removes it in the end. Each container has a disk and an address of its own; what they share
-is the stack's object store.
+is the stack's object store. They are told their numbers as the pods of an Indexed Job are.
 """
 
 import re
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from tests.drills.drill import STEP, Drill, DrillError, build
 
-STEPS, EVERY = 16, 5
+STEPS, EVERY = 20, 5
 RUN, UNDISTURBED = "two-nodes", "one-node"
 COMES_SECONDS = 240.0
 PEER_TIMEOUT = 10
@@ -44,7 +44,7 @@ class Node:
         variables = {
             "RUN_NAME": run,
             "NUM_NODES": str(nodes),
-            "NODE_RANK": str(number),
+            "JOB_COMPLETION_INDEX": str(number),
             "MASTER_ADDR": self._name(0, attempt),
             "DATA_DIR": "/tmp/data",  # of this container
             "OMP_NUM_THREADS": "1",
@@ -74,8 +74,9 @@ class Node:
     def last_step(self) -> int:
         return max((int(found["step"]) for found in re.finditer(STEP, self.log())), default=-1)
 
-    def kill(self) -> None:
-        self._drill.docker("kill", self.name)
+    def stop(self, how: str) -> None:
+        """`kill` or, with its grace, `stop`: what the engine is asked for."""
+        self._drill.docker(how, self.name)
 
     def end(self) -> int:
         self._drill.docker("wait", self.name, timeout=COMES_SECONDS)
@@ -96,18 +97,19 @@ def newest_step(drill: Drill) -> int:
     return max(map(int, steps), default=0)
 
 
-def lost(drill: Drill, attempt: str, number: int, step: int) -> None:
-    """Train on both until `step`, kill one of them, and look at what the other makes of it."""
-    print(f"train on two nodes, and docker kill node {number}")
+def ended(drill: Drill, attempt: str, how: str, number: int, step: int) -> None:
+    """Train on both until `step`, end one of them, and look at what the other makes of it."""
+    print(f"train on two nodes, and docker {how} node {number}")
+    other, own = {"kill": (75, 137), "stop": (143, 143)}[how]
     nodes = [Node(drill, 0, attempt, 2), Node(drill, 1, attempt, 2)]
     nodes[0].wait_for_step(step)
-    nodes[number].kill()
+    nodes[number].stop(how)
     code = nodes[1 - number].end()
-    drill.check("the other one ends with 75", code == 75, code)
-    drill.check("the killed one with 137", nodes[number].end() == 137)
+    drill.check(f"the other one ends with {other}", code == other, code)
+    drill.check(f"and it itself with {own}", nodes[number].end() == own)
     made, newest = nodes[0].last_step(), newest_step(drill)
     drill.check("no step is lost but the one in progress", newest >= made, f"{newest} of {made}")
-    if code != 75 or newest < made:
+    if code != other or newest < made:
         raise DrillError(logs(nodes))
 
 
@@ -116,10 +118,11 @@ def drilled(drill: Drill) -> None:
     drill.docker("compose", "up", "--detach", "--wait", "s3", timeout=COMES_SECONDS)
     undisturbed = Node(drill, 0, "undisturbed", 1, UNDISTURBED)
     drill.check("an undisturbed run on one node ends", undisturbed.end() == 0)
-    lost(drill, "first", 1, 3)
-    lost(drill, "second", 0, 9)
+    ended(drill, "first", "kill", 1, 3)
+    ended(drill, "second", "kill", 0, 7)
+    ended(drill, "third", "stop", 1, 11)
     print("go on with one node alone")
-    alone = Node(drill, 0, "third", 1)
+    alone = Node(drill, 0, "fourth", 1)
     if code := alone.end():
         raise DrillError(f"exit {code}\n{alone.log()}")
     drill.check("it reaches the target", alone.last_step() == STEPS, alone.last_step())
