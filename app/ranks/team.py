@@ -59,7 +59,9 @@ class Wish(IntEnum):
 
 
 class Team:
-    """`stopping` says that the team has agreed to stop."""
+    """`stopping` says that the team has agreed to stop. `cards` is the group of what lies on cards;
+    None on a CPU.
+    """
 
     def __init__(self, place: Place, peer_timeout: float) -> None:
         """A process is lost if it is silent for `peer_timeout` seconds.
@@ -78,7 +80,7 @@ class Team:
         self.meeting: Meeting | None = None  # of the nodes, where there are several
         self.assembly: Assembly | None = None  # of them, once all are there
         self._meeting: Store | None = None
-        self._cards: dist.ProcessGroup | None = None  # None on a CPU
+        self.cards: dist.ProcessGroup | None = None
         self._waited = 0.0
         self._told: int | None = None  # microseconds, until an agreement has taken it along
         self._heard: list[float] | None = None
@@ -172,7 +174,7 @@ class Team:
                 "gloo", store=meeting, rank=self.rank, world_size=self.size, timeout=timeout
             )
             # A group of its own, so that it can be aborted while the hosts still talk.
-            self._cards = dist.new_group(backend="nccl", timeout=timeout) if cuda else None
+            self.cards = dist.new_group(backend="nccl", timeout=timeout) if cuda else None
         except (RuntimeError, ValueError, TimeoutError, NotThisMeeting) as error:
             raise LostPeer(
                 f"rank {self.rank} of {self.size} did not find the others at "
@@ -292,12 +294,12 @@ class Team:
         """Overwrite each tensor with that of rank 0. Raises LostPeer."""
         for tensor in tensors:
             with torch.no_grad():
-                group = self._cards if tensor.is_cuda else None
+                group = self.cards if tensor.is_cuda else None
                 self._wait(dist.broadcast(tensor.detach(), 0, group=group, async_op=True))
 
     def begin_sum(self, flat: Tensor) -> "dist.Work":
         """Begin to add up a tensor over all, in place; `end_sum` waits for it."""
-        work = dist.all_reduce(flat, group=self._cards if flat.is_cuda else None, async_op=True)
+        work = dist.all_reduce(flat, group=self.cards if flat.is_cuda else None, async_op=True)
         assert work is not None
         return work
 
@@ -327,8 +329,8 @@ class Team:
 
     def _abort(self) -> None:
         """Let no kernel of the cards wait for a peer any more: the weights have to be copied."""
-        if self._cards is not None:
-            self._cards.abort()
+        if self.cards is not None:
+            self.cards.abort()
 
     def _meet(self, port: int = 0, listening: int | None = None) -> "Store":
         timeout = timedelta(seconds=self._patience)

@@ -77,6 +77,58 @@ def test_a_process_that_ends_is_noticed_at_once() -> None:
     assert max(first, second) < PEER_TIMEOUT / 2
 
 
+class OnCard:
+    """A tensor, its sum and its group as they are on a card, where nothing can be waited for."""
+
+    is_cuda = True
+
+    def __init__(self, completed: bool, failure: Exception | None = None) -> None:
+        self._completed, self._failure = completed, failure
+        self.aborted = self.waited = 0
+
+    def is_completed(self) -> bool:
+        return self._completed
+
+    def exception(self) -> Exception | None:
+        return self._failure
+
+    def wait(self, seconds: object) -> None:
+        self.waited += 1
+
+    def abort(self) -> None:
+        self.aborted += 1
+
+
+def summed_on_card(card: Any) -> None:
+    team = Team(Place(), 0.05)
+    team.settled()
+    team.cards = card
+    team.end_sum(card, card)
+
+
+@pytest.mark.parametrize(
+    ("card", "why"),
+    [
+        (OnCard(completed=False), "was silent for 0.05 s"),
+        (OnCard(completed=True, failure=RuntimeError("NCCL")), "is gone"),
+    ],
+    ids=["it never ends", "NCCL has given it up"],
+)
+def test_a_sum_between_cards_that_misses_a_peer_is_aborted_and_its_result_not_used(
+    card: OnCard, why: str
+) -> None:
+    """Without a card: what is asked of NCCL. What it answers was never tried."""
+    with pytest.raises(LostPeer, match=why):
+        summed_on_card(card)
+    assert (card.aborted, card.waited) == (1, 0)
+
+
+def test_a_sum_between_cards_that_is_over_is_used() -> None:
+    card = OnCard(completed=True)
+    summed_on_card(card)
+    assert (card.aborted, card.waited) == (0, 1)
+
+
 @pytest.mark.parametrize("wish", list(Wish))
 def test_the_greatest_wish_counts(wish: Wish) -> None:
     assert in_team(2, wished, int(wish)) == [(int(wish), wish >= Wish.STOP)] * 2
