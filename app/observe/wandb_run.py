@@ -110,6 +110,7 @@ class WandbRun:
         if how == "preempted":
             self._run.mark_preempting()
         self._run.finish(exit_code=_EXIT_CODES[how])
+        wandb.teardown()  # returns once W&B's own process has written its files to the end
 
     def _remove_former(self, name: str) -> None:
         """Files of earlier attempts: this one's hold the whole run, or the server has it."""

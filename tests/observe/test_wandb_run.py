@@ -37,7 +37,7 @@ def run_in(folder: Path, returns: int = 0, project: str = "", **config: str) -> 
     tracked = TrackedRun(id="a1b2c3", returns=returns)
     names = TrackerNames(wandb_project=project)
     return WandbRun(
-        "my-run", lambda: tracked, names, folder, config, finish_seconds=5.0, init_seconds=2.0
+        "my-run", lambda: tracked, names, folder, config, finish_seconds=60.0, init_seconds=2.0
     )
 
 

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-_CONTENT = b'{"errors": [{"message": "invalid key"}]}'
+_CONTENT = b"You are not authenticated."
 
 
 class _Refusing(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.send_response(401)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", "text/plain")
         self.send_header("Content-Length", str(len(_CONTENT)))
         self.end_headers()
         self.wfile.write(_CONTENT)
