@@ -13,14 +13,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict
-from torch.distributed.distributed_c10d import Store
 
 from app.errors import AppError, ConfigError, LostPeer, Preempted
 from app.failures import first_line
 from app.heartbeat import beat
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +91,7 @@ class Meeting:
     """The store, as one node uses it. Each method raises LostPeer where node 0 does not answer."""
 
     def __init__(
-        self, store: Store, node: int, nodes: int, limits: MeetingLimits, *, speaks: bool = True
+        self, store: "Store", node: int, nodes: int, limits: MeetingLimits, *, speaks: bool = True
     ) -> None:
         """`speaks` for the process of a node that says why it ends."""
         self.store, self.node, self.nodes, self.limits = store, node, nodes, limits
