@@ -13,6 +13,8 @@ from tests.support.train_command import Job
 COMMANDS = {
     "checkpoints list": ["checkpoints", "list"],
     "checkpoints verify": ["checkpoints", "verify"],
+    "checkpoints diff": ["checkpoints", "diff", "2", "latest"],
+    "evaluate": ["evaluate", "--text", "{text}", "--no_save"],
     "quarantine list": ["quarantine", "list"],
     "config": ["config"],
     "plan": ["plan", "--preemptions_per_node_day", "100", "--restart_seconds", "20"],
@@ -28,7 +30,9 @@ def documented(command: str) -> set[str]:
     return set(re.findall(r"`(\w+)`", fields))
 
 
-def fields_of(document: object, within: tuple[str, ...] = ("attempts", "splits")) -> set[str]:
+def fields_of(
+    document: object, within: tuple[str, ...] = ("attempts", "splits", "settings", "versions")
+) -> set[str]:
     """Every key at any depth, but those below what the page does not list field by field."""
     if isinstance(document, list):
         return {key for entry in document for key in fields_of(entry, within)}
@@ -39,11 +43,13 @@ def fields_of(document: object, within: tuple[str, ...] = ("attempts", "splits")
 
 
 def test_every_command_with_a_table_prints_one_document_with_the_documented_fields(
-    job: Job,
+    job: Job, tmp_path: Path
 ) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("a text that no run has seen\n" * 3)
     assert job(["train"])[0] == 0
     for command, words in COMMANDS.items():
-        code, said, log = job([*words, "--json"])
+        code, said, log = job([*(word.format(text=text) for word in words), "--json"])
         assert code == 0, log
         found = fields_of(json.loads(said))
         assert found and found <= documented(command), command
