@@ -46,7 +46,7 @@ import logging, sys
 from app.console import setup_logging
 from app.process import keep_standard_streams
 keep_standard_streams()
-setup_logging("text", int(sys.argv[1]))
+setup_logging("text", rank=int(sys.argv[1]))
 for number in range(300):
     try:
         raise RuntimeError("why")

@@ -15,7 +15,7 @@ from tests.support import needs
 from tests.support.repository import ROOT
 
 TARGETS = ["train", "test", "check", "report", "clean"]
-EXTRAS = ["trackers"]
+EXTRAS = ["trackers", "evaluation", "gguf"]
 REQUIREMENTS = [
     *("requirements.txt", "requirements-test.txt", "requirements-store.txt"),
     *(f"requirements-{extra}.txt" for extra in EXTRAS),

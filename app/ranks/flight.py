@@ -1,7 +1,5 @@
 """The flight recorder: what this process and its peers did together last."""
 
-from importlib import import_module
-
 # Torch has no public name for it. The second is what it was called before gloo had one too.
 _NAMES = ("_dump_fr_trace_json", "_dump_nccl_trace_json")
 
@@ -12,7 +10,7 @@ def flight_record() -> bytes:
     Nothing where this torch keeps no record.
     """
     try:
-        torch_c10d = import_module("torch._C._distributed_c10d")
+        from torch._C import _distributed_c10d as torch_c10d
     except ImportError:  # it was built without
         return b""
     dumps = [getattr(torch_c10d, name) for name in _NAMES if hasattr(torch_c10d, name)]

@@ -22,6 +22,7 @@ from app.observe.services import link_to, open_tracking
 from app.run.clock import utc_now
 from app.run.journal import TARGET_REACHED, AttemptJournal, AttemptRecord, read_attempts
 from app.run.kept_inputs import keep_inputs
+from app.run.lease import Lease
 from app.run.record import StoredRecord, create_record, extend
 from app.run.recorded_source import remember_parts
 from app.run.retention import clean_up
@@ -207,16 +208,13 @@ def _attempt(
     logs_dir = DataDir(settings.data.data_dir).logs(job.run_name, run.store.place)
     earlier = [row for row in rows if row.step <= step]
     metrics = MetricsLog(logs_dir, settings.logs.loggers, earlier, run.prometheus)
-    tracking = open_tracking(
-        settings, job.run_name, run.store, logs_dir, earlier, lambda: not run.lease.lost
-    )
+    holds = partial(_holds, run.lease)
+    tracking = open_tracking(settings, job.run_name, run.store, logs_dir, earlier, holds)
     samples = SampleLog([sample for sample in stored_samples(run.store) if sample.step <= step])
     clock = StepClock(step)
     logs = partial(_logs, metrics, samples)
     checkpointing = _checkpointing(run, record, model, optimizer, logs, journal, grace, resumed)
-    checkpointing.saver.on_commit = lambda name, manifest: tracking.link(
-        link_to(run.store, name, manifest)
-    )
+    checkpointing.saver.on_commit = lambda *commit: tracking.link(link_to(run.store, *commit))
     step_log = StepLog(
         metrics=metrics,
         tracking=tracking,
@@ -248,12 +246,18 @@ def _attempt(
         agreement=run.agreement,
         profiler=_profiler(run),
         publish_report=partial(publish, run.store, run.lease),
-        keep_flight_record=partial(
-            keep_flight_record, lambda: run.store, run.lease.epoch, run.team.rank
-        ),
+        keep_flight_record=_flight_keeper(run),
         start_step=step,
         validation_loss=resumed.progress.validation_loss if resumed else None,
     )
+
+
+def _holds(lease: Lease) -> bool:
+    return not lease.lost
+
+
+def _flight_keeper(run: HeldRun) -> Callable[[], None]:
+    return partial(keep_flight_record, lambda: run.store, run.lease.epoch, run.team.rank)
 
 
 def _begun(run: HeldRun, view: RunView, attempt: Attempt, rows: Sequence[Row]) -> Begun:
