@@ -1,7 +1,7 @@
 """Where nodes meet: who is waited for, what has to agree, and how all hear why it is over."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from datetime import timedelta
 
@@ -25,10 +25,13 @@ PATIENT = MeetingLimits(patience=60, answer=5, poll=0.01, farewell=5)
 
 
 @pytest.fixture
-def store() -> Store:
+def store() -> Iterator[Store]:
+    """Its end is the end of the meeting: no node that a test has left behind waits any longer, and
+    shows that this process is alive."""
     store = HashStore()
     store.set_timeout(timedelta(seconds=5))
-    return store
+    yield store
+    Meeting(store, 0, 1, QUICK).end(75, [])
 
 
 def arrival(node: int, processes: int = 1, **agreed: str) -> Arrival:
