@@ -123,7 +123,7 @@ PAUSED_WORKER = """
 import os, signal
 if news := os.environ.get("APP_LAUNCHER_NEWS"):
     os.write(int(news), b"port 1\\ntraining\\n")
-print(os.environ["RANK"], os.getpid(), flush=True)
+os.write(1, f"{os.environ['RANK']} {os.getpid()}\\n".encode())  # whole, beside those of others
 signal.signal(signal.SIGTERM, lambda number, frame: os._exit(143))
 signal.pause()
 """
